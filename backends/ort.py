@@ -1,0 +1,16 @@
+"""ONNX Runtime, imported in the one way this project wants it: it keeps no device id and sends nothing home.
+
+From 1.32 on it does both (a database under the user's cache folder), unless it is told not to before it is imported.
+An operator who wants it otherwise sets ORT_DISABLE_TELEMETRY=0.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+__all__ = ["InvalidArgument", "ort"]

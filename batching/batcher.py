@@ -1,0 +1,582 @@
+"""The batcher: concurrent requests for one model, answered by few calls of its backend.
+
+**The model.** `submit` puts an entry into its lane and waits on a future. A *turn* asks the policy what to do and
+starts the batches it names, each a *flight*: a task that merges, calls the backend, and hands every caller its own
+rows. At most `limits.max_in_flight` flights are in the air; meanwhile the next batch grows in the lanes. A slot is
+free, and the next flight started, before the replies of the one that landed are delivered, so that the backend does
+not idle while callers digest their answers.
+
+**Who owns what.** The lanes, the deadlines and the flights are changed by synchronous methods of this class on the
+event loop's thread alone, each of which leaves them consistent. Flights live in a TaskGroup, held by one task from
+`start` to `aclose`. A turn is a callback, run once for all arrivals of one pass of the loop; a task that wakes for
+every arrival was rejected, it costs a switch more and decides nothing else.
+
+**Leaving.** A caller leaves when it is cancelled or its deadline passes, wherever its entry is. In the lanes, the entry
+goes at once. In flight, the flight goes on for the others, and is cancelled when nobody is left. One timer serves all
+deadlines.
+
+**Deadlines.** A caller hears `DeadlineExceeded` when its deadline passes, not when the backend returns; an answer that
+comes later is dropped. The backend is told the *latest* deadline of a batch: the earliest would let one impatient
+caller end the work of all others, and the batcher already answers each in time.
+
+**Errors.** An error that an item may be to blame for belongs to its caller alone: a batch of several entries that
+fails with one is run again in halves (see `isolation`), each a flight of its own, one after the other in the slot of
+the first. Entries that fail in company to the end hear that their batch failed and no more, since the text may be
+about somebody else's item. Whatever else a backend raises reaches every caller of the batch. Each gets an exception
+of its own: one instance shared between tasks would grow a traceback of them all. A fault in a policy fails what waits;
+one in an observer is reported to the loop's exception handler. Neither leaves a caller hanging.
+
+Source: "form" and "run" joined by free slots, and leavers skipped while forming, follow text-embeddings-inference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from backends.contract import Backend, Batch, Deadline, Limits, Tensors, check_batch, check_outputs
+from backends.errors import BackendFailed, DeadlineExceeded, InvalidInput, PointsmanError, TooLarge, Unavailable
+from batching.isolation import Isolation, may_be_an_items_fault
+from batching.lanes import Deadlines, Lanes
+from batching.latency import RecentLatency, predicted_wait_s
+from batching.merge import Key, compatibility, cut, join, merge, split
+from batching.options import BatchingOptions
+from batching.policy import Policy, SizeAndDelay
+from batching.report import BatchingStatistics, BatchObserver, BatchReport, IgnoreBatches, Outcome
+
+_ANY_SIZE: Final = Limits(max_batch=sys.maxsize)
+_SHORTEST_RETRY_S: Final = 0.1
+_LOOP_TICK_S: Final = 0.001  # timers of the event loop are no finer
+_MERGED_ON_LOOP_BYTES: Final = 1024 * 1024  # what one core copies, first touch included, in well under a millisecond
+
+T = TypeVar("T")
+
+
+class _Entry:
+    """One submitted batch, or one part of a larger one."""
+
+    __slots__ = ("arrived_s", "batch", "deadline", "flight", "future", "key", "nbytes", "size")
+
+    def __init__(
+        self, batch: Batch, nbytes: int, key: Key, deadline: Deadline, now: float, future: asyncio.Future[Tensors]
+    ) -> None:
+        self.batch: Batch | None = batch
+        self.size = batch.size
+        self.nbytes = nbytes
+        self.key = key
+        self.deadline = deadline
+        self.arrived_s = now
+        self.future = future
+        self.flight: _Flight | None = None
+
+    def is_over(self) -> bool:
+        """Whether its caller has an answer, or has left."""
+        return self.future.done()
+
+    def waiting_batch(self) -> Batch:
+        """Its batch, which it has as long as its caller waits."""
+        assert self.batch is not None, "the batch of an entry that is over was wanted. This is a bug."
+        return self.batch
+
+    def let_go(self) -> None:
+        """Drop what it holds: it may be remembered longer than its tensors should be."""
+        self.batch = None
+        self.flight = None
+
+
+class _Flight:
+    """A batch at the backend, and what else is to be run in its slot where it is part of one that failed."""
+
+    __slots__ = ("batches", "callers", "entries", "isolation", "size", "started_s", "task")
+
+    def __init__(self, entries: Sequence[_Entry], now: float, isolation: Isolation[_Entry] | None) -> None:
+        self.entries = entries
+        self.isolation = isolation
+        self.batches = [entry.waiting_batch() for entry in entries]
+        self.size = sum(entry.size for entry in entries)
+        self.callers = len(entries)
+        self.started_s = now
+        self.task: asyncio.Task[None] | None = None
+
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits for it."""
+        return all(entry.is_over() for entry in self.entries)
+
+
+class _Alarm:
+    """Rings at an instant of *clock*, passing it on; setting it again moves it."""
+
+    __slots__ = ("_clock", "_handle", "_loop", "_ring", "when")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float], ring: Callable[[float], None]
+    ) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._ring = ring
+        self._handle: asyncio.TimerHandle | None = None
+        self.when = math.inf
+
+    def set(self, when: float) -> None:
+        """Ring at *when*; infinity silences it."""
+        if when == self.when:
+            return
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        self.when = when
+        if when < math.inf:
+            self._handle = self._loop.call_later(max(when - self._clock(), _LOOP_TICK_S), self._due)
+
+    def _due(self) -> None:
+        # Timers may fire a tick early: that counts as on time, or everything would wait for a second tick.
+        when, self.when, self._handle = self.when, math.inf, None
+        now = self._clock()
+        if now < when - _LOOP_TICK_S:
+            self.set(when)
+        else:
+            self._ring(max(now, when))
+
+
+class Batcher:
+    """Gathers the requests for one model into batches; see the module for how.
+
+    Use it as `async with`, or with `start` and `aclose`; it belongs to the event loop that started it.
+
+    Args:
+        model: the model's name, for messages and reports.
+        backend: what answers; stays open when the batcher closes.
+        options: what the operator says.
+        observer: is told of every batch.
+        clock: of the deadlines, in seconds.
+        policy: decides when batches go; by default by size and delay.
+
+    Raises:
+        ValueError: `options.max_batch` exceeds the backend's limit.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        backend: Backend,
+        options: BatchingOptions,
+        *,
+        observer: BatchObserver | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        policy: Policy | None = None,
+    ) -> None:
+        limit = backend.limits.max_batch
+        if options.max_batch is not None and options.max_batch > limit:
+            raise ValueError(f"max_batch {options.max_batch} of model {model!r} exceeds its backend's limit {limit}")
+        self._model = model
+        self._backend = backend
+        self._options = options
+        self._observer = observer or IgnoreBatches()
+        self._clock = clock
+        self._signature = backend.signature
+        self._memory = backend.limits.memory
+        self._slots = backend.limits.max_in_flight
+        self._max_batch = options.max_batch or limit
+        self._policy = policy or SizeAndDelay(self._max_batch, options.max_delay_s)
+        self._latency = RecentLatency()
+        self._lanes: Lanes[_Entry] = Lanes()
+        self._deadlines: Deadlines[_Entry] = Deadlines()
+        self._flights: set[_Flight] = set()
+        self._lined_up = 0  # groups that wait in a slot to be run again
+        self._batches = 0
+        self._items = 0
+        self._is_open = False
+        self._is_flying = False
+        self._turn_is_due = False
+        self._supervisor: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        state = "open" if self._is_open else "closed"
+        return f"<Batcher {self._model!r} {state}, {self._lanes.items} items wait, {len(self._flights)} in flight>"
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose(drain=error is None)
+
+    def start(self) -> None:
+        """Accept requests, on the running event loop.
+
+        Raises:
+            RuntimeError: it was started before.
+        """
+        if self._supervisor is not None:
+            raise RuntimeError(f"the batcher of model {self._model!r} was started twice. This is a bug.")
+        self._loop = asyncio.get_running_loop()
+        self._turn_alarm = _Alarm(self._loop, self._clock, self._turn)
+        self._deadline_alarm = _Alarm(self._loop, self._clock, self._expire)
+        self._emptied = asyncio.Event()
+        self._hangar = asyncio.TaskGroup()
+        self._is_open = True
+        self._supervisor = self._loop.create_task(self._supervise(), name=f"batcher of {self._model}")
+        self._supervisor.add_done_callback(self._end)
+
+    async def aclose(self, *, drain: bool = True) -> None:
+        """Accept nothing more, and end.
+
+        Never started, or closed before: harmless.
+
+        Args:
+            drain: whether entries that were accepted are answered first; if not, they are refused and what is in
+                flight is cancelled. Either way this waits until the backend has returned.
+        """
+        self._is_open = False
+        if self._supervisor is None:
+            return
+        if not drain:
+            self._ground()
+        self._check_emptied()
+        await asyncio.wait({self._supervisor})
+
+    async def submit(self, batch: Batch, deadline: Deadline) -> Tensors:
+        """Answer *batch*, in the company of others.
+
+        A batch larger than `max_batch` goes in parts, and its answer is joined again. The arrays of *batch* must not
+        change after the call, however it ends: a batch in flight may still read them. Those returned may be views
+        of arrays in which other callers see other rows.
+
+        Raises:
+            InvalidInput: *batch* is not what the model's signature says, or not where its backend can take it.
+            TooLarge: *batch* could never fit the queue.
+            DeadlineExceeded: *deadline* passed first.
+            Unavailable: the queue is full, or the batcher is closed.
+            PointsmanError: what the backend raised for these items, or for reasons of its own.
+        """
+        now = self._clock()
+        nbytes = self._admit(batch, deadline, now)
+        key = compatibility(batch, self._memory)
+        if batch.size > self._max_batch:
+            return await self._submit_parts(batch, key, deadline, now)
+        entry = self._enqueue(batch, nbytes, key, deadline, now)
+        try:
+            return await entry.future
+        except asyncio.CancelledError:
+            self._leave(entry)
+            raise
+
+    async def _submit_parts(self, batch: Batch, key: Key, deadline: Deadline, now: float) -> Tensors:
+        parts = [self._enqueue(part, part.nbytes, key, deadline, now) for part in cut(batch, self._max_batch)]
+        try:
+            replies = await asyncio.gather(*(part.future for part in parts))
+        except BaseException:
+            for part in parts:
+                part.future.cancel()
+                self._leave(part)
+            raise
+        nbytes = sum(tensor.nbytes for reply in replies for tensor in reply.values())
+        return await self._off_loop(nbytes, join, replies)
+
+    def statistics(self) -> BatchingStatistics:
+        """What is going on now."""
+        latency_s = self._latency.typical_s(self._max_batch, self._clock())
+        return BatchingStatistics(
+            queued_items=self._lanes.items,
+            queued_bytes=self._lanes.nbytes,
+            in_flight=len(self._flights),
+            batches=self._batches,
+            items=self._items,
+            latency_s=latency_s,
+            predicted_wait_s=predicted_wait_s(
+                queued_items=self._lanes.items,
+                in_flight=len(self._flights) + self._lined_up,
+                slots=self._slots,
+                max_batch=self._max_batch,
+                max_delay_s=self._options.max_delay_s,
+                latency_s=latency_s,
+            ),
+        )
+
+    # Arrivals.
+
+    def _admit(self, batch: Batch, deadline: Deadline, now: float) -> int:
+        """Refuse *batch* if it cannot be queued; its bytes if it can."""
+        if not self._is_open:
+            raise Unavailable(f"model {self._model!r} is not taking requests; try again later")
+        if deadline <= now:
+            raise DeadlineExceeded(f"the deadline passed before the request reached model {self._model!r}")
+        if batch.size < 1:
+            raise InvalidInput("a batch of 0 items has no answer; send at least 1")
+        check_batch(self._signature, batch, _ANY_SIZE)
+        nbytes = batch.nbytes
+        self._check_room("items", batch.size, self._lanes.items, self._options.max_queue)
+        self._check_room("bytes", nbytes, self._lanes.nbytes, self._options.max_queue_bytes)
+        return nbytes
+
+    def _check_room(self, unit: str, wanted: int, taken: int, limit: int) -> None:
+        if taken + wanted <= limit:
+            return
+        if wanted > limit:
+            raise TooLarge(
+                f"batch of {wanted} {unit} exceeds the whole queue of model {self._model!r} ({limit} {unit}); "
+                "send smaller batches"
+            )
+        raise Unavailable(
+            f"model {self._model!r} is overloaded: {taken} of {limit} {unit} wait, {wanted} more do not fit; "
+            "try again later",
+            retry_after_s=max(_SHORTEST_RETRY_S, self.statistics().predicted_wait_s),
+        )
+
+    def _enqueue(self, batch: Batch, nbytes: int, key: Key, deadline: Deadline, now: float) -> _Entry:
+        entry = _Entry(batch, nbytes, key, deadline, now, self._loop.create_future())
+        self._lanes.add(entry)
+        self._deadlines.push(entry)
+        if deadline < self._deadline_alarm.when:
+            self._deadline_alarm.set(deadline)
+        if not self._turn_is_due and len(self._flights) < self._slots:
+            self._turn_is_due = True
+            self._loop.call_soon(self._turn_now)
+        return entry
+
+    # Departures.
+
+    def _leave(self, entry: _Entry) -> None:
+        """Forget *entry*, whose caller waits no longer; harmless where it is gone already."""
+        if entry in self._lanes:
+            self._lanes.remove(entry)
+            self._check_emptied()
+        elif (flight := entry.flight) is not None:
+            flight.callers -= 1
+            if flight.callers == 0 and flight.task is not None:
+                flight.task.cancel()
+        entry.let_go()
+
+    def _expire(self, now: float) -> None:
+        for entry in self._deadlines.pop_expired(now):
+            where = "waiting for" if entry.flight is None else "running on"
+            self._refuse([entry], DeadlineExceeded(f"the deadline passed while {where} model {self._model!r}"))
+        self._deadline_alarm.set(self._deadlines.earliest())
+
+    def _refuse(self, entries: Iterable[_Entry], error: PointsmanError) -> None:
+        for entry in entries:
+            self._fail(entry, error)
+            self._leave(entry)
+
+    def _fail(self, entry: _Entry, error: BaseException, *, is_its_own: bool = True) -> None:
+        if not entry.future.done():
+            entry.future.set_exception(_told(error, self._model, is_its_own))
+
+    def _ground(self) -> None:
+        """Let everybody leave who is still here."""
+        stopped = Unavailable(f"model {self._model!r} stopped taking requests; try again later")
+        self._refuse(self._lanes.entries(), stopped)
+        for flight in tuple(self._flights):
+            self._refuse(flight.entries, stopped)
+            if flight.isolation is not None:
+                self._refuse(flight.isolation.entries(), stopped)
+
+    def _check_emptied(self) -> None:
+        if not self._is_open and not self._lanes:
+            self._emptied.set()
+
+    # Turns.
+
+    def _turn_now(self) -> None:
+        self._turn(self._clock())
+
+    def _turn(self, now: float) -> None:
+        """Start what the policy wants started; never raises."""
+        self._turn_is_due = False
+        try:
+            while self._has_work_for_a_slot() and self._advance(now):
+                pass
+        except Exception as error:
+            failed = PointsmanError(f"requests for model {self._model!r} could not be batched. This is a bug.")
+            self._refuse(self._lanes.entries(), failed)
+            self._report_bug("the batching policy failed", error)
+        self._check_emptied()
+
+    def _has_work_for_a_slot(self) -> bool:
+        return self._is_flying and bool(self._lanes) and len(self._flights) < self._slots
+
+    def _advance(self, now: float) -> bool:
+        """Follow one plan; whether it changed anything, so that another is due."""
+        plan = self._policy.plan(self._lanes, self._slots - len(self._flights), self._latency, now)
+        self._refuse(plan.late, DeadlineExceeded(f"the deadline passed while waiting for model {self._model!r}"))
+        for entries in plan.batches:
+            self._launch(entries, now)
+        if plan.batches or plan.late:
+            return True
+        if not now < plan.wake_at_s < math.inf:
+            raise RuntimeError(f"the policy waits at {now} until {plan.wake_at_s}. This is a bug.")
+        self._turn_alarm.set(plan.wake_at_s)
+        return False
+
+    def _launch(self, entries: Sequence[_Entry], now: float) -> None:
+        self._check_planned(entries)
+        for entry in entries:
+            self._lanes.remove(entry)
+        self._take_off(entries, now)
+
+    def _take_off(self, entries: Sequence[_Entry], now: float, isolation: Isolation[_Entry] | None = None) -> bool:
+        """Send those of *entries* whose callers wait, in a slot that is free; whether there were any."""
+        staying = [entry for entry in entries if not entry.future.done()]
+        if not staying:
+            return False
+        flight = _Flight(staying, now, isolation)
+        for entry in staying:
+            entry.flight = flight
+        self._flights.add(flight)
+        self._hangar.create_task(self._fly(flight))
+        return True
+
+    def _check_planned(self, entries: Sequence[_Entry]) -> None:
+        """Hold a policy to its word: a batch it should not have planned must never reach a backend."""
+        if len(set(entries)) != len(entries) or not all(entry in self._lanes for entry in entries):
+            raise RuntimeError("the policy planned an entry that does not wait. This is a bug.")
+        if not 1 <= sum(entry.size for entry in entries) <= self._max_batch or len({e.key for e in entries}) != 1:
+            raise RuntimeError("the policy planned an empty, too large or mixed batch. This is a bug.")
+
+    # Flights.
+
+    async def _supervise(self) -> None:
+        async with self._hangar:
+            self._is_flying = True
+            try:
+                await self._emptied.wait()
+            except asyncio.CancelledError:  # from outside: nobody may be left behind
+                self._is_open = False
+                self._ground()
+                raise
+
+    def _end(self, _: asyncio.Task[None]) -> None:
+        """Clear up after the supervisor, which may have been cancelled before its first step, as may flights."""
+        self._is_open = False
+        self._ground()
+        self._flights.clear()
+        self._turn_alarm.set(math.inf)
+        self._deadline_alarm.set(math.inf)
+
+    async def _fly(self, flight: _Flight) -> None:
+        flight.task = asyncio.current_task()
+        result = await self._attempt(flight)
+        now = self._clock()
+        is_abandoned = flight.is_abandoned()
+        is_taken_apart = isinstance(result, BaseException) and self._take_apart(flight, result)
+        self._flights.discard(flight)
+        if flight.isolation is not None:
+            self._resume(flight.isolation, now)
+        self._turn(now)
+        error = result if isinstance(result, BaseException) else self._deliver(flight, result, now)
+        if error is not None and not is_taken_apart:
+            is_its_own = len(flight.entries) == 1 or error is not result
+            for entry in flight.entries:
+                entry.let_go()
+                self._fail(entry, error, is_its_own=is_its_own)
+        outcome = Outcome.ANSWERED if error is None else Outcome.ABANDONED if is_abandoned else Outcome.FAILED
+        self._observe(flight, now, outcome, error)
+
+    def _take_apart(self, flight: _Flight, error: BaseException) -> bool:
+        """Line up the halves of *flight* to be run again; False where *error* is final."""
+        if len(flight.entries) == 1 or not may_be_an_items_fault(error):
+            return False
+        if flight.isolation is None:
+            flight.isolation = Isolation(len(flight.entries))
+        if not flight.isolation.halve(flight.entries):
+            return False
+        self._lined_up += 2
+        for entry in flight.entries:
+            entry.flight = None
+        return True
+
+    def _resume(self, isolation: Isolation[_Entry], now: float) -> None:
+        """Run the next group that somebody waits for."""
+        while group := isolation.next_group():
+            self._lined_up -= 1
+            late = [entry for entry in group if entry.deadline <= now]
+            self._refuse(late, DeadlineExceeded(f"the deadline passed while waiting for model {self._model!r}"))
+            if self._take_off(group, now, isolation):
+                return
+
+    async def _attempt(self, flight: _Flight) -> Tensors | BaseException:
+        """The backend's answer, or what came instead; returned, so that no frame here joins a cycle with it.
+
+        A cancellation ends here too: the task has nothing left to do but to clear up.
+        """
+        try:
+            return await self._infer(flight)
+        except (Exception, asyncio.CancelledError) as error:
+            return error
+
+    async def _infer(self, flight: _Flight) -> Tensors:
+        if flight.is_abandoned():  # they left before the task's first step
+            raise asyncio.CancelledError
+        nbytes = sum(entry.nbytes for entry in flight.entries) if len(flight.entries) > 1 else 0
+        batches, flight.batches = flight.batches, []
+        batch = await self._off_loop(nbytes, merge, batches, self._memory)
+        return await self._backend.infer(batch, max(entry.deadline for entry in flight.entries))
+
+    def _deliver(self, flight: _Flight, outputs: Tensors, now: float) -> BaseException | None:
+        """Hand every caller its rows, or say why none of them can be trusted."""
+        try:
+            if problem := check_outputs(self._signature, outputs, flight.size):
+                return BackendFailed(f"model {self._model!r} gave a wrong answer: {problem}")
+            replies = split(outputs, [entry.size for entry in flight.entries])
+        except Exception as error:
+            failed = BackendFailed(f"model {self._model!r} gave an answer that cannot be split")
+            failed.__cause__ = error
+            return failed
+        self._latency.observe(flight.size, now - flight.started_s, now)
+        for entry, reply in zip(flight.entries, replies, strict=True):
+            entry.let_go()
+            if entry.deadline <= now:
+                self._fail(entry, DeadlineExceeded(f"model {self._model!r} answered after the deadline"))
+            elif not entry.future.done():
+                entry.future.set_result(reply)
+        return None
+
+    def _observe(self, flight: _Flight, now: float, outcome: Outcome, error: BaseException | None) -> None:
+        self._batches += 1
+        self._items += flight.size
+        report = BatchReport(
+            model=self._model,
+            size=flight.size,
+            entries=len(flight.entries),
+            queued_s=flight.started_s - min(entry.arrived_s for entry in flight.entries),
+            infer_s=now - flight.started_s,
+            outcome=outcome,
+            error=error,
+        )
+        try:
+            self._observer.on_batch(report)
+        except Exception as bug:
+            self._report_bug("a batch observer failed", bug)
+
+    def _report_bug(self, what: str, error: Exception) -> None:
+        self._loop.call_exception_handler({"message": f"{what} (model {self._model!r})", "exception": error})
+
+    async def _off_loop(self, nbytes: int, work: Callable[..., T], *arguments: Any) -> T:
+        """Do *work* here where it is small, else on a thread: the loop must not stall."""
+        if nbytes <= _MERGED_ON_LOOP_BYTES:
+            return work(*arguments)
+        return await self._loop.run_in_executor(None, work, *arguments)
+
+
+def _told(error: BaseException, model: str, is_its_own: bool) -> PointsmanError:
+    """What one caller is told of *error*: an exception of its own, caused by *error*.
+
+    Args:
+        is_its_own: whether *error* can be about no other caller's item.
+    """
+    if isinstance(error, PointsmanError) and (is_its_own or not may_be_an_items_fault(error)):
+        told = type(error).__new__(type(error), *error.args)  # a copy; an adapter's subclass may construct otherwise
+        vars(told).update(vars(error))
+    elif isinstance(error, asyncio.CancelledError):
+        told = Unavailable(f"model {model!r} was stopped while it worked on the request; try again later")
+    else:
+        told = BackendFailed(f"model {model!r} failed on the batch that the request was in")
+    told.__cause__ = error
+    return told

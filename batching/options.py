@@ -1,0 +1,42 @@
+"""What an operator may say about the batching of one model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class BatchingOptions:
+    """How one model's requests are gathered.
+
+    Attributes:
+        max_batch: most items in a batch; None for the backend's own limit.
+        max_delay_s: longest that an item waits for company while the backend is free, in seconds. At 0 a free
+            backend is never kept waiting, and batches form from what arrives while it works.
+        max_queue: most items that wait; what comes on top is refused.
+        max_queue_bytes: most bytes of host memory that the inputs of waiting items take.
+
+    Raises:
+        ValueError: lists every value that makes no sense.
+    """
+
+    max_batch: int | None = None
+    max_delay_s: float = 0.0
+    max_queue: int = 1024
+    max_queue_bytes: int = 256 * _MIB
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.max_batch is not None and self.max_batch < 1:
+            faults.append(f"max_batch is {self.max_batch}; use at least 1, or leave it out for the backend's limit")
+        if not (math.isfinite(self.max_delay_s) and self.max_delay_s >= 0):
+            faults.append(f"max_delay_s is {self.max_delay_s}; use a finite number of seconds, 0 for no delay")
+        if self.max_queue < 1:
+            faults.append(f"max_queue is {self.max_queue}; use at least 1 item")
+        if self.max_queue_bytes < 1:
+            faults.append(f"max_queue_bytes is {self.max_queue_bytes}; use at least 1 byte")
+        if faults:
+            raise ValueError("; ".join(faults))

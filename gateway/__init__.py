@@ -1,0 +1,1 @@
+"""The gateway: edges, pipeline, review, store, telemetry, security, settings and the command line."""

@@ -1,0 +1,125 @@
+"""What a caller is told, and what the store keeps of it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NewType
+
+from backends.contract import Tensors
+from router.contract import Decision, OnDefer, Reason
+
+AnswerId = NewType("AnswerId", str)
+
+
+class Status(StrEnum):
+    """How far an answer is; `worst` orders them."""
+
+    FINAL = "final"
+    PROVISIONAL = "provisional"
+    PENDING = "pending"
+
+
+_BADNESS = {Status.FINAL: 0, Status.PROVISIONAL: 1, Status.PENDING: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """What one stage said of one item, for the decision log.
+
+    Attributes:
+        stage: the model.
+        version: the model's version that answered; "" where it never did.
+        label: its best label; None where it has none.
+        confidence: calibrated, in [0, 1]; None where there is none.
+        decision: what `judge` made of it.
+        reason: why it was not accepted.
+    """
+
+    stage: str
+    version: str
+    label: str | None
+    confidence: float | None
+    decision: Decision
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ItemAnswer:
+    """One item's answer.
+
+    Attributes:
+        status: final, provisional (a model's answer that a person will confirm or correct), or pending (no output).
+        stage: the last stage that answered; None where none did.
+        label: the label that stands now.
+        outputs: the route's outputs with a batch axis of 1; None where no stage answered, or a person overruled it.
+        confidence: of the stage that answered, in [0, 1]; None where there is none, or a person overruled it.
+        decided_by: `model:NAME` or `person:NAME`; None while a person has to decide. An answer that stays provisional,
+            because its route has no person, was decided by its model.
+        reason: why it went to a person; None where it did not.
+        trail: what every stage said, in order.
+    """
+
+    status: Status
+    stage: str | None
+    label: str | None
+    outputs: Tensors | None
+    confidence: float | None
+    decided_by: str | None
+    reason: Reason | None
+    trail: tuple[StageRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """A request's answer, one entry an item.
+
+    Attributes:
+        id: unguessable, and ordered by time.
+        created_s: Unix time of the request, in seconds.
+        revision: 1, and one more for every change after the first reply.
+        max_error: the error rate that the route promises of accepted answers; None where it states none.
+        certified: whether that promise is proven on labels, and not only configured.
+        on_defer: what a client without two-phase answers gets for this request; not kept by the store.
+    """
+
+    id: AnswerId
+    tenant: str
+    route: str
+    created_s: float
+    items: tuple[ItemAnswer, ...]
+    revision: int = 1
+    max_error: float | None = None
+    certified: bool = False
+    on_defer: OnDefer = OnDefer.PROVISIONAL
+
+    @property
+    def status(self) -> Status:
+        """The worst status of all items."""
+        return max((item.status for item in self.items), key=_BADNESS.__getitem__)
+
+    @property
+    def open_items(self) -> tuple[int, ...]:
+        """Indices of the items that wait for a person; an uncertain one that has nobody to ask does not."""
+        return tuple(i for i, item in enumerate(self.items) if item.decided_by is None)
+
+    def decided(self, item: int, label: str, reviewer: str) -> Answer:
+        """This answer after *reviewer* gave *item* its final label.
+
+        A model's outputs and confidence stay where it had the same label; they would contradict any other.
+        """
+        final = replace(self.items[item], status=Status.FINAL, label=label, decided_by=f"person:{reviewer}")
+        if label != self.items[item].label:
+            final = replace(final, outputs=None, confidence=None)
+        items = (*self.items[:item], final, *self.items[item + 1 :])
+        return replace(self, items=items, revision=self.revision + 1)
+
+
+def new_answer_id(now_s: float | None = None) -> AnswerId:
+    """An id ordered by time and unguessable: UUID version 7 (RFC 9562, 5.7), as 32 hexadecimal digits."""
+    milliseconds = int((time.time() if now_s is None else now_s) * 1000) & ((1 << 48) - 1)
+    random = secrets.randbits(74)
+    value = milliseconds << 80 | 0x7 << 76 | (random >> 62) << 64 | 0b10 << 62 | (random & ((1 << 62) - 1))
+    return AnswerId(f"{value:032x}")

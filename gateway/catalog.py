@@ -1,0 +1,73 @@
+"""What the gateway serves, as one immutable snapshot: routes, the table that picks them, and the models behind them.
+
+A request takes the snapshot once and keeps it to its end; a reload builds another and swaps it whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.contract import Backend, Batch, Deadline, State, Tensors
+from batching.batcher import Batcher
+from router.calibration import Calibrator, confidences
+from router.confidence import Measure
+from router.contract import ModelState, Route
+from router.table import RouteTable
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that is served: its backend behind its batcher, and how its confidence is read.
+
+    Attributes:
+        backend: preprocessing and postprocessing included.
+        measure: what of its outputs says how sure it is.
+        calibrator: turns that into P(the model is right).
+    """
+
+    name: str
+    backend: Backend
+    batcher: Batcher
+    measure: Measure
+    calibrator: Calibrator
+
+    def state(self) -> ModelState:
+        """A snapshot for the router."""
+        statistics = self.batcher.statistics()
+        return ModelState(
+            ready=self.backend.state is State.READY,
+            version=self.backend.version,
+            predicted_wait_s=statistics.predicted_wait_s,
+            latency_s=statistics.latency_s,
+        )
+
+    async def run(self, batch: Batch, deadline: Deadline) -> Tensors:
+        """The outputs for *batch*, by way of the batcher, whose errors it raises."""
+        return await self.batcher.submit(batch, deadline)
+
+    def confidences(self, outputs: Tensors, size: int) -> NDArray[np.float64]:
+        """(size,) estimates of P(right), NaN where there is none."""
+        return confidences(self.measure, self.calibrator, outputs, size)
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Everything that is served, at one version of the configuration.
+
+    Attributes:
+        routes: by name; an exposed model is a route of one stage that accepts anything.
+        models: by name.
+    """
+
+    version: int
+    table: RouteTable
+    routes: Mapping[str, Route]
+    models: Mapping[str, Model]
+
+    def states(self, route: Route) -> Mapping[str, ModelState]:
+        """A snapshot of the models of *route*."""
+        return {stage.model: self.models[stage.model].state() for stage in route.cascade}

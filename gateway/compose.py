@@ -1,0 +1,275 @@
+"""The composition root: the one place where settings become a running gateway, and where every part is wired.
+
+Order of building: store, models (all at once), catalog, pipeline, edges; closing goes backwards. Whatever fails on the
+way closes what was already open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+
+from starlette.types import ASGIApp
+
+from backends.contract import Backend, Signature, TensorSpec
+from backends.errors import InvalidInput, PointsmanError
+from backends.preprocessed import preprocessed
+from backends.registry import backend_type
+from batching.batcher import Batcher
+from batching.report import BatchObserver, IgnoreBatches
+from gateway.catalog import Catalog, Model
+from gateway.control.app import control_app
+from gateway.control.overview import overview
+from gateway.decoding import Workshop, decoded_spec
+from gateway.grpc_server import GrpcLimits, GrpcServer
+from gateway.http.asgi import AsgiApp
+from gateway.http.handler import Handler, HttpLimits
+from gateway.http.oip import oip_endpoints
+from gateway.http.reviews import review_endpoints
+from gateway.http.v1 import v1_endpoints
+from gateway.pipeline import Pipeline
+from gateway.security import Authenticator, TrustedHosts, is_loopback
+from gateway.settings import ModelSettings, RouteSettings, Settings
+from gateway.store import open_store
+from gateway.store.contract import Store
+from gateway.telemetry import Telemetry
+from router.contract import AcceptAny, OnDefer, Route, Stage
+
+CLOSE_S = 2.0
+"""What all models together get to end their calls when the gateway stops."""
+
+_LEAST_S = 0.05
+"""What one gets when the others have used that up."""
+
+log = logging.getLogger("pointsman.compose")
+
+_EXPOSED_DEADLINE_S = 30.0
+"""Deadline of a physical model that is exposed under its own name, where its caller names none."""
+
+
+class Patience:
+    """Closes things, and goes on without what takes too long: a model that hangs must not hold up the store."""
+
+    def __init__(self) -> None:
+        self.abandoned: list[str] = []
+        """What never stopped; only the end of the process will stop it."""
+        self._until = math.inf
+
+    async def close(self, name: str, close: Callable[[], Awaitable[None]]) -> None:
+        """Wait for *close*, until `CLOSE_S` after the first that was closed."""
+        loop = asyncio.get_running_loop()
+        self._until = min(self._until, loop.time() + CLOSE_S)
+        closing = asyncio.ensure_future(close())
+        done, _ = await asyncio.wait({closing}, timeout=max(_LEAST_S, self._until - loop.time()))
+        if done:
+            closing.result()
+        else:
+            self.abandoned.append(name)
+            log.error("%s did not stop within %g s; it is abandoned", name, CLOSE_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A gateway that is ready to serve: what `gateway.serve` listens for."""
+
+    pipeline: Pipeline
+    store: Store
+    telemetry: Telemetry
+    http_app: ASGIApp
+    control_app: ASGIApp
+    grpc: GrpcServer
+    patience: Patience
+
+    async def refuse_the_rest(self) -> None:
+        """End what is still queued or running, as UNAVAILABLE."""
+        models = self.pipeline.catalog.models.values()
+        await asyncio.gather(
+            *(self.patience.close(f"model {m.name!r}", partial(m.batcher.aclose, drain=False)) for m in models)
+        )
+
+
+@asynccontextmanager
+async def compose(settings: Settings) -> AsyncIterator[Gateway]:
+    """Everything that *settings* describe, running; closed on leaving.
+
+    Raises:
+        PointsmanError: the store or a model cannot be opened, or models do not fit their routes.
+    """
+    telemetry = Telemetry()
+    async with AsyncExitStack() as stack:
+        store = await open_store(settings.store)
+        stack.push_async_callback(store.aclose)
+        workshop = Workshop()
+        stack.callback(workshop.close)
+        patience = Patience()
+        catalog = await open_catalog(settings, telemetry, stack, patience)
+        pipeline = Pipeline(catalog, store, workshop, telemetry)
+        telemetry.serve(lambda: pipeline.catalog, store.statistics)
+        yield _wire(settings, pipeline, store, telemetry, patience)
+
+
+def _wire(settings: Settings, pipeline: Pipeline, store: Store, telemetry: Telemetry, patience: Patience) -> Gateway:
+    authenticator = Authenticator(settings.security)
+    hosts = TrustedHosts(
+        [settings.server.host, *settings.server.trusted_hosts],
+        any_name=not authenticator.needs_key and not is_loopback(settings.server.host),
+    )
+    limits = HttpLimits(body_bytes=settings.server.max_body_bytes)
+    entries = (*oip_endpoints(pipeline, limits), *v1_endpoints(pipeline, limits), *review_endpoints(store))
+    http_app = AsgiApp(Handler(entries, authenticator, telemetry, limits, hosts=hosts))
+
+    async def metrics(accept: str) -> tuple[bytes, str]:
+        with suppress(PointsmanError):  # a store that cannot be read is when the other metrics are needed most
+            telemetry.on_queues(await store.queue_depths())
+        return telemetry.exposition(accept)
+
+    return Gateway(
+        pipeline=pipeline,
+        store=store,
+        telemetry=telemetry,
+        http_app=http_app,
+        control_app=control_app(
+            store, pipeline, authenticator, http_app, metrics, lambda: overview(pipeline.catalog), hosts
+        ),
+        grpc=GrpcServer(
+            pipeline,
+            authenticator,
+            telemetry,
+            settings.server.host,
+            settings.server.grpc_port,
+            GrpcLimits(message_bytes=settings.server.max_body_bytes),
+        ),
+        patience=patience,
+    )
+
+
+async def check_models(settings: Settings) -> None:
+    """Load every model, and check that plans, outputs and routes fit.
+
+    Raises:
+        PointsmanError: says what does not.
+    """
+    async with AsyncExitStack() as stack:
+        await open_catalog(settings, IgnoreBatches(), stack, Patience())
+
+
+async def open_catalog(
+    settings: Settings, observer: BatchObserver, stack: AsyncExitStack, patience: Patience
+) -> Catalog:
+    """Open every model of *settings*, all at once, and join them to routes; *stack* closes them.
+
+    Raises:
+        PointsmanError: a model cannot be opened, or does not fit a route.
+    """
+    backends = await _open_backends(settings, stack, patience)
+    models = {name: _model(model, backends[name], observer) for name, model in settings.models.items()}
+    for model in models.values():
+        model.batcher.start()
+        stack.push_async_callback(patience.close, f"the batcher of model {model.name!r}", model.batcher.aclose)
+    routes = {name: _route(route, settings, models) for name, route in settings.routes.items()}
+    exposed = {name: _exposed(model) for name, model in models.items() if settings.models[name].expose}
+    return Catalog(1, settings.table, {**exposed, **routes}, models)
+
+
+async def _open_backends(settings: Settings, stack: AsyncExitStack, patience: Patience) -> Mapping[str, Backend]:
+    """Every model's backend, opened concurrently; those that opened are closed even where another failed."""
+    inputs = {name: _decoded_inputs(name, settings) for name in settings.models}
+    opening = [_open_backend(model, inputs[name]) for name, model in settings.models.items()]
+    opened = await asyncio.gather(*opening, return_exceptions=True)
+    for name, result in zip(settings.models, opened, strict=True):
+        if not isinstance(result, BaseException):
+            stack.push_async_callback(patience.close, f"model {name!r}", result.aclose)
+    for result in opened:
+        if isinstance(result, BaseException):
+            raise result
+    return dict(zip(settings.models, (r for r in opened if not isinstance(r, BaseException)), strict=True))
+
+
+async def _open_backend(model: ModelSettings, inputs: tuple[TensorSpec, ...] | None) -> Backend:
+    backend = await backend_type(model.backend).open(model.name, model.options)
+    try:
+        return await preprocessed(
+            backend,
+            backend.signature.inputs if inputs is None else inputs,
+            model.preprocess,
+            model.postprocess,
+            labels=model.labels,
+            base=model.base,
+        )
+    except BaseException:
+        await backend.aclose()
+        raise
+
+
+def _model(model: ModelSettings, backend: Backend, observer: BatchObserver) -> Model:
+    fitted = model.calibration
+    if fitted is not None and fitted.version != backend.version:
+        raise InvalidInput(
+            f"the calibration of model {model.name!r} was fitted for its version {fitted.version!r}, and version "
+            f"{backend.version!r} is loaded; calibrate again"
+        )
+    try:
+        batcher = Batcher(model.name, backend, model.batching, observer=observer)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    return Model(model.name, backend, batcher, model.measure, model.calibrator)
+
+
+def _decoded_inputs(model: str, settings: Settings) -> tuple[TensorSpec, ...] | None:
+    """What the routes of *model* feed it, after decoding; None where it has no route.
+
+    Raises:
+        InvalidInput: two routes feed it differently.
+    """
+    fed = {
+        route.name: tuple(decoded_spec(spec, route.decode) if route.decode else spec for spec in route.inputs)
+        for route in settings.routes.values()
+        if model in route.cascade
+    }
+    if len(set(fed.values())) > 1:
+        raise InvalidInput(f"model {model!r} gets different inputs from routes {sorted(fed)}; give each its own model")
+    return next(iter(fed.values()), None)
+
+
+def _route(route: RouteSettings, settings: Settings, models: Mapping[str, Model]) -> Route:
+    outputs = {name: models[name].backend.signature.outputs for name in route.cascade}
+    first = outputs[route.cascade[0]]
+    for name, other in outputs.items():
+        if other != first:
+            raise InvalidInput(
+                f"route {route.name!r}: stages must have the same outputs, but {route.cascade[0]!r} gives "
+                f"{_described(first)} and {name!r} gives {_described(other)}; postprocess them alike"
+            )
+    return Route(
+        name=route.name,
+        signature=Signature(route.inputs, first),
+        decode=route.decode,
+        cascade=tuple(Stage(name, settings.models[name].cost) for name in route.cascade),
+        accept=route.accept,
+        human=route.human,
+        on_defer=route.on_defer,
+        deadline_s=route.deadline_s,
+        max_error=route.max_error,
+    )
+
+
+def _exposed(model: Model) -> Route:
+    return Route(
+        name=model.name,
+        signature=model.backend.signature,
+        decode=None,
+        cascade=(Stage(model.name),),
+        accept=AcceptAny(),
+        human=None,
+        on_defer=OnDefer.PROVISIONAL,
+        deadline_s=_EXPOSED_DEADLINE_S,
+    )
+
+
+def _described(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in specs)

@@ -1,0 +1,1 @@
+"""The demo: an intake desk on real models, real data and recorded people."""

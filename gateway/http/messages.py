@@ -1,0 +1,54 @@
+"""HTTP without I/O: a request that has been read, a response to be written, and what an endpoint is.
+
+The transport (uvicorn's ASGI today, a protocol of our own, Ray Serve's ingress) reads and writes; handlers only turn
+one of these into the other, so that every transport serves the same data plane and tests need no socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import orjson
+
+from gateway.request import Caller
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HttpRequest:
+    """A request as it arrived, body complete.
+
+    Attributes:
+        method: upper-case.
+        path: the raw path, percent-encoding untouched, without the query.
+        query: the raw query string, without "?".
+        headers: by lower-case name; a repeated header's values joined by ", ".
+        body: after transfer decoding, before content decoding.
+    """
+
+    method: str
+    path: str
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HttpResponse:
+    """A response to write; the transport adds Content-Length, Date and Connection, and withholds the body from HEAD."""
+
+    status: int
+    headers: Sequence[tuple[str, str]] = ()
+    body: bytes = b""
+
+
+PathParameters: TypeAlias = Mapping[str, str]
+Endpoint: TypeAlias = Callable[[Caller, HttpRequest, PathParameters], Awaitable[HttpResponse]]
+"""Answers a request whose caller is known and whose path matched; raises PointsmanError to refuse."""
+
+
+def json_response(value: Any, status: int = 200, headers: Sequence[tuple[str, str]] = ()) -> HttpResponse:
+    """*value* as JSON (Any: whatever orjson takes, NumPy arrays included)."""
+    body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    return HttpResponse(status, [("content-type", "application/json"), *headers], body)

@@ -1,0 +1,230 @@
+"""Bodies of inference requests and responses: JSON, then raw tensors in the order in which the JSON names them.
+
+    {"id": "7", "inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "parameters": {"binary_data_size": 8}}]}
+    <8 bytes>
+
+`Inference-Header-Content-Length` is the length of the JSON; without it the whole body is JSON and tensors are `data`
+members. Members that the protocol does not know are ignored, as other servers of it do.
+
+The reader works on two counts: every byte behind the JSON belongs to exactly one input, and every input has exactly one
+of the two forms.
+
+Source: Open Inference Protocol v2 and Triton's binary tensor data extension. Not served yet: a header length of 0,
+which means a body that is one input's bytes alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from backends.contract import ParameterValue, Tensor
+from backends.errors import InvalidInput, TooLarge, Unimplemented
+from gateway.http.strict_json import loads
+from gateway.http.strict_json import parameters as json_parameters
+from gateway.oip import json_data, raw
+from gateway.oip.parameters import Parameters, refuse_extensions, sort
+from gateway.oip.shapes import MAX_TENSORS, claim, shorten, tensor_name, unique
+
+HEADER_LENGTH = "inference-header-content-length"
+
+_QUICK_BYTES = 64 * 1024
+_QUICK_COPY_BYTES = 4 * 1024 * 1024
+
+MAX_ID = 4096
+"""Longest request id, in characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class WantedOutput:
+    """An output that the request asks for.
+
+    Attributes:
+        binary: whether it goes raw.
+    """
+
+    name: str
+    binary: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InferBody:
+    """An inference request, as its body states it.
+
+    Attributes:
+        id: for the caller to tell replies apart; "" where it gave none.
+        tensors: the inputs.
+        wanted: outputs asked for, in order; empty for all.
+    """
+
+    id: str
+    tensors: Mapping[str, Tensor]
+    wanted: tuple[WantedOutput, ...]
+    parameters: Parameters
+
+    def is_binary(self, output: str) -> bool:
+        """Whether *output* goes raw."""
+        return next((want.binary for want in self.wanted if want.name == output), self.parameters.binary_output)
+
+
+def header_length(value: str | None, body_bytes: int) -> int | None:
+    """The length of the JSON that the header *value* states; None where there is no header.
+
+    Raises:
+        InvalidInput: it is not a whole number, or beyond the body.
+        Unimplemented: it is 0.
+    """
+    if value is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", value):
+        raise InvalidInput(f"Inference-Header-Content-Length is {shorten(value)}; it is a number of bytes")
+    length = int(value)
+    if length > body_bytes:
+        raise InvalidInput(f"Inference-Header-Content-Length is {length}, but the body has {body_bytes} bytes")
+    if length == 0:
+        raise Unimplemented("an Inference-Header-Content-Length of 0 (a raw body) is not served; send the JSON header")
+    return length
+
+
+def is_quick(body: bytes, json_bytes: int | None) -> bool:
+    """Whether `parse` takes some milliseconds at most: what takes longer belongs in a thread.
+
+    Short bodies do, and so do long ones that have numbers alone behind short JSON, as these are not looked at one by
+    one, only copied at times. An escape could hide the name of the datatype that is.
+    """
+    if len(body) <= _QUICK_BYTES:
+        return True
+    if len(body) > _QUICK_COPY_BYTES:
+        return False
+    text = body[:json_bytes]
+    return len(text) <= _QUICK_BYTES and b"BYTES" not in text and b"\\" not in text
+
+
+def parse(body: bytes, json_bytes: int | None, json_limit_bytes: int) -> InferBody:
+    """Read a request.
+
+    Args:
+        json_bytes: length of the JSON in *body*; None: it is all JSON.
+        json_limit_bytes: most JSON that is read.
+
+    Raises:
+        InvalidInput: says what is missing, malformed or too much.
+        TooLarge: the JSON is longer than *json_limit_bytes*.
+        Unimplemented: an extension that is not served.
+    """
+    text = body if json_bytes is None else body[:json_bytes]
+    if len(text) > json_limit_bytes:
+        raise TooLarge(
+            f"the JSON has {len(text)} bytes; at most {json_limit_bytes} are read: send tensors as binary tensor data"
+        )
+    message = loads(text)
+    if not isinstance(message, dict):
+        raise InvalidInput(f"the body must be a JSON object with 'inputs', not {shorten(message)}")
+    parameters = sort(json_parameters(message.get("parameters", {})))
+    tail = None if json_bytes is None else memoryview(body)[json_bytes:]
+    tensors = _inputs(_objects(message, "inputs"), tail)
+    wanted = tuple(_wanted(output, parameters.binary_output) for output in _objects(message, "outputs"))
+    unique([want.name for want in wanted], "output")
+    return InferBody(_id(message.get("id", "")), tensors, wanted, parameters)
+
+
+def _id(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > MAX_ID:
+        raise InvalidInput(f"id is {shorten(value)}; it is a text of at most {MAX_ID} characters")
+    return value
+
+
+def _objects(message: Mapping[str, Any], member: str) -> Sequence[Mapping[str, Any]]:
+    found = message.get(member, [])
+    if not isinstance(found, list) or not all(isinstance(element, dict) for element in found):
+        raise InvalidInput(f"{member!r} must be a list of JSON objects")
+    if member == "inputs" and not found:
+        raise InvalidInput("'inputs' is missing or empty; an inference request needs at least one")
+    if len(found) > MAX_TENSORS:
+        raise InvalidInput(f"the request has {len(found)} {member}; at most {MAX_TENSORS} are served")
+    return found
+
+
+def _inputs(objects: Sequence[Mapping[str, Any]], tail: memoryview | None) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    offset = 0
+    for found in objects:
+        stated = claim(found.get("name"), found.get("datatype"), found.get("shape"))
+        size = _binary_size(found.get("parameters"), stated.name)
+        if stated.name in tensors:
+            unique([*tensors, stated.name], "input")
+        if (size is None) == ("data" not in found):
+            raise InvalidInput(f"input {stated.name!r} needs either data or the parameter binary_data_size")
+        if size is None:
+            tensors[stated.name] = json_data.decode(stated, found["data"])
+            continue
+        if tail is None:
+            raise InvalidInput(
+                f"input {stated.name!r} has binary_data_size, but the request has no Inference-Header-Content-Length"
+            )
+        if size > len(tail) - offset:
+            raise InvalidInput(
+                f"input {stated.name!r} has binary_data_size {size}, but {len(tail) - offset} bytes are left"
+            )
+        tensors[stated.name] = raw.decode(stated, tail[offset : offset + size])
+        offset += size
+    if tail is not None and offset != len(tail):
+        raise InvalidInput(f"the body has {len(tail) - offset} bytes that no input's binary_data_size claims")
+    return tensors
+
+
+def _binary_size(parameters: Any, name: str) -> int | None:
+    if parameters is None:
+        return None
+    found = json_parameters(parameters, f"parameters of input {name!r}")
+    refuse_extensions(found, name)
+    size = found.get("binary_data_size")
+    if size is not None and (type(size) is not int or size < 0):
+        raise InvalidInput(f"input {name!r} has binary_data_size {shorten(size)}; it is a number of bytes")
+    return size
+
+
+def _wanted(found: Mapping[str, Any], default: bool) -> WantedOutput:
+    name = tensor_name(found.get("name"), "output")
+    parameters = json_parameters(found.get("parameters", {}), f"parameters of output {name!r}")
+    refuse_extensions(parameters, name)
+    binary = parameters.get("binary_data", default)
+    if not isinstance(binary, bool):
+        raise InvalidInput(f"output {name!r} has binary_data {shorten(binary)}; it can be true or false")
+    return WantedOutput(name, binary)
+
+
+def write(
+    model_name: str,
+    model_version: str,
+    request: InferBody,
+    outputs: Mapping[str, Tensor],
+    parameters: Mapping[str, ParameterValue],
+) -> tuple[bytes, int | None]:
+    """A response's body, and the length of its JSON where raw outputs follow it.
+
+    Raises:
+        InvalidInput: JSON cannot carry an output that was asked for in JSON.
+    """
+    message: dict[str, Any] = {"model_name": model_name}
+    if model_version:
+        message["model_version"] = model_version
+    if request.id:
+        message["id"] = request.id
+    message["parameters"] = parameters
+    message["outputs"] = found = []
+    tail: list[raw.Buffer] = []
+    for name, tensor in outputs.items():
+        output: dict[str, Any] = {"name": name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if request.is_binary(name):
+            tail.append(raw.encode(tensor))
+            output["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            output["data"] = json_data.encode(name, tensor)
+        found.append(output)
+    text = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
+    return (b"".join([text, *tail]), len(text)) if tail else (text, None)

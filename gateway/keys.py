@@ -1,0 +1,67 @@
+"""Keys, ids and labels as callers write them, on every edge."""
+
+from __future__ import annotations
+
+import re
+
+from backends.errors import InvalidInput, NotFound
+from gateway.answer import AnswerId
+from gateway.oip.shapes import shorten
+
+MAX_KEY = 255
+"""Longest idempotency key, in characters."""
+
+MAX_LABEL = 10_000
+"""Longest label of a feedback, in characters."""
+
+_ANSWER_ID = re.compile(r"[0-9a-f]{32}")
+_PRINTABLE = re.compile(r"[\x20-\x7e]+")
+_ESCAPED = re.compile(r"\\(.)")
+
+
+def parse_idempotency_key(value: str | None) -> str | None:
+    """The key in *value*: a structured-field string (`"key"`), or, leniently, the bare key.
+
+    Raises:
+        InvalidInput: it is empty, longer than `MAX_KEY`, or has other characters than printable ASCII.
+    Source:
+        draft-ietf-httpapi-idempotency-key-header-06; RFC 9651, 3.3.3. We differ in accepting bare keys, which most
+        clients send.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    if text.startswith('"'):
+        inner = text[1:-1]
+        if len(text) < 2 or not text.endswith('"') or not re.fullmatch(r'(?:[^"\\]|\\["\\])*', inner):
+            raise InvalidInput(
+                'the idempotency key is no structured string; write it as "key", with \\" and \\\\ escaped'
+            )
+        text = _ESCAPED.sub(r"\1", inner)
+    if not 1 <= len(text) <= MAX_KEY or not _PRINTABLE.fullmatch(text):
+        raise InvalidInput(
+            f"the idempotency key has {len(text)} characters; it needs 1 to {MAX_KEY} of printable ASCII"
+        )
+    return text
+
+
+def parse_answer_id(value: str) -> AnswerId:
+    """*value* as an answer's id.
+
+    Raises:
+        NotFound: no answer can have it.
+    """
+    if not _ANSWER_ID.fullmatch(value):
+        raise NotFound(f"there is no answer {shorten(value)}")
+    return AnswerId(value)
+
+
+def parse_label(value: object) -> str:
+    """*value* as the label that a caller says an item should have had.
+
+    Raises:
+        InvalidInput: it is no text, empty, or longer than `MAX_LABEL`.
+    """
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_LABEL:
+        raise InvalidInput(f"label is {shorten(value)}; it is a text of 1 to {MAX_LABEL} characters")
+    return value

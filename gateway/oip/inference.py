@@ -1,0 +1,81 @@
+"""An inference request, as both transports understand it, and its way through the service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from backends.contract import Deadline, Tensors
+from gateway.answer import Answer
+from gateway.oip.fingerprint import of_tensors
+from gateway.oip.parameters import Parameters
+from gateway.oip.render import Rendered, render, told, unknown_output
+from gateway.request import Caller, Protocol, Request, TensorInputs
+from gateway.service import Service
+
+_INLINE_BYTES = 256 * 1024
+"""What takes longer to hash than this much is hashed in a thread."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inference:
+    """An inference request that has been read.
+
+    Attributes:
+        version: the model version asked for; "" for any.
+        wanted: names of the outputs asked for, in order; empty for all.
+        key: the idempotency key, or None.
+    """
+
+    route: str
+    version: str
+    tensors: Tensors
+    wanted: tuple[str, ...]
+    parameters: Parameters
+    protocol: Protocol
+    deadline: Deadline
+    key: str | None = None
+    caller: Caller = field(default_factory=Caller)
+
+
+async def infer(service: Service, asked: Inference) -> tuple[Answer, Rendered]:
+    """Answer *asked*, in the protocol's terms.
+
+    Raises:
+        PointsmanError: with the code to send.
+    """
+    _check_outputs(service, asked)
+    answer = await service.decide(
+        Request(
+            route=asked.route,
+            payload=TensorInputs(asked.tensors, asked.parameters.content_type),
+            protocol=asked.protocol,
+            caller=asked.caller,
+            version=asked.version,
+            parameters=asked.parameters.own,
+            deadline=asked.deadline,
+            idempotency_key=asked.key,
+            fingerprint=b"" if asked.key is None else await _fingerprint(asked),
+            on_defer=asked.parameters.on_defer,
+        )
+    )
+    return answer, await told(answer, render, answer, asked.wanted)
+
+
+def _check_outputs(service: Service, asked: Inference) -> None:
+    """Refuse an output that does not exist before any model has worked for it."""
+    if not asked.wanted or asked.route not in service.names():
+        return
+    known: Sequence[str] = [spec.name for spec in service.metadata(asked.route, asked.version).outputs]
+    for name in asked.wanted:
+        if name not in known:
+            raise unknown_output(name, known)
+
+
+async def _fingerprint(asked: Inference) -> bytes:
+    routed_by = {**asked.parameters.own, "content_type": asked.parameters.content_type}
+    parts = (asked.route, asked.version, routed_by, asked.tensors)
+    if sum(tensor.nbytes for tensor in asked.tensors.values()) <= _INLINE_BYTES:
+        return of_tensors(*parts)
+    return await asyncio.to_thread(of_tensors, *parts)

@@ -1,0 +1,109 @@
+"""What an inference request says beside its tensors: whose business each parameter is.
+
+Some names belong to the protocol or its extensions. Those that change what a correct answer is, and that nothing here
+serves, are refused: a sequence that is answered as single requests is a wrong answer. Triton's `timeout` counts only
+while a request queues; here it is a deadline like every other.
+
+`content_type` is ours: tensors have no media type, so a client that wants to be routed by one (rules of `classify` for
+`auto`) says here of what it made them, or what its BYTES are. It is taken out of the caller's own parameters, since
+rules have a condition for it, and means the same over HTTP and gRPC; an HTTP request's own Content-Type describes its
+envelope, and no rule sees it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from backends.contract import NO_DEADLINE, Deadline, ParameterValue
+from backends.errors import InvalidInput, Unimplemented
+from gateway.oip.render import take_on_defer
+from gateway.oip.shapes import shorten
+from router.contract import OnDefer
+
+MAX_TIMEOUT_S = 24 * 3600.0
+"""Longest deadline that a caller can ask for; what is longer means this."""
+
+MAX_PARAMETERS = 256
+"""Most parameters of one request, and of one tensor."""
+
+_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+_SHARED_MEMORY = "shared_memory_region"
+_MEDIA_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]{1,127}/[a-z0-9!#$&^_.+-]{1,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """A request's parameters, sorted by whom they concern.
+
+    Attributes:
+        own: for routing rules.
+        on_defer: what the caller wants for a deferred item; None: what the route says.
+        timeout_s: the caller's `timeout`; None where there is none.
+        binary_output: outputs go raw, where not said otherwise for one.
+        content_type: what the tensors were made of, lower-case, for rules; "" where the caller does not say.
+    """
+
+    own: Mapping[str, ParameterValue] = field(default_factory=dict)
+    on_defer: OnDefer | None = None
+    timeout_s: float | None = None
+    binary_output: bool = False
+    content_type: str = ""
+
+
+def sort(parameters: Mapping[str, ParameterValue]) -> Parameters:
+    """Tell the protocol's parameters from the caller's own.
+
+    Raises:
+        InvalidInput: a reserved parameter has a value that it cannot have.
+        Unimplemented: one asks for an extension that is not served.
+    """
+    on_defer, own = take_on_defer(parameters)
+    for name in _SEQUENCE:
+        if own.pop(name, None):
+            raise Unimplemented(f"parameter {name!r}: sequences are not served; send requests that stand alone")
+    binary_output = own.pop("binary_data_output", False)
+    if not isinstance(binary_output, bool):
+        raise InvalidInput(f"binary_data_output is {shorten(binary_output)}; it can be true or false")
+    content_type = _content_type(own.pop("content_type", ""))
+    return Parameters(own, on_defer, _timeout_s(own.pop("timeout", None)), binary_output, content_type)
+
+
+def _content_type(value: ParameterValue) -> str:
+    if value == "":
+        return ""
+    if not isinstance(value, str) or not _MEDIA_TYPE.fullmatch(value.lower()):
+        raise InvalidInput(f"content_type is {shorten(value)}; it is a media type without parameters, as image/png")
+    return value.lower()
+
+
+def _timeout_s(value: ParameterValue | None) -> float | None:
+    """Triton's `timeout`: microseconds, of which 0 means none."""
+    if value is None:
+        return None
+    if type(value) is not int or value < 0:
+        raise InvalidInput(f"timeout is {shorten(value)}; it is a whole number of microseconds")
+    return value / 1e6 if value else None
+
+
+def deadline_of(now: float, *timeouts_s: float | None) -> Deadline:
+    """The earliest deadline that *timeouts_s* set from *now*, on the monotonic clock; None sets none."""
+    stated = [timeout_s for timeout_s in timeouts_s if timeout_s is not None]
+    return Deadline(now + min(*stated, MAX_TIMEOUT_S)) if stated else NO_DEADLINE
+
+
+def refuse_extensions(parameters: Mapping[str, object], name: str) -> None:
+    """Refuse what an input's or output's parameters ask for and nothing here serves.
+
+    Raises:
+        Unimplemented: shared memory.
+        InvalidInput: classification.
+    """
+    if _SHARED_MEMORY in parameters:
+        raise Unimplemented(f"{name!r} lies in shared memory, which is not served; send the data in the request")
+    if parameters.get("classification"):
+        raise InvalidInput(
+            f"output {name!r}: the classification extension is not served; ask for the output itself, "
+            "and read the label from the response parameter pointsman_label"
+        )

@@ -1,0 +1,213 @@
+"""How a decision reads to a client of the Open Inference Protocol, over HTTP and gRPC alike.
+
+The protocol knows outputs and parameters; a two-phase answer is put into these. Outputs are the rows' outputs in order.
+The parameters `pointsman_*` say how far the answer is, and for a batch `pointsman_items` has every row's, as JSON text.
+Over a batch, the status is the worst one, the confidence the least one (absent where a row has none: nothing is known
+of the least then), the stage is given where all rows share it, the reason is that of the first row that has the worst
+status.
+
+What cannot be told in one reply is an error that names the answer: rows that no model answered, and, where the client
+asked for `error`, rows that wait for a person. A row that a person has decided without any model's output is final, and
+a retry would never find more: it is answered with its label and without outputs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+import orjson
+
+from backends.contract import ParameterValue, Ragged, Tensor
+from backends.errors import InvalidInput, Unavailable
+from gateway.answer import Answer, ItemAnswer, Status
+from gateway.oip.shapes import shorten
+from gateway.status import AwaitsPerson
+from router.contract import OnDefer
+
+ON_DEFER = "pointsman_on_defer"
+"""The request parameter that says what this client gets for what waits for a person."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_PREFIX = "pointsman_"
+_QUICK_ROWS = 256
+_QUICK_ELEMENTS = 16 * 1024
+_QUICK_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rendered:
+    """An answer in the protocol's terms.
+
+    Attributes:
+        outputs: by name, in the order asked for; none where a row has none.
+        parameters: `pointsman_*`.
+    """
+
+    outputs: Mapping[str, Tensor]
+    parameters: Mapping[str, ParameterValue]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """An answer's rows in one line.
+
+    Attributes:
+        status: the worst.
+        stage, label, decided_by: those that all rows share; None where they differ.
+        confidence: the least; None where a row has none.
+        reason: of the first row that has the worst status.
+    """
+
+    status: Status
+    stage: str | None
+    label: str | None
+    confidence: float | None
+    decided_by: str | None
+    reason: str | None
+
+
+def render(answer: Answer, wanted: Sequence[str] = ()) -> Rendered:
+    """*answer* with the outputs *wanted* (all where that is empty).
+
+    Raises:
+        AwaitsPerson: it waits for a person, and this client cannot be told so in a reply.
+        Unavailable: no model was sure enough, there is no person to ask, and the client wants no uncertain answer.
+        InvalidInput: an output that is wanted does not exist, or the rows' outputs do not fit into one tensor.
+    """
+    if any(item.outputs is None and item.status is not Status.FINAL for item in answer.items):
+        raise AwaitsPerson(answer.id, "no model answered this request")
+    if answer.on_defer is OnDefer.ERROR and answer.status is not Status.FINAL:
+        if not answer.open_items:
+            raise Unavailable(
+                f"no model was sure enough of this request, and route {answer.route!r} has no person to ask"
+            )
+        raise AwaitsPerson(answer.id, "no model was sure enough of this request")
+    return Rendered(_outputs(answer, wanted), _parameters(answer))
+
+
+async def told(answer: Answer, tell: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """What *tell* returns, which renders or writes *answer*; runs it in a thread unless it takes a millisecond or so.
+
+    Many rows take longer, and so do outputs of many elements in JSON.
+    """
+    if _is_quick(answer):
+        return tell(*args, **kwargs)
+    return await asyncio.to_thread(tell, *args, **kwargs)
+
+
+def _is_quick(answer: Answer) -> bool:
+    if len(answer.items) > _QUICK_ROWS:
+        return False
+    outputs = [tensor for item in answer.items if item.outputs is not None for tensor in item.outputs.values()]
+    return (
+        sum(_elements(tensor) for tensor in outputs) <= _QUICK_ELEMENTS  # first: sizes of texts are counted one by one
+        and sum(tensor.nbytes for tensor in outputs) <= _QUICK_BYTES
+    )
+
+
+def _elements(tensor: Tensor) -> int:
+    if isinstance(tensor.data, Ragged):
+        return sum(row.size for row in tensor.data.rows)
+    return tensor.numpy().size
+
+
+def summarise(answer: Answer) -> Summary:
+    """The rows of *answer* in one line."""
+    items = answer.items
+    worst = next(item for item in items if item.status is answer.status)
+    confidences = [item.confidence for item in items if item.confidence is not None]
+    return Summary(
+        status=answer.status,
+        stage=_shared([item.stage for item in items]),
+        label=_shared([item.label for item in items]),
+        confidence=min(confidences) if len(confidences) == len(items) else None,
+        decided_by=_shared([item.decided_by for item in items]),
+        reason=worst.reason,
+    )
+
+
+def _shared(values: Sequence[str | None]) -> str | None:
+    return values[0] if len(set(values)) == 1 else None
+
+
+def row(item: ItemAnswer) -> dict[str, str | float | None]:
+    """One row, as JSON tells it; without its outputs."""
+    return {
+        "status": item.status,
+        "stage": item.stage,
+        "label": item.label,
+        "confidence": item.confidence,
+        "decided_by": item.decided_by,
+        "reason": item.reason,
+    }
+
+
+def _parameters(answer: Answer) -> dict[str, ParameterValue]:
+    summary = summarise(answer)
+    found: dict[str, ParameterValue | None] = {
+        "pointsman_status": summary.status.value,
+        "pointsman_answer_id": answer.id,
+        "pointsman_stage": summary.stage,
+        "pointsman_label": summary.label,
+        "pointsman_confidence": summary.confidence,
+        "pointsman_decided_by": summary.decided_by,
+        "pointsman_reason": summary.reason and str(summary.reason),
+    }
+    if len(answer.items) > 1:
+        found["pointsman_items"] = orjson.dumps([row(item) for item in answer.items]).decode()
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _outputs(answer: Answer, wanted: Sequence[str]) -> dict[str, Tensor]:
+    rows = [item.outputs for item in answer.items if item.outputs is not None]
+    if len(rows) < len(answer.items):
+        return {}
+    names = wanted or tuple(rows[0])
+    for name in names:
+        if any(name not in outputs for outputs in rows):
+            raise unknown_output(name, rows[0])
+    return {name: _joined(name, [outputs[name] for outputs in rows]) for name in names}
+
+
+def unknown_output(name: str, known: Sequence[str] | Mapping[str, Tensor]) -> InvalidInput:
+    """The error of a request that wants output *name*."""
+    return InvalidInput(f"output {name!r} is unknown; known outputs: {', '.join(sorted(known))}")
+
+
+def _joined(name: str, rows: Sequence[Tensor]) -> Tensor:
+    """The rows' tensors, (1, ...) each, as one of (n, ...); a single row as it is."""
+    first = rows[0]
+    arrays = [part for tensor in rows for part in _parts(tensor)]
+    if len({array.shape[1:] for array in arrays}) != 1:
+        raise InvalidInput(f"output {name!r} has rows of several shapes; send the items one by one")
+    joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    return Tensor(first.datatype, joined.shape, joined)
+
+
+def _parts(tensor: Tensor) -> list[np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
+    if isinstance(tensor.data, Ragged):
+        return [one[np.newaxis] for one in tensor.data.rows]
+    return [tensor.numpy()]
+
+
+def take_on_defer(parameters: Mapping[str, ParameterValue]) -> tuple[OnDefer | None, dict[str, ParameterValue]]:
+    """Separate our own parameter from the caller's.
+
+    Raises:
+        InvalidInput: an unknown `pointsman_*` parameter, or a value that `pointsman_on_defer` does not have.
+    """
+    others = {name: value for name, value in parameters.items() if not name.startswith(_PREFIX)}
+    for name in parameters.keys() - others.keys() - {ON_DEFER}:
+        raise InvalidInput(f"parameter {shorten(name)} is unknown; of {_PREFIX}* a request can have {ON_DEFER}")
+    value = parameters.get(ON_DEFER)
+    if value is None:
+        return None, others
+    if value not in tuple(OnDefer):
+        raise InvalidInput(f"{ON_DEFER} is {shorten(value)}; it can be {' or '.join(map(repr, map(str, OnDefer)))}")
+    return OnDefer(value), others

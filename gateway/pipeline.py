@@ -1,0 +1,313 @@
+"""The one path that every request takes; `LIFE_OF_A_REQUEST.md` walks one through it.
+
+    parse, authenticate (the edge) -> route -> bind -> decode -> stage, judge, stage, judge ... -> keep -> answer
+
+Time. The deadline is the earlier of the caller's and the route's. Stages may use it less a reserve, so that what no
+stage was sure of can still be handed over, durably, before the caller stops listening.
+
+What is kept. A hand-over to a person, and any answer under an idempotency key, is committed before its caller hears
+of it; an accepted answer is logged in a batch behind the reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from backends.contract import Batch, Datatype, Deadline, TensorSpec
+from backends.errors import DeadlineExceeded, InvalidInput, NotFound, PointsmanError, Unavailable
+from gateway.answer import Answer, AnswerId, Status, new_answer_id
+from gateway.binding import bind, rename_only_input, rows_of
+from gateway.catalog import Catalog, Model
+from gateway.decoding import INLINE_BYTES, Workshop, decode_batch
+from gateway.idempotency import Held, Idempotency
+from gateway.observe import Outcome, PipelineObserver, RequestReport, StageReport
+from gateway.oip.shapes import shorten
+from gateway.progress import Progress
+from gateway.request import Caller, JsonInputs, Request
+from gateway.review import tasks_of
+from gateway.service import ModelMetadata
+from gateway.store.contract import ReviewTask, Store
+from router.cascade import judge, next_stage
+from router.contract import AUTO, Reason, Route, Traits
+from router.table import Picked, Unknown
+from router.table import route as route_by
+
+MAX_WAIT_S = 60.0
+"""Longest time that a caller can wait for an answer to become final, in one call."""
+
+
+class Pipeline:
+    """The data plane: implements `gateway.service.Service`. Safe on one event loop."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: Store,
+        workshop: Workshop,
+        observer: PipelineObserver,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.catalog = catalog
+        self._store = store
+        self._workshop = workshop
+        self._observer = observer
+        self._clock = clock
+        self._idempotency = Idempotency(store, clock)
+        self._draining = asyncio.Event()
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def decide(self, request: Request) -> Answer:
+        """Answer *request*, hand it to people, or refuse it, by its deadline.
+
+        Raises:
+            PointsmanError: why it is refused, or what failed; the code is what the edges send.
+        """
+        started = self._clock()
+        outcome = Outcome.ERROR
+        name = ""
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            if self._draining.is_set():
+                raise Unavailable("this gateway is shutting down; send the request to another", retry_after_s=1.0)
+            catalog = self.catalog  # one snapshot for the whole request
+            picked = _pick(catalog, request)
+            name = picked.route
+            deadline = Deadline(min(request.deadline, started + catalog.routes[name].deadline_s))
+            if deadline <= started:
+                raise DeadlineExceeded("the deadline had passed when the request arrived; allow more time")
+            answer = await self._idempotency.run(
+                request, deadline, lambda held: self._answer(request, catalog, picked, deadline, held)
+            )
+            outcome = Outcome.ACCEPTED if answer.status is Status.FINAL else Outcome.DEFERRED
+            return replace(answer, on_defer=request.on_defer or catalog.routes[name].on_defer)
+        except PointsmanError as error:
+            outcome = Outcome.of(error.code)
+            raise
+        except asyncio.CancelledError:
+            outcome = Outcome.REFUSED  # its caller left: nobody failed
+            raise
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+            self._observer.on_request(RequestReport(name, request.protocol, outcome, self._clock() - started))
+
+    async def _answer(
+        self, request: Request, catalog: Catalog, picked: Picked, deadline: Deadline, held: Held | None
+    ) -> Answer:
+        """The path from a route to an answer that is kept."""
+        route = catalog.routes[picked.route]
+        batch = await self._bind(route, request, deadline)
+        items = await decode_batch(route, batch, self._workshop, self._left_s(deadline))
+
+        progress = Progress(batch.size)
+        stage: int | None = None
+        while progress.open and not picked.to_person:
+            states = catalog.states(route)
+            step = next_stage(route, stage, states, self._left_s(deadline))
+            for skipped in step.skipped:
+                progress.passed_over(skipped.model, "", skipped.reason)
+            if step.stage is None:
+                break
+            stage = step.stage
+            await self._run_stage(route, stage, catalog.models[route.cascade[stage].model], items, progress, deadline)
+
+        answer = Answer(
+            id=new_answer_id(),
+            tenant=request.caller.tenant,
+            route=route.name,
+            created_s=time.time(),
+            items=progress.settle(route, Reason.ROUTED_TO_PERSON if picked.to_person else None),
+            max_error=route.max_error,
+        )
+        await self._keep(route, batch, answer, held)
+        return answer
+
+    async def _bind(self, route: Route, request: Request, deadline: Deadline) -> Batch:
+        """The request's payload as a batch of the route's inputs; typing much JSON takes time, and so a thread."""
+        payload = rename_only_input(route.signature, request.payload) if request.route == AUTO else request.payload
+        if not isinstance(payload, JsonInputs):
+            return bind(route.signature, payload)
+        left_s = self._left_s(deadline)
+        return await self._workshop.run(lambda: bind(route.signature, payload), payload.size_bytes, left_s, inline=True)
+
+    async def _run_stage(
+        self, route: Route, stage: int, model: Model, items: Batch, progress: Progress, deadline: Deadline
+    ) -> None:
+        """Ask *model* about the open items, and enter what became of them."""
+        started = self._clock()
+        rows = rows_of(items, progress.open)
+        try:
+            outputs = await model.run(rows, self._stage_deadline(deadline))
+        except PointsmanError as error:
+            progress.failed(model.name, model.backend.version, error)
+            return
+        confidences = model.confidences(outputs, rows.size)
+        verdicts = judge(route, stage, confidences)
+        progress.judged(model.name, model.backend.version, outputs, verdicts)
+        self._observer.on_stage(
+            StageReport(
+                route.name,
+                model.name,
+                self._clock() - started,
+                tuple(verdict.decision for verdict in verdicts),
+                tuple(confidences[np.isfinite(confidences)].tolist()),
+            )
+        )
+
+    async def _keep(self, route: Route, batch: Batch, answer: Answer, held: Held | None) -> None:
+        """Make the answer durable: before the reply where somebody relies on it, else behind it."""
+        tasks = await self._tasks(route, batch, answer)
+        if held is not None:
+            await self._store.commit(answer, tasks, held.key, held.fence)
+        elif tasks:
+            await self._store.commit(answer, tasks)
+        else:
+            await self._store.record(answer)
+
+    async def _tasks(self, route: Route, batch: Batch, answer: Answer) -> Sequence[ReviewTask]:
+        """The tasks for people; tensors are made readable for them, which takes time where they are large."""
+        if answer.open_items and route.decode is None and batch.nbytes > INLINE_BYTES:
+            return await asyncio.to_thread(tasks_of, route, batch, answer)
+        return tasks_of(route, batch, answer)
+
+    def _stage_deadline(self, deadline: Deadline) -> Deadline:
+        """*deadline* less the reserve for what follows the last stage."""
+        return Deadline(deadline - max(0.005, 0.02 * (deadline - self._clock())))
+
+    def _left_s(self, deadline: Deadline) -> float:
+        """Seconds that may still be spent before what follows the last stage."""
+        return self._stage_deadline(deadline) - self._clock()
+
+    async def answer(self, caller: Caller, answer_id: AnswerId, wait_s: float = 0.0) -> Answer:
+        """The answer's current state, waiting up to *wait_s* seconds for it to be final.
+
+        Raises:
+            NotFound: *caller*'s tenant has no such answer.
+        """
+        if wait_s > 0.0:
+            found = await self._when_final(caller.tenant, answer_id, min(wait_s, MAX_WAIT_S))
+        else:
+            found = await self._store.answer(caller.tenant, answer_id)
+        if found is None:
+            raise NotFound(f"there is no answer {answer_id!r}")
+        return found
+
+    async def _when_final(self, tenant: str, answer_id: AnswerId, wait_s: float) -> Answer | None:
+        """The answer, once it is final, *wait_s* have passed, or this gateway drains."""
+        final = asyncio.ensure_future(self._store.wait(tenant, answer_id, wait_s))
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            await asyncio.wait((final, draining), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            draining.cancel()
+            final.cancel()
+            await asyncio.wait((final,))
+        return await self._store.answer(tenant, answer_id) if final.cancelled() else final.result()
+
+    async def feedback(self, caller: Caller, answer_id: AnswerId, item: int, label: str) -> None:
+        """Keep what an item's true label turned out to be.
+
+        Raises:
+            NotFound: *caller*'s tenant has no such answer or item.
+        """
+        await self._store.add_feedback(caller.tenant, answer_id, item, label, caller.name)
+
+    def metadata(self, name: str, version: str = "") -> ModelMetadata:
+        """Describe the route *name*; `auto` takes any one input, and its outputs are those of the route it comes to.
+
+        Raises:
+            NotFound: there is no such name or version.
+        """
+        if name == AUTO and self._serves_auto:
+            return ModelMetadata(AUTO, (ROUTE_VERSION,), "pointsman", (_ANYTHING,), ())
+        route = self._route(name, version)
+        return ModelMetadata(name, (ROUTE_VERSION,), "pointsman", route.signature.inputs, route.signature.outputs)
+
+    def names(self) -> Sequence[str]:
+        """Every route, and every exposed model."""
+        return tuple(self.catalog.routes)
+
+    def is_ready(self) -> bool:
+        """Whether new requests are welcome: not draining, and no route without a stage that is ready."""
+        return not self._draining.is_set() and all(self._can_answer(route) for route in self.catalog.routes.values())
+
+    def is_model_ready(self, name: str, version: str = "") -> bool:
+        """Whether a request for *name* would be answered by a model.
+
+        Raises:
+            NotFound: there is no such name or version.
+        """
+        if name == AUTO and self._serves_auto:
+            return self.is_ready()
+        return self._can_answer(self._route(name, version)) and not self._draining.is_set()
+
+    def drain(self) -> None:
+        """Refuse new requests from now on, and end long polls; what is in flight goes on."""
+        self._draining.set()
+
+    async def idle(self) -> None:
+        """Return when no request is being answered."""
+        await self._idle.wait()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered."""
+        return self._in_flight
+
+    @property
+    def _serves_auto(self) -> bool:
+        return bool(self.catalog.table.rules or self.catalog.table.default)
+
+    def _can_answer(self, route: Route) -> bool:
+        return any(state.ready for state in self.catalog.states(route).values())
+
+    def _route(self, name: str, version: str) -> Route:
+        route = self.catalog.routes.get(name)
+        if route is None:
+            raise _unknown(self.catalog, name)
+        if version not in ("", ROUTE_VERSION):
+            raise NotFound(f"route {name!r} has no version {shorten(version)}; its only version is {ROUTE_VERSION}")
+        return route
+
+
+_ANYTHING = TensorSpec("input", Datatype.BYTES, (1,))
+"""What `auto` says it takes: one item's bytes, whatever they are."""
+
+ROUTE_VERSION = "1"
+"""A route is a policy, not a file of weights: it has one version, and its models have theirs."""
+
+
+def _pick(catalog: Catalog, request: Request) -> Picked:
+    if request.version not in ("", ROUTE_VERSION):
+        raise NotFound(f"route {request.route!r} has no version {shorten(request.version)}; leave the version out")
+    match route_by(catalog.table, _traits(request)):
+        case Picked() as picked:
+            return picked
+        case Unknown(name):
+            raise _unknown(catalog, name)
+        case _:
+            raise InvalidInput("no rule of `classify` matches this request; name a route, or add `otherwise`")
+
+
+def _unknown(catalog: Catalog, name: str) -> NotFound:
+    return NotFound(f"there is no route {name!r}; known: {', '.join(sorted(catalog.routes))}")
+
+
+def _traits(request: Request) -> Traits:
+    payload = request.payload
+    return Traits(
+        route=request.route,
+        content_type=payload.content_type,
+        size_bytes=payload.size_bytes,
+        tenant=request.caller.tenant,
+        parameters=request.parameters,
+    )

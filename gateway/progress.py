@@ -1,0 +1,141 @@
+"""One request's items on their way through a cascade: which are open, and what every stage has said of each.
+
+Only rows that a stage escalated reach the next; an item that is accepted never changes again. The pipeline runs the
+stages, this keeps the books: it does no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from backends.contract import Tensors
+from backends.errors import BackendFailed, Code, DeadlineExceeded, PointsmanError, Unavailable
+from gateway.answer import ItemAnswer, StageRecord, Status
+from router.contract import Decision, OnDefer, Reason, Route, Verdict
+
+_REASONS = {
+    Code.DEADLINE_EXCEEDED: Reason.OUT_OF_TIME,
+    Code.UNAVAILABLE: Reason.STAGE_UNAVAILABLE,
+    Code.BACKEND_FAILED: Reason.STAGE_FAILED,
+}
+
+
+@dataclass(slots=True)
+class _Item:
+    """One item: the last stage that answered it, and the trail of all that were asked."""
+
+    reason: Reason | None = None
+    stage: str | None = None
+    label: str | None = None
+    outputs: Tensors | None = None
+    confidence: float | None = None
+    accepted: bool = False
+    trail: list[StageRecord] = field(default_factory=list)
+
+
+class Progress:
+    """The items of one request; owned by the task that answers it."""
+
+    def __init__(self, size: int) -> None:
+        self._items = [_Item() for _ in range(size)]
+        self.open: list[int] = list(range(size))
+        """Items that no stage has accepted, ascending."""
+
+    def judged(self, stage: str, version: str, outputs: Tensors, verdicts: Sequence[Verdict]) -> None:
+        """Enter what *stage* answered for the open items, row by row, and what was made of it."""
+        labels = _labels(outputs)
+        still_open = []
+        for row, (index, verdict) in enumerate(zip(self.open, verdicts, strict=True)):
+            item = self._items[index]
+            item.stage, item.label, item.confidence = stage, labels[row], verdict.confidence
+            item.outputs = {name: tensor.rows(row, row + 1) for name, tensor in outputs.items()}
+            item.reason = verdict.reason
+            item.accepted = verdict.decision is Decision.ACCEPT
+            item.trail.append(
+                StageRecord(stage, version, item.label, verdict.confidence, verdict.decision, verdict.reason)
+            )
+            if not item.accepted:
+                still_open.append(index)
+        self.open = still_open
+
+    def passed_over(self, stage: str, version: str, reason: Reason) -> None:
+        """Enter that *stage* gave the open items no answer."""
+        for index in self.open:
+            item = self._items[index]
+            item.reason = reason
+            item.trail.append(StageRecord(stage, version, None, None, Decision.ESCALATE, reason))
+
+    def failed(self, stage: str, version: str, error: PointsmanError) -> None:
+        """Enter that *stage* failed on the open items; the cascade goes on.
+
+        Raises:
+            PointsmanError: *error* itself, where another stage would meet it too.
+        """
+        reason = _REASONS.get(error.code)
+        if reason is None:
+            raise error
+        self.passed_over(stage, version, reason)
+
+    def settle(self, route: Route, reason: Reason | None = None) -> tuple[ItemAnswer, ...]:
+        """Every item's answer, now that no stage is left to ask.
+
+        What no stage was sure of goes to the route's person; without one it is answered as uncertain, where `on_defer`
+        says so and a stage has answered, and refused otherwise.
+
+        Args:
+            route: says who decides what is open.
+            reason: why the open items go to a person; None: what their last stage left them with.
+
+        Raises:
+            DeadlineExceeded: there was no time for a stage, and there is no person.
+            BackendFailed: the last stage failed, and there is no person.
+            Unavailable: no stage was sure, or none was ready, and there is no person.
+        """
+        for index in self.open:
+            item = self._items[index]
+            item.reason = reason or item.reason
+            if route.human is None and (route.on_defer is OnDefer.ERROR or item.outputs is None):
+                raise _refusal(route, item)
+        return tuple(_answer(item, deferred=route.human is not None) for item in self._items)
+
+
+def _answer(item: _Item, *, deferred: bool) -> ItemAnswer:
+    if item.accepted:
+        status = Status.FINAL
+    elif item.outputs is None:
+        status = Status.PENDING
+    else:
+        status = Status.PROVISIONAL
+    waits = deferred and not item.accepted
+    return ItemAnswer(
+        status=status,
+        stage=item.stage,
+        label=item.label,
+        outputs=item.outputs,
+        confidence=item.confidence,
+        decided_by=None if waits else f"model:{item.stage}",
+        reason=item.reason,
+        trail=tuple(item.trail),
+    )
+
+
+def _refusal(route: Route, item: _Item) -> PointsmanError:
+    match item.reason:
+        case Reason.OUT_OF_TIME:
+            return DeadlineExceeded(f"no stage of route {route.name!r} could answer by the deadline; allow more time")
+        case Reason.STAGE_FAILED:
+            return BackendFailed(f"the last stage of route {route.name!r} failed on this input")
+        case Reason.STAGE_UNAVAILABLE:
+            return Unavailable(f"no stage of route {route.name!r} is available; try again", retry_after_s=1.0)
+        case _:
+            return Unavailable(f"no stage of route {route.name!r} is sure enough, and it has no person to ask")
+
+
+def _labels(outputs: Tensors) -> list[str | None]:
+    """The labels that stand in the output `label`, one an item; None where there is none."""
+    size = next(iter(outputs.values())).shape[0]
+    if "label" not in outputs:
+        return [None] * size
+    column = outputs["label"].numpy().reshape(size)
+    return [bytes(label).decode(errors="replace") or None for label in column]

@@ -1,0 +1,107 @@
+"""A request as every edge hands it to the pipeline, whatever protocol it came by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+from backends.contract import NO_DEADLINE, Deadline, ParameterValue, Tensors
+from router.contract import OnDefer
+
+MAX_ITEMS = 4096
+"""Most items in one request."""
+
+
+class Protocol(StrEnum):
+    """How a request arrived; a label of the metrics."""
+
+    OIP_HTTP = "oip_http"
+    OIP_GRPC = "oip_grpc"
+    V1_HTTP = "v1_http"
+    V1_GRPC = "v1_grpc"
+
+
+class Role(StrEnum):
+    """What a caller may do."""
+
+    CALLER = "caller"
+    REVIEWER = "reviewer"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the API key's name, its tenant, and what it may do."""
+
+    name: str = "anonymous"
+    tenant: str = "default"
+    roles: frozenset[Role] = frozenset(Role)
+
+
+@dataclass(frozen=True, slots=True)
+class RawBody:
+    """One item's one BYTES input, as a request's whole body (`/v1`, text or image)."""
+
+    data: bytes
+    content_type: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the input."""
+        return len(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class JsonInputs:
+    """`{"inputs": {...}}` of `/v1`, parsed but not yet typed: the route's signature does that.
+
+    Any: JSON values.
+    """
+
+    values: Mapping[str, Any]
+    size_bytes: int
+    content_type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorInputs:
+    """Named tensors with a batch axis, as the Open Inference Protocol sends them."""
+
+    tensors: Tensors
+    content_type: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the inputs that are in host memory."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+Payload: TypeAlias = RawBody | JsonInputs | TensorInputs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """What an edge has understood of a call; nothing in it has been checked against a route yet.
+
+    Attributes:
+        route: a route's name, or `auto`.
+        version: the model version asked for; "" for any.
+        parameters: the caller's own, `pointsman_*` ones removed.
+        deadline: the caller's; the route's is applied by the pipeline.
+        idempotency_key: the caller's, or None.
+        fingerprint: SHA-256 over the canonical request; empty where there is no key.
+        on_defer: what the caller wants for a deferred item; None: what the route says. `/v1` ignores it.
+    """
+
+    route: str
+    payload: Payload
+    protocol: Protocol
+    caller: Caller = field(default_factory=Caller)
+    version: str = ""
+    parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
+    deadline: Deadline = NO_DEADLINE
+    idempotency_key: str | None = None
+    fingerprint: bytes = b""
+    on_defer: OnDefer | None = None

@@ -1,0 +1,224 @@
+"""The gateway as a process: listeners, signals, and an end at which nothing accepted is lost.
+
+Stopping, on SIGTERM or SIGINT:
+
+1. Readiness turns 503 and gRPC health NOT_SERVING; new requests are refused as UNAVAILABLE, long polls return.
+2. The data plane's listeners close; what was accepted goes on, for `drain_s` seconds at most.
+3. What is left then is refused as UNAVAILABLE.
+4. The control plane closes, then the models, then the store, which commits what it has queued.
+
+A second signal skips the waiting. Addresses are bound before any model is loaded, so that a port in use is told at
+once; they accept only when everything is ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+
+from gateway.compose import Gateway, compose
+from gateway.grpc_server import GrpcServer
+from gateway.settings import Settings
+
+MAINTENANCE_S = 2.0
+"""Between two rounds of the store's upkeep."""
+
+LAG_PROBE_S = 0.1
+"""Between two measurements of how late the event loop is."""
+
+_LAST_REPLIES_S = 2
+"""What refused requests get to write their replies."""
+
+log = logging.getLogger("pointsman.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the gateway listens, each as `host:port`."""
+
+    http: str
+    grpc: str
+    control: str
+
+
+def run(settings: Settings, announce: Callable[[Addresses], None]) -> None:
+    """Serve *settings* until a signal ends it; calls *announce* once, when every listener answers.
+
+    Raises:
+        OSError: an address cannot be bound.
+        PointsmanError: a model or the store cannot be opened.
+    """
+    uvloop.run(serve(settings, announce))
+
+
+async def serve(settings: Settings, announce: Callable[[Addresses], None]) -> None:
+    """As `run`, on the running loop, which belongs to the gateway alone."""
+    server = settings.server
+    if server.grpc_port:
+        _bind(server.host, server.grpc_port).close()  # gRPC binds for itself, but late: a port in use is told now
+    with _Signals() as signals, _bound(server.host, server.http_port, server.control_port) as (http, control):
+        async with compose(settings) as gateway, _background(gateway):
+            data = _Listener(gateway.http_app, http, server.drain_s + _LAST_REPLIES_S)
+            async with _Listener(gateway.control_app, control, _LAST_REPLIES_S), data, gateway.grpc as grpc:
+                gc.freeze()  # what start-up has built stays: collections need not walk it again
+                announce(Addresses(_address(http), grpc.address, _address(control)))
+                await signals.first.wait()
+                log.info("stopping: %d requests in flight, up to %g s", gateway.pipeline.in_flight, server.drain_s)
+                await _drain(gateway, data, grpc, signals, server.drain_s)
+    if gateway.patience.abandoned:
+        # Everything that counts is committed. Python would wait for the threads of a model that hangs, for ever.
+        logging.shutdown()
+        os._exit(0)
+
+
+async def _drain(gateway: Gateway, data: _Listener, grpc: GrpcServer, signals: _Signals, drain_s: float) -> None:
+    gateway.pipeline.drain()
+    data.close()
+    closing = asyncio.ensure_future(grpc.drain(drain_s + _LAST_REPLIES_S))
+    idle = asyncio.ensure_future(gateway.pipeline.idle())
+    again = asyncio.ensure_future(signals.second.wait())
+    await asyncio.wait((idle, again), timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
+    idle.cancel()
+    again.cancel()
+    await gateway.refuse_the_rest()
+    if signals.second.is_set():
+        data.abort()
+    await closing
+
+
+class _Signals:
+    """SIGTERM and SIGINT as events, in place of what Python does on them."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._arrived)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+    def _arrived(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+
+@contextlib.contextmanager
+def _bound(host: str, *ports: int) -> Iterator[tuple[socket.socket, ...]]:
+    """A socket for every port (0: any), bound and not yet listening."""
+    with contextlib.ExitStack() as stack:
+        yield tuple(stack.enter_context(_bind(host, port)) for port in ports)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from error
+    return bound
+
+
+def _address(bound: socket.socket) -> str:
+    host, port, *_ = bound.getsockname()
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class _Listener:
+    """An ASGI application on a bound socket, by uvicorn, without its signal handlers."""
+
+    def __init__(self, app: ASGIApp, bound: socket.socket, grace_s: float) -> None:
+        self._bound = bound
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=int(grace_s),
+            )
+        )
+
+    async def __aenter__(self) -> Self:
+        server = self._server
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
+        await server.startup(sockets=[self._bound])
+        self._running = asyncio.ensure_future(server.main_loop())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        await self._closing
+
+    def close(self) -> None:
+        """Stop accepting now; `__aexit__` waits for what was accepted. Closing twice is harmless."""
+        if not self._server.should_exit:
+            self._server.should_exit = True
+            self._closing = asyncio.ensure_future(self._close())
+
+    def abort(self) -> None:
+        """Wait for nothing any more."""
+        self._server.force_exit = True
+
+    async def _close(self) -> None:
+        await self._running
+        await self._server.shutdown(sockets=[self._bound])
+
+
+@contextlib.asynccontextmanager
+async def _background(gateway: Gateway) -> AsyncIterator[None]:
+    """The work that goes on beside requests; what fails in it is logged, and tried again.
+
+    No TaskGroup: it would wrap what ends the gateway itself, such as a port in use, into a group.
+    """
+    running = (asyncio.create_task(_maintain(gateway)), asyncio.create_task(_probe_lag(gateway)))
+    try:
+        yield
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
+
+
+async def _maintain(gateway: Gateway) -> None:
+    while True:
+        try:
+            await gateway.store.maintain()
+        except Exception:  # the next round may fare better, and upkeep must never stop
+            log.exception("the store's upkeep failed; it is tried again in %g s", MAINTENANCE_S)
+        await asyncio.sleep(MAINTENANCE_S)
+
+
+async def _probe_lag(gateway: Gateway) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + LAG_PROBE_S
+        await asyncio.sleep(LAG_PROBE_S)
+        gateway.telemetry.on_lag(max(0.0, loop.time() - due))

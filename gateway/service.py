@@ -1,0 +1,77 @@
+"""The data plane as the edges see it: one interface that HTTP, gRPC and ASGI serve.
+
+`gateway.pipeline.Pipeline` implements it. The edges parse, authenticate, call this, and render; they decide nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from backends.contract import TensorSpec
+from gateway.answer import Answer, AnswerId
+from gateway.request import Caller, Request
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """A route or an exposed model, as `GET /v2/models/{name}` describes it (shapes without the batch axis)."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Service(Protocol):
+    """What a data plane edge can ask."""
+
+    async def decide(self, request: Request) -> Answer:
+        """Answer *request*, or hand it to people; see `Pipeline.decide`.
+
+        Raises:
+            PointsmanError: with the code to send.
+        """
+        ...
+
+    async def answer(self, caller: Caller, answer_id: AnswerId, wait_s: float = 0.0) -> Answer:
+        """The answer's current state, waiting up to *wait_s* seconds for it to be final; not at all while draining.
+
+        Raises:
+            NotFound: *caller*'s tenant has no such answer.
+        """
+        ...
+
+    async def feedback(self, caller: Caller, answer_id: AnswerId, item: int, label: str) -> None:
+        """Keep what an item's true label turned out to be.
+
+        Raises:
+            NotFound: *caller*'s tenant has no such answer or item.
+        """
+        ...
+
+    def metadata(self, name: str, version: str = "") -> ModelMetadata:
+        """Describe a route (or an exposed model).
+
+        Raises:
+            NotFound: there is no such name or version.
+        """
+        ...
+
+    def names(self) -> Sequence[str]:
+        """Every name that `metadata` knows."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Whether new requests are welcome: started, not draining, every route has a stage that is ready."""
+        ...
+
+    def is_model_ready(self, name: str, version: str = "") -> bool:
+        """Whether *name* would be answered.
+
+        Raises:
+            NotFound: there is no such name or version.
+        """
+        ...

@@ -1,0 +1,22 @@
+"""The configuration: one YAML file in, frozen options or every fault at once out.
+
+    file ──► document (data with places) ──► written (sections, by pydantic) ──► load (sections against each other)
+
+`load_settings` reads and checks, `settings_schema` describes; `Settings` is all that the rest of the gateway sees.
+"""
+
+from gateway.settings.document import Fault
+from gateway.settings.load import SettingsError, load_settings
+from gateway.settings.options import ModelSettings, RouteSettings, ServerOptions, Settings
+from gateway.settings.schema import settings_schema
+
+__all__ = [
+    "Fault",
+    "ModelSettings",
+    "RouteSettings",
+    "ServerOptions",
+    "Settings",
+    "SettingsError",
+    "load_settings",
+    "settings_schema",
+]

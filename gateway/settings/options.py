@@ -1,0 +1,117 @@
+"""What the configuration comes to: frozen options, checked against each other, for `gateway.compose` to build from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backends.contract import TensorSpec
+from batching.options import BatchingOptions
+from gateway.security import SecurityOptions
+from gateway.store.options import StoreOptions
+from router.calibration import Calibration, Calibrator, Identity
+from router.confidence import Measure
+from router.contract import AcceptRule, HumanPolicy, OnDefer
+from router.table import RouteTable
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """One entry of `models`.
+
+    Attributes:
+        backend: name of the kind of backend, as `backends.registry.backend_type` knows it.
+        options: an instance of that kind's `options`, paths absolute. Any: each kind has its own.
+        preprocess: steps that `kernels.plan.parse_spec` has accepted.
+        postprocess: the same.
+        base: the folder that file names in steps are relative to.
+        labels: of the model's classes, by index; None where it has none.
+        measure: what of its outputs says how sure it is.
+        calibration: what turns that into P(the model is right), and for which version it was fitted.
+        cost: of an item; only ratios matter.
+        expose: reachable under its own name too.
+    """
+
+    name: str
+    backend: str
+    options: Any
+    preprocess: tuple[Any, ...]  # Any: names and one-key mappings, as written
+    postprocess: tuple[Any, ...]
+    base: Path
+    labels: tuple[str, ...] | None
+    measure: Measure
+    calibration: Calibration | None
+    batching: BatchingOptions
+    cost: float
+    expose: bool
+
+    @property
+    def calibrator(self) -> Calibrator:
+        """The calibration's, or the one that takes scores as they are."""
+        return self.calibration.calibrator if self.calibration else Identity()
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSettings:
+    """One entry of `routes`: a `router.contract.Route`, but for the outputs, which the models will tell.
+
+    Attributes:
+        inputs: as callers send them, before decoding, without the batch axis.
+        cascade: names of models, from cheap to strong.
+        labels: what all its stages answer with, by index; None where they have none.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    decode: str | None
+    cascade: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    accept: AcceptRule
+    human: HumanPolicy | None
+    on_defer: OnDefer
+    deadline_s: float
+    max_error: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Where the gateway listens, and how it stops.
+
+    Attributes:
+        http_port: of the HTTP data plane; 0 for any free port, as for the others.
+        grpc_port: of the gRPC data plane.
+        control_port: of metrics, inbox and status.
+        max_body_bytes: the largest request that is read.
+        drain_s: seconds that accepted requests get to finish when the gateway stops.
+        trusted_hosts: host names under which browsers reach the control port, beside localhost and addresses.
+    """
+
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    control_port: int = 8002
+    max_body_bytes: int = 16 * 1024 * 1024
+    drain_s: float = 20.0
+    trusted_hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A whole configuration without faults.
+
+    Attributes:
+        file: where it was read.
+        models: by name, in the order of the file.
+        routes: by name, in the order of the file.
+        table: the rules of `classify`; its names are those of `routes` and of the exposed models.
+    """
+
+    file: Path
+    models: Mapping[str, ModelSettings]
+    routes: Mapping[str, RouteSettings]
+    table: RouteTable
+    server: ServerOptions
+    store: StoreOptions
+    security: SecurityOptions

@@ -1,0 +1,214 @@
+"""Idempotency keys: absent → in progress (under a lease and a fence) → done.
+
+A request that takes longer than its lease renews it. One that fails in a way a retry may mend gives its key back; one
+whose process died leaves it in progress, and the lease ends with that process. A key is bound to the first body it came
+with until then, and while it is done: another body is a mismatch. Done keys are kept until their answer is final and 24
+hours more, even where the disk limit has purged the answer: what was answered once is never answered anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, select, tuple_, update
+
+from backends.errors import Code, Conflict, PointsmanError
+from gateway.answer import AnswerId
+from gateway.store.bulk import Row, insert_rows
+from gateway.store.contract import KEY_LEASE_S, Done, Fresh, InProgress, KeyClaim, Mismatch, RequestKey
+from gateway.store.schema import IDEMPOTENCY_KEYS
+from gateway.store.transaction import Transaction
+
+KEEP_S = 24 * 3600.0
+
+_IN_PROGRESS, _DONE = "in_progress", "done"
+_Key: TypeAlias = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRequest:
+    """A key, and the SHA-256 of the body it came with."""
+
+    key: RequestKey
+    fingerprint: bytes
+
+
+def claim_keys(transaction: Transaction, requests: Sequence[KeyRequest]) -> list[KeyClaim]:
+    """Claim many keys with two statements; of several claims of one key, the first wins."""
+    stored = _load(transaction, [request.key for request in requests])
+    claims: list[KeyClaim] = []
+    taken: dict[_Key, Row] = {}
+    for request in requests:
+        key = _columns(request.key)
+        if key in taken:
+            same = request.fingerprint == taken[key][3]
+            claims.append(InProgress() if same else Mismatch())
+            continue
+        claim = _judge(stored.get(key), request.fingerprint, transaction)
+        if isinstance(claim, Fresh):
+            taken[key] = _leased(transaction, key, request.fingerprint, claim.fence)
+        claims.append(claim)
+    insert_rows(transaction.connection, IDEMPOTENCY_KEYS, list(taken.values()), replace=True)
+    return claims
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """A key whose request, which claimed it under *fence*, is still being answered."""
+
+    key: RequestKey
+    fence: int
+
+
+def renew_keys(transaction: Transaction, renewals: Sequence[Renewal]) -> list[bool]:
+    """Extend the leases of many keys with two statements; for each, whether it is still held."""
+    stored = _load(transaction, [renewal.key for renewal in renewals])
+    held: list[bool] = []
+    leased: dict[_Key, Row] = {}
+    for renewal in renewals:
+        key = _columns(renewal.key)
+        row = stored.get(key)
+        if row is None or row["state"] != _IN_PROGRESS or row["fence"] != renewal.fence:
+            held.append(False)
+            continue
+        held.append(True)
+        leased[key] = _leased(transaction, key, row["fingerprint"], renewal.fence)
+    insert_rows(transaction.connection, IDEMPOTENCY_KEYS, list(leased.values()), replace=True)
+    return held
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """A key held under *fence*, the answer it led to, and the Unix time after which it is forgotten (None: open)."""
+
+    key: RequestKey
+    fence: int
+    answer_id: AnswerId
+    expires_s: float | None
+
+
+def finish_with_answers(transaction: Transaction, finishes: Sequence[Finish]) -> list[PointsmanError | None]:
+    """Mark many keys done with two statements; for each, None or the Conflict. Repeating one is harmless."""
+    stored = _load(transaction, [finish.key for finish in finishes])
+    outcomes: list[PointsmanError | None] = []
+    done: list[Row] = []
+    for finish in finishes:
+        row = stored.get(_columns(finish.key))
+        if not _is_held(row, finish.fence, finish.answer_id):
+            outcomes.append(
+                Conflict(
+                    f"idempotency key {finish.key.key!r} is no longer held by this request; repeat it to get its answer"
+                )
+            )
+            continue
+        assert row is not None
+        outcomes.append(None)
+        end = (finish.answer_id, None, "", finish.expires_s)
+        done.append((*_columns(finish.key), row["fingerprint"], _DONE, finish.fence, None, None, *end))
+    insert_rows(transaction.connection, IDEMPOTENCY_KEYS, done, replace=True)
+    return outcomes
+
+
+def finish_with_refusal(transaction: Transaction, key: RequestKey, fence: int, code: Code, message: str) -> None:
+    """Mark *key* done with a refusal; a stale *fence* changes nothing."""
+    values = {"new_answer_id": None, "new_code": code.value, "new_message": message}
+    transaction.connection.execute(_FINISH, _where(key, fence) | values | {"new_expires_s": transaction.now_s + KEEP_S})
+
+
+def release(transaction: Transaction, key: RequestKey, fence: int) -> None:
+    """Forget *key*; a stale *fence* changes nothing. Fences never repeat, so its former holder stays stale."""
+    transaction.connection.execute(_RELEASE, _where(key, fence))
+
+
+def close_answer(transaction: Transaction, answer_id: AnswerId) -> None:
+    """Start the time after which the key of *answer_id* is forgotten: nothing about the answer is open any more."""
+    transaction.connection.execute(_CLOSE, {"of_answer": answer_id, "new_expires_s": transaction.now_s + KEEP_S})
+
+
+def reopen_of(connection: Connection, owner: int) -> None:
+    """End the leases that the dead process *owner* gave."""
+    connection.execute(
+        update(IDEMPOTENCY_KEYS).where(_C.state == _IN_PROGRESS, _C.owner == owner).values(lease_until_s=0.0),
+    )
+
+
+def _judge(row: RowMapping | None, fingerprint: bytes, transaction: Transaction) -> KeyClaim:
+    # 1. absent, or done and due to be forgotten: fresh
+    # 2. another body: mismatch, whatever became of the first
+    # 3. done: what it was answered with
+    # 4. in progress: leave it to its holder, until the lease has run out
+    if row is None or (
+        row["state"] == _DONE and row["expires_s"] is not None and row["expires_s"] <= transaction.now_s
+    ):
+        return Fresh(transaction.identity.next_fence())
+    if row["fingerprint"] != fingerprint:
+        return Mismatch()
+    if row["state"] == _DONE:
+        return Done(row["answer_id"], None if row["code"] is None else Code(row["code"]), row["message"])
+    if row["lease_until_s"] > transaction.now:
+        return InProgress()
+    return Fresh(transaction.identity.next_fence())
+
+
+def _leased(transaction: Transaction, key: _Key, fingerprint: bytes, fence: int) -> Row:
+    lease = (transaction.identity.slot, transaction.now + KEY_LEASE_S)
+    # A key that nobody finishes or claims again is forgotten as late as a finished one.
+    end = (None, None, "", transaction.now_s + KEEP_S)
+    return (*key, fingerprint, _IN_PROGRESS, fence, *lease, *end)
+
+
+def _is_held(row: RowMapping | None, fence: int, answer_id: AnswerId) -> bool:
+    if row is None or row["fence"] != fence:
+        return False
+    return bool(row["state"] == _IN_PROGRESS or row["answer_id"] == answer_id)
+
+
+def _load(transaction: Transaction, keys: Sequence[RequestKey]) -> dict[_Key, RowMapping]:
+    if not keys:
+        return {}
+    found = transaction.connection.execute(_LOAD, {"keys": [_columns(key) for key in keys]}).mappings()
+    return {(row["tenant"], row["route"], row["key"]): row for row in found}
+
+
+def _columns(key: RequestKey) -> _Key:
+    return key.tenant, key.route, key.key
+
+
+def _where(key: RequestKey, fence: int) -> dict[str, object]:
+    return {"of_tenant": key.tenant, "of_route": key.route, "of_key": key.key, "of_fence": fence}
+
+
+_C = IDEMPOTENCY_KEYS.c
+_HELD = and_(
+    _C.tenant == bindparam("of_tenant"),
+    _C.route == bindparam("of_route"),
+    _C.key == bindparam("of_key"),
+    _C.fence == bindparam("of_fence"),
+    _C.state == _IN_PROGRESS,
+)
+_LOAD = (
+    select(IDEMPOTENCY_KEYS)
+    .where(tuple_(_C.tenant, _C.route, _C.key).in_(bindparam("keys", expanding=True)))
+    .with_for_update()
+)
+_FINISH = (
+    update(IDEMPOTENCY_KEYS)
+    .where(_HELD)
+    .values(
+        state=_DONE,
+        owner=None,
+        lease_until_s=None,
+        answer_id=bindparam("new_answer_id"),
+        code=bindparam("new_code"),
+        message=bindparam("new_message"),
+        expires_s=bindparam("new_expires_s"),
+    )
+)
+_RELEASE = delete(IDEMPOTENCY_KEYS).where(_HELD)
+_CLOSE = (
+    update(IDEMPOTENCY_KEYS)
+    .where(_C.answer_id == bindparam("of_answer"), _C.state == _DONE)
+    .values(expires_s=bindparam("new_expires_s"))
+)

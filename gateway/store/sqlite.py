@@ -1,0 +1,264 @@
+"""SQLite as the store's database: which build of it, how it is opened, who writes, how large it is.
+
+**Which SQLite.** Releases before 3.51.3 have a race in WAL mode that can lose a commit (fixed there, and in the
+backports 3.50.7 and 3.44.6). `pysqlite3` bundles a sound one; the standard library's is used only where it is sound.
+
+**Durability.** WAL with `synchronous=FULL`: when COMMIT returns, the change survives power loss. `BEGIN IMMEDIATE`
+takes the write lock at once, so that a transaction never fails half-way for another process's sake.
+
+**Writers.** Several processes of one host may open the same file. Each takes the lowest free *slot*, by a lock
+(`flock`) on the file `NAME-writer-SLOT`, which the kernel frees when the process ends, however it ends. So whoever
+holds a slot's lock knows that the slot's former holder is dead, and with it every lease it gave: they are reopened
+when a store is opened, and by `maintain`. Rejected: process ids (reused), heartbeats (a stopped process is not dead,
+and they cost writes), boot ids (a lease of an earlier boot has a dead owner anyway).
+
+**Leases** run on `time.monotonic()`, one clock for all processes since the host booted, which wall-clock jumps do not
+touch. It stands still while the host sleeps, so that leases outlast a closed lid; fences keep that harmless. Processes
+in different time namespaces must not share a store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+from types import ModuleType
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool, QueuePool
+
+from gateway.store.options import CannotOpenStore, StoreOptions
+
+_WAL_LIMIT_BYTES = 16 * 2**20
+_READERS = 2
+
+_R = TypeVar("_R")
+
+
+def is_sound(version: tuple[int, ...]) -> bool:
+    """Whether SQLite *version* is without the WAL race that can lose commits."""
+    return version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+
+
+def find_module() -> ModuleType:
+    """The DB-API module of a sound SQLite: `pysqlite3`'s, else the standard library's.
+
+    Raises:
+        CannotOpenStore: neither is sound.
+    """
+    found = []
+    for name in ("pysqlite3.dbapi2", "sqlite3.dbapi2"):
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            continue
+        if is_sound(module.sqlite_version_info):
+            return module
+        found.append(f"{name.partition('.')[0]} has {module.sqlite_version}")
+    raise CannotOpenStore(
+        f"no SQLite here is safe to keep answers in ({', '.join(found) or 'none found'}): versions before 3.51.3 can"
+        " lose commits; install pysqlite3>=0.6.1",
+    )
+
+
+class SqliteDatabase:
+    """One SQLite file, opened for one writer thread and a few reading ones. Every method blocks."""
+
+    def __init__(self, options: StoreOptions) -> None:
+        """Open the file, or make it.
+
+        Raises:
+            CannotOpenStore: it cannot be read and written, or is no SQLite file.
+        """
+        self._path = options.path.absolute()
+        self._module = module = find_module()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # It holds what callers sent: for its owner's eyes. SQLite gives its side files the same mode.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as exc:
+            raise CannotOpenStore(f"store file {self._path}: {exc.strerror}; give `path` a file to write") from exc
+        url = URL.create("sqlite", database=str(self._path))
+        self._writing = _engine(module, url, options, NullPool, "BEGIN IMMEDIATE")
+        self.reading = _engine(module, url, options, QueuePool, "BEGIN", size=_READERS)
+        event.listen(self.reading, "connect", _forbid_writing)
+        try:
+            # auto_vacuum is heeded only before the first table, and neither works inside a transaction.
+            self._outside("PRAGMA auto_vacuum=INCREMENTAL", "PRAGMA journal_mode=WAL")
+            self.writer = self._writing.connect()
+        except (module.Error, DBAPIError) as exc:
+            raise CannotOpenStore(f"store file {self._path}: {exc}; free or restore it, or use another") from exc
+        self._slots: dict[int, int] = {}
+
+    @property
+    def readers(self) -> int:
+        """How many threads can read at once."""
+        return _READERS
+
+    def acquire_slot(self) -> int:
+        """The lowest slot that no living process holds; held from now on."""
+        slot = 0
+        while not self._lock(slot):
+            slot += 1
+        return slot
+
+    @contextlib.contextmanager
+    def slot_of_the_dead(self, slot: int) -> Iterator[bool]:
+        """Whether *slot*'s holder is dead; where it is, nobody can take the slot inside."""
+        acquired = slot not in self._slots and self._lock(slot)
+        try:
+            yield acquired
+        finally:
+            if acquired:
+                os.close(self._slots.pop(slot))
+
+    def used_bytes(self, connection: Connection) -> int:
+        """What the pages in use take; falls with every row deleted."""
+        pages = _pragma(connection, "page_count") - _pragma(connection, "freelist_count")
+        return pages * _pragma(connection, "page_size")
+
+    def size_bytes(self, connection: Connection) -> int:
+        """Pages in use, and the write-ahead log."""
+        return self.used_bytes(connection) + Path(f"{self._path}-wal").stat().st_size
+
+    def give_back(self, connection: Connection, pages: int) -> None:
+        """Return up to *pages* free pages to the file system, within *connection*'s transaction."""
+        # It frees a page a step, and steps by rows without columns, which SQLAlchemy would not fetch.
+        with contextlib.closing(connection.connection.cursor()) as cursor:
+            cursor.execute(f"PRAGMA incremental_vacuum({pages:d})")
+            cursor.fetchall()
+
+    def shrink_log(self) -> None:
+        """Move the write-ahead log into the file and truncate it, as far as readers allow."""
+        # It holds the write lock while it waits for readers, so it must not wait long.
+        with contextlib.suppress(self._module.Error):
+            self._outside("PRAGMA busy_timeout=50", "PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        """Close every connection and free the slot."""
+        self.reading.dispose()
+        self.writer.close()
+        self._writing.dispose()
+        while self._slots:
+            os.close(self._slots.popitem()[1])
+
+    def _outside(self, *pragmas: str) -> None:
+        """Run *pragmas* outside any transaction."""
+        with (
+            contextlib.closing(self._writing.raw_connection()) as connection,
+            contextlib.closing(connection.cursor()) as cursor,
+        ):
+            for pragma in pragmas:
+                cursor.execute(pragma)
+                cursor.fetchall()
+
+    def _lock(self, slot: int) -> bool:
+        descriptor = os.open(f"{self._path}-writer-{slot}", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        self._slots[slot] = descriptor
+        return True
+
+
+def read_untouched(options: StoreOptions, query: Callable[[Connection], _R]) -> _R:
+    """What *query* finds in a snapshot of the store file, which is neither written to nor locked against writers.
+
+    A file that somebody has open has a write-ahead log; it is read beside them, by their locks. One without is read as
+    immutable: SQLite would make a log for any other reader, and leave it there. Locks do not hold in that case, so what
+    was found counts only if nobody has touched the file meanwhile; else it is read again.
+
+    Nothing is left beside the file, except where its log has lost its index (`-shm`, a copy may lack it): SQLite reads
+    no log without one, and makes it.
+
+    Raises:
+        CannotOpenStore: there is no file, or it cannot be read; nothing was made.
+    """
+    module, path = find_module(), options.path.absolute()
+    while True:
+        before = _look(path)
+        access = {"mode": "ro"} if before.has_log else {"mode": "ro", "immutable": "1"}
+        url = URL.create("sqlite", database=path.as_uri(), query={"uri": "true"} | access)
+        engine = _engine(module, url, options, NullPool, "BEGIN")
+        event.listen(engine, "connect", _forbid_writing)
+        found: _R | Exception
+        try:
+            with engine.connect() as connection:
+                found = query(connection)
+        except (module.Error, DBAPIError) as exc:
+            found = exc
+        if not before.has_log and _look(path) != before:
+            continue
+        if isinstance(found, Exception):
+            reason = found.orig if isinstance(found, DBAPIError) else found
+            raise CannotOpenStore(f"store file {path}: {reason}; restore it, or check `path` of `store`") from found
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What changes when a file is written to, and whether it has a write-ahead log."""
+
+    inode: int
+    size_bytes: int
+    modified_ns: int
+    has_log: bool
+
+
+def _look(path: Path) -> _Look:
+    # Never by opening it: closing any descriptor of a file drops all the locks that this process has on it.
+    try:
+        stat = path.stat()
+    except OSError as exc:
+        raise CannotOpenStore(f"store file {path}: {exc.strerror}; check `path` of `store`") from exc
+    if not S_ISREG(stat.st_mode):
+        raise CannotOpenStore(f"store file {path} is no file; check `path` of `store`")
+    return _Look(stat.st_ino, stat.st_size, stat.st_mtime_ns, Path(f"{path}-wal").exists())
+
+
+def _engine(
+    module: ModuleType,
+    url: URL,
+    options: StoreOptions,
+    pool: type[NullPool] | type[QueuePool],
+    begin: str,
+    size: int | None = None,
+) -> Engine:
+    engine = create_engine(
+        url,
+        module=module,
+        poolclass=pool,
+        hide_parameters=True,  # they are what callers sent; errors are logged
+        connect_args={"check_same_thread": False, "timeout": options.busy_timeout_s, "cached_statements": 256},
+        **({} if size is None else {"pool_size": size, "max_overflow": 0}),
+    )
+
+    def on_connect(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # transactions are begun below, not guessed by the driver
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute(f"PRAGMA journal_size_limit={_WAL_LIMIT_BYTES}")
+
+    def on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    event.listen(engine, "connect", on_connect)
+    event.listen(engine, "begin", on_begin)
+    return engine
+
+
+def _forbid_writing(connection: Any, _record: object) -> None:  # Any: the driver's own, untyped
+    connection.execute("PRAGMA query_only=ON")
+
+
+def _pragma(connection: Connection, name: str) -> int:
+    return int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())

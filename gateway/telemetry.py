@@ -1,0 +1,196 @@
+"""Metrics and logs: the only module that knows their libraries.
+
+Everything below reports through small frozen records (`gateway.observe`, `batching`); here they become Prometheus
+series. Labels are names from the configuration and fixed sets of words, never anything that a caller invents, so the
+number of series is bounded.
+
+Names follow Prometheus's conventions (base units, `_seconds`, `_total`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from backends.errors import InvalidInput, PointsmanError
+from batching.report import BatchReport
+from batching.report import Outcome as BatchOutcome
+from gateway.catalog import Catalog
+from gateway.grpc_edge.calls import GrpcExchange
+from gateway.http.handler import HttpExchange
+from gateway.observe import RequestReport, StageReport
+from gateway.store.contract import QueueDepth, StoreStatistics
+
+_LATENCY_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
+_BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+log = logging.getLogger("pointsman")
+
+_CHAIN = 8
+"""Most causes of one exception that are logged."""
+
+
+class Telemetry:
+    """The gateway's metrics; takes the reports of the pipeline and of every batcher."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        for standard in (GCCollector, PlatformCollector, ProcessCollector):
+            standard(registry=self.registry)
+        self._requests = self._counter("pointsman_requests", "Requests that ended.", "route", "protocol", "outcome")
+        self._request_s = self._histogram(
+            "pointsman_request_duration_seconds", "From call to answer.", _LATENCY_S, "route", "protocol"
+        )
+        self._stage_s = self._histogram(
+            "pointsman_stage_duration_seconds", "A stage's queue, plan and model.", _LATENCY_S, "route", "stage"
+        )
+        self._decisions = self._counter(
+            "pointsman_decisions", "Items that a stage accepted, escalated or deferred.", "route", "stage", "decision"
+        )
+        self._confidence = self._histogram(
+            "pointsman_confidence", "Calibrated confidence of a model's answers.", _CONFIDENCE, "route", "model"
+        )
+        self._batch_size = self._histogram("pointsman_batch_size", "Items in a batch.", _BATCH, "model")
+        self._queue_s = self._histogram("pointsman_queue_wait_seconds", "A batch's oldest item.", _LATENCY_S, "model")
+        self._batch_s = self._histogram("pointsman_batch_duration_seconds", "A batch's run.", _LATENCY_S, "model")
+        self._http = self._counter("pointsman_http_responses", "HTTP responses of the data plane.", "path", "status")
+        self._grpc = self._counter("pointsman_grpc_calls", "gRPC calls that ended.", "method", "code")
+        self._reviews = Gauge(
+            "pointsman_reviews_open", "Reviews that wait for a person.", ["queue"], registry=self.registry
+        )
+        self._lag = self._histogram("pointsman_event_loop_lag_seconds", "How late the event loop was.", _LATENCY_S)
+        # A labelled child costs a lock and a tuple of strings to look up; the set of labels is small and fixed.
+        self._child: Callable[..., Any] = cache(lambda metric, *labels: metric.labels(*labels))
+
+    def serve(self, catalog: Callable[[], Catalog], store: Callable[[], StoreStatistics]) -> None:
+        """Show the queues of *catalog* and the state of *store* from now on."""
+        self.registry.register(_Snapshot(catalog, store))
+
+    def on_request(self, report: RequestReport) -> None:
+        """A request ended."""
+        self._child(self._requests, report.route, report.protocol.value, report.outcome.value).inc()
+        self._child(self._request_s, report.route, report.protocol.value).observe(report.duration_s)
+
+    def on_stage(self, report: StageReport) -> None:
+        """A stage ran."""
+        self._child(self._stage_s, report.route, report.stage).observe(report.duration_s)
+        for decision in report.decisions:
+            self._child(self._decisions, report.route, report.stage, decision.value).inc()
+        for confidence in report.confidences:
+            self._child(self._confidence, report.route, report.stage).observe(confidence)
+
+    def on_http(self, exchange: HttpExchange) -> None:
+        """An HTTP request of the data plane ended; paths are templates."""
+        self._child(self._http, exchange.template, str(exchange.status)).inc()
+
+    def on_grpc(self, exchange: GrpcExchange) -> None:
+        """A gRPC call ended."""
+        self._child(self._grpc, exchange.method, exchange.code.name).inc()
+
+    def on_batch(self, report: BatchReport) -> None:
+        """A batch ran."""
+        self._child(self._batch_size, report.model).observe(report.size)
+        self._child(self._batch_s, report.model).observe(report.infer_s)
+        self._child(self._queue_s, report.model).observe(report.queued_s)
+        # What its callers abandoned has not failed; what an item's contents caused would only repeat them here.
+        if report.outcome is BatchOutcome.FAILED and not isinstance(report.error, InvalidInput):
+            log.error("a batch of %d failed in model %s", report.size, report.model, exc_info=report.error)
+
+    def on_lag(self, lag_s: float) -> None:
+        """The event loop was *lag_s* seconds late."""
+        self._lag.observe(lag_s)
+
+    def on_queues(self, depths: Mapping[str, QueueDepth]) -> None:
+        """Show how many reviews wait in every queue."""
+        for queue, depth in depths.items():
+            self._child(self._reviews, queue).set(depth.open + depth.claimed)
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """The metrics in the format that *accept* asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(name, documentation, labels, registry=self.registry)
+
+    def _histogram(self, name: str, documentation: str, buckets: Iterable[float], *labels: str) -> Histogram:
+        return Histogram(name, documentation, labels, buckets=tuple(buckets), registry=self.registry)
+
+
+class _Snapshot(Collector):
+    """Gauges that are read off at every scrape instead of being kept up to date."""
+
+    def __init__(self, catalog: Callable[[], Catalog], store: Callable[[], StoreStatistics]) -> None:
+        self._catalog = catalog
+        self._store = store
+
+    def collect(self) -> Iterable[Metric]:
+        depth = GaugeMetricFamily("pointsman_queue_depth", "Items that wait for a batch.", labels=["model"])
+        running = GaugeMetricFamily("pointsman_batches_in_flight", "Batches that run.", labels=["model"])
+        ready = GaugeMetricFamily("pointsman_model_ready", "Whether the model takes batches.", labels=["model"])
+        for model in self._catalog().models.values():
+            statistics = model.batcher.statistics()
+            depth.add_metric([model.name], statistics.queued_items)
+            running.add_metric([model.name], statistics.in_flight)
+            ready.add_metric([model.name], float(model.state().ready))
+        store = self._store()
+        size = GaugeMetricFamily("pointsman_store_size_bytes", "The store on disk.", value=store.size_bytes)
+        limit = GaugeMetricFamily("pointsman_store_limit_bytes", "The store's limit.", value=store.limit_bytes)
+        writes = GaugeMetricFamily("pointsman_store_pending_writes", "Not yet committed.", value=store.pending_writes)
+        return [depth, running, ready, size, limit, writes]
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object a line, so that nothing a caller sends can forge a second one.
+
+    Of an exception the types and the places are logged, and the message only where it is ours or the operating
+    system's: a model's own messages quote its inputs (`invalid literal for int(): 'card 4711...'`), and what callers
+    send has no place in a log.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = _without_inputs(record.exc_info[1])
+        return json.dumps(line, ensure_ascii=True)
+
+
+def _without_inputs(error: BaseException | None) -> list[str]:
+    """*error* and what caused it, innermost first: each with its type, and where it was raised."""
+    told: list[str] = []
+    while error is not None and len(told) < _CHAIN:
+        said = f": {error}" if isinstance(error, PointsmanError | OSError) else ""
+        frames = [f"{f.filename}:{f.lineno} in {f.name}" for f in traceback.extract_tb(error.__traceback__)]
+        told.append(f"{type(error).__module__}.{type(error).__qualname__}{said} at {' < '.join(reversed(frames))}")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return told[::-1]
+
+
+def configure_logging(level: str = "INFO") -> None:
+    """Log JSON lines to standard error, from *level* on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # The servers' own lines repeat ours, and their access logs would name what callers sent.
+    for noisy in ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,1 @@
+"""Decoding, preprocessing and postprocessing on arrays: start with `plan`, whose steps are in `steps`."""

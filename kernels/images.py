@@ -1,0 +1,350 @@
+"""Image operations on NumPy arrays: the reference that every faster version must match.
+
+Conventions: images are (..., height, width, channels), channels last, RGB unless turned by `bgr`; every leading axis
+is a batch. Sizes are (height, width). Geometry (`resize` and what builds on it) takes and gives uint8, so that its
+result is the same whatever the device; convert with `scale` after it. Nothing writes to its input; a result may be
+a view of it where no element changes.
+
+Resampling is two matrix products, one an axis: row i of an axis' matrix holds the weights that input pixels have in
+output pixel i. The matrix is banded, so it is applied in blocks of rows, each to the short span of input that it
+touches; a dense product would cost hundreds of times more on a scanned page.
+
+Rejected: Pillow's `Image.resize` on the way. It rounds to 8 bits between its two passes, which a version for another
+device would have to copy, and it holds a second copy of each picture. We stay within one level of it instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.arrays import PIXEL_LIMIT, Array
+
+Method: TypeAlias = Literal["nearest", "bilinear", "area"]
+Size: TypeAlias = tuple[int, int]
+Uint8: TypeAlias = NDArray[np.uint8]
+Float32: TypeAlias = NDArray[np.float32]
+
+_BLOCK_ROWS = 16
+_CACHED_SIDE = 8192
+
+
+def gray(images: Uint8) -> Uint8:
+    """Luma of RGB, in integers, rounded to nearest with halves up: (19595 R + 38470 G + 7471 B + 32768) >> 16.
+
+    Args:
+        images: (..., height, width, 3), uint8, RGB.
+
+    Returns:
+        (..., height, width, 1), uint8.
+
+    Raises:
+        ValueError: not uint8 of 3 channels.
+
+    Source:
+        ITU-R BT.601-7, 2.5.1, in the 16-bit fixed point of Pillow's `convert("L")`, bit for bit.
+    """
+    _check_uint8(images, "gray")
+    if images.shape[-1] != 3:
+        raise ValueError(f"gray needs 3 channels (RGB); got {images.shape[-1]}")
+    red, green, blue = (images[..., channel].astype(np.uint32) for channel in range(3))
+    luma = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
+    return luma.astype(np.uint8)[..., np.newaxis]
+
+
+def resize(images: Uint8, size: Size, *, method: Method = "bilinear", antialias: bool = True) -> Uint8:
+    """Resample to *size*; pixel centres lie at half coordinates (align_corners=False). Rounded to nearest, halves up.
+
+    Args:
+        images: (..., height, width, channels), uint8.
+        size: (height, width) of the result.
+        method: `nearest` takes the pixel under the centre. `bilinear` weights by a triangle, edges clamped. `area`
+            averages the exact area under the output pixel, fractions of pixels included.
+        antialias: with `bilinear`, widen the triangle by the reduction factor, so that no input pixel is skipped.
+
+    Returns:
+        (..., *size, channels), uint8.
+
+    Raises:
+        ValueError: not uint8, an image without pixels, or *size* is not within 1 to `PIXEL_LIMIT` pixels.
+
+    Source:
+        `bilinear` with antialias: Pillow's BILINEAR, within one level. `bilinear` without: PyTorch's `interpolate`
+        and OpenCV's INTER_LINEAR. `area`: OpenCV's INTER_AREA when reducing (Pillow's BOX equals it, within one level,
+        for whole factors only); when enlarging we keep the definition, where OpenCV turns to bilinear. `nearest`:
+        Pillow's NEAREST, except that a centre between two pixels always takes the higher (Pillow's sums may drift).
+    """
+    _check_uint8(images, "resize")
+    height, width = images.shape[-3:-1]
+    if min(size) < 1 or size[0] * size[1] > PIXEL_LIMIT:
+        raise ValueError(f"cannot make an image of {size[0]}x{size[1]} pixels; 1 to {PIXEL_LIMIT} pixels are allowed")
+    if not images.size:
+        raise ValueError(f"cannot resize an image of shape {list(images.shape)}, which has no pixels")
+    if size == (height, width):
+        return images
+    if method == "nearest":
+        return images[..., _nearest(height, size[0])[:, np.newaxis], _nearest(width, size[1]), :]
+    down, across = _bands(height, size[0], method, antialias), _bands(width, size[1], method, antialias)
+    # The cheaper order first: what it leaves for the other axis is smaller.
+    if size[0] * width <= height * size[1]:
+        resampled = _resample_columns(_resample_rows(images, down), across)
+    else:
+        resampled = _resample_rows(_resample_columns(images, across), down)
+    resampled += np.float32(0.5)
+    return resampled.astype(np.uint8)  # weights are not negative and sum to 1: within 0 to 255
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Band:
+    """Rows *start* to *stop* of an axis' matrix: *weights* over the input's *low* to *high*, zero elsewhere."""
+
+    start: int
+    stop: int
+    low: int
+    high: int
+    weights: Float32
+
+
+def _bands(length: int, target: int, method: Method, antialias: bool) -> tuple[_Band, ...]:
+    """The matrix that resamples an axis of *length* to *target*, in bands; kept where it is small."""
+    if length > _CACHED_SIDE:
+        return _make_bands(length, target, method, antialias)
+    return _cached_bands(length, target, method, antialias)
+
+
+def _make_bands(length: int, target: int, method: Method, antialias: bool) -> tuple[_Band, ...]:
+    first, weights = _taps(length, target, method, antialias)
+    return tuple(_band(first, weights, length, start) for start in range(0, target, _BLOCK_ROWS))
+
+
+_cached_bands = lru_cache(maxsize=32)(_make_bands)
+
+
+def _taps(length: int, target: int, method: Method, antialias: bool) -> tuple[NDArray[np.int64], Float32]:
+    """For each output pixel its first input pixel, (target,), and the weights from there on, (target, taps)."""
+    step = length / target
+    outputs = np.arange(target)[:, np.newaxis]
+    if method == "area":
+        reach = step
+        first = np.floor(outputs * step).astype(np.int64)
+        inputs = first + np.arange(int(np.ceil(reach)) + 1)
+        weights = np.minimum(inputs + 1, (outputs + 1) * step) - np.maximum(inputs, outputs * step)
+    else:
+        reach = max(step, 1.0) if antialias else 1.0
+        centre = (outputs + 0.5) * step
+        first = np.maximum(np.floor(centre - reach + 0.5).astype(np.int64), 0)
+        inputs = first + np.arange(int(np.ceil(2 * reach)) + 1)
+        weights = 1.0 - np.abs(inputs + 0.5 - centre) / reach
+    weights = np.where(inputs < length, np.maximum(weights, 0.0), 0.0)
+    return first[:, 0], (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _band(first: NDArray[np.int64], weights: Float32, length: int, start: int) -> _Band:
+    first, weights = first[start : start + _BLOCK_ROWS], weights[start : start + _BLOCK_ROWS]
+    rows, taps = weights.shape
+    low = int(first[0])
+    span = int(first[-1]) - low + taps
+    dense = np.zeros((rows, span), dtype=np.float32)
+    dense[np.arange(rows)[:, np.newaxis], first[:, np.newaxis] - low + np.arange(taps)] = weights
+    high = min(low + span, length)
+    return _Band(start, start + rows, low, high, np.ascontiguousarray(dense[:, : high - low]))
+
+
+def _resample_rows(images: Array, bands: Sequence[_Band]) -> Float32:
+    """Resample the height: every row is one vector of width x channels."""
+    *batch, height, width, channels = images.shape
+    rows = images.reshape(*batch, height, width * channels)
+    result = np.empty((*batch, bands[-1].stop, width * channels), dtype=np.float32)
+    for band in bands:
+        part = rows[..., band.low : band.high, :].astype(np.float32, copy=False)
+        result[..., band.start : band.stop, :] = band.weights @ part
+    return result.reshape(*batch, bands[-1].stop, width, channels)
+
+
+def _resample_columns(images: Array, bands: Sequence[_Band]) -> Float32:
+    """Resample the width: every row is an image of its own, one pixel high."""
+    result = np.empty((*images.shape[:-2], bands[-1].stop, images.shape[-1]), dtype=np.float32)
+    for band in bands:
+        part = images[..., band.low : band.high, :].astype(np.float32, copy=False)
+        result[..., band.start : band.stop, :] = band.weights @ part
+    return result
+
+
+def _nearest(length: int, target: int) -> NDArray[np.int64]:
+    """The input pixel under each output pixel's centre, floor((i + 1/2) length / target), in whole numbers."""
+    return (2 * np.arange(target) + 1) * length // (2 * target)
+
+
+def resize_shortest(images: Uint8, side: int, *, method: Method = "bilinear", antialias: bool = True) -> Uint8:
+    """Resize so that the shorter side is *side* pixels, keeping the aspect ratio; the longer is rounded down.
+
+    Args:
+        images: (..., height, width, channels), uint8.
+        side: in pixels.
+        method: as in `resize`.
+        antialias: as in `resize`.
+
+    Returns:
+        (..., height', width', channels), uint8, with min(height', width') = *side*.
+
+    Raises:
+        ValueError: as `resize`; a very long picture may exceed `PIXEL_LIMIT`.
+
+    Source:
+        torchvision's `Resize(int)`.
+    """
+    if not images.size:
+        raise ValueError(f"cannot resize an image of shape {list(images.shape)}, which has no pixels")
+    size = shortest_size(images.shape[-3], images.shape[-2], side)
+    return resize(images, size, method=method, antialias=antialias)
+
+
+def shortest_size(height: int, width: int, side: int) -> Size:
+    """The (height, width) that `resize_shortest` makes of an image of *height* x *width* pixels."""
+    return (side, side * width // height) if height <= width else (side * height // width, side)
+
+
+def center_crop(images: Array, size: Size) -> Array:
+    """Cut *size* out of the middle; where the margin is odd, the larger part is cut at the bottom and the right.
+
+    Args:
+        images: (..., height, width, channels), any dtype.
+        size: (height, width) of the result.
+
+    Returns:
+        (..., *size, channels), a view.
+
+    Raises:
+        ValueError: the image is smaller than *size*. (torchvision pads with black; a model never saw that.)
+
+    Source:
+        timm and PaddleClas: offset (length - size) // 2.
+    """
+    height, width = images.shape[-3:-1]
+    if height < size[0] or width < size[1]:
+        raise ValueError(f"image of {height}x{width} is smaller than the crop of {size[0]}x{size[1]}; resize it first")
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return images[..., top : top + size[0], left : left + size[1], :]
+
+
+def letterbox(
+    images: Uint8, size: Size, *, fill: int = 114, method: Method = "bilinear", antialias: bool = True
+) -> Uint8:
+    """Fit an image into *size*, keeping its aspect ratio, with borders of *fill*; larger ones are scaled down too.
+
+    Args:
+        images: (..., height, width, channels), uint8.
+        size: (height, width) of the result.
+        fill: border value of every channel, 0 to 255.
+        method: as in `resize`.
+        antialias: as in `resize`.
+
+    Returns:
+        (..., *size, channels), uint8; where the border is odd, the larger part is at the bottom and the right.
+
+    Raises:
+        ValueError: as `resize`.
+
+    Source:
+        `letterbox` of Ultralytics YOLO (scaleup, no stride), which resizes without antialiasing: pass False for that.
+        A side is never scaled below one pixel.
+    """
+    height, width = images.shape[-3:-1]
+    if not images.size:
+        raise ValueError(f"cannot letterbox an image of shape {list(images.shape)}, which has no pixels")
+    ratio = min(size[0] / height, size[1] / width)
+    inner = (max(1, round(height * ratio)), max(1, round(width * ratio)))
+    fitted = resize(images, inner, method=method, antialias=antialias)
+    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    result = np.full((*images.shape[:-3], *size, images.shape[-1]), fill, dtype=np.uint8)
+    result[..., top : top + inner[0], left : left + inner[1], :] = fitted
+    return result
+
+
+def rotate(images: Array, degrees: int) -> Array:
+    """Turn by a multiple of 90 *degrees*, counter-clockwise as `numpy.rot90` and Pillow do.
+
+    Args:
+        images: (..., height, width, channels), any dtype.
+        degrees: a multiple of 90; negative is clockwise.
+
+    Returns:
+        (..., height, width, channels), with sides exchanged for odd multiples; a view.
+
+    Raises:
+        ValueError: *degrees* is no multiple of 90.
+    """
+    if degrees % 90:
+        raise ValueError(f"cannot rotate by {degrees} degrees; only multiples of 90 lose nothing")
+    return np.rot90(images, degrees // 90, axes=(-3, -2))
+
+
+def bgr(images: Array) -> Array:
+    """Reverse the order of the channels: RGB to BGR and back; (..., height, width, 3), any dtype; a view."""
+    return images[..., ::-1]
+
+
+def scale(values: Array, factor: float) -> Float32:
+    """*values* (uint8 or float32, any shape) times *factor*, in float32: 1/255 takes pixels to 0 to 1."""
+    return np.multiply(values, np.float32(factor), dtype=np.float32)
+
+
+def normalize(images: Float32, mean: Sequence[float], std: Sequence[float]) -> Float32:
+    """(images - mean) / std, in float32.
+
+    Args:
+        images: (..., channels), float32.
+        mean: one for all channels, or one a channel; in the units of *images*.
+        std: likewise; not zero.
+
+    Returns:
+        (..., channels), float32.
+
+    Source:
+        torchvision's `Normalize`, on channels last.
+    """
+    shifted = np.subtract(images, np.asarray(mean, dtype=np.float32), dtype=np.float32)
+    shifted /= np.asarray(std, dtype=np.float32)
+    return shifted
+
+
+def chw(images: Array) -> Array:
+    """Channels first: (..., height, width, channels) to (..., channels, height, width), C-contiguous, any dtype."""
+    return np.ascontiguousarray(np.moveaxis(images, -1, -3))
+
+
+def flatten(batch: Array) -> Array:
+    """(n, ...) to (n, product), in C order, any dtype; a view where the memory allows."""
+    return batch.reshape(len(batch), -1)
+
+
+def cast(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Convert numbers to *dtype*, of the same kind or a wider one; floats round, and overflow to infinity.
+
+    Args:
+        values: numbers, any shape.
+        dtype: as `numpy.can_cast(..., casting="same_kind")` allows: never from floats to integers.
+
+    Returns:
+        the same shape, *dtype*.
+
+    Raises:
+        ValueError: an integer does not fit.
+    """
+    with np.errstate(over="ignore"):
+        converted = values.astype(dtype, casting="same_kind", copy=False)
+    if dtype.kind in "iu" and not np.can_cast(values.dtype, dtype) and not np.array_equal(converted, values):
+        raise ValueError(f"values from {values.min()} to {values.max()} do not fit {dtype}; cast to a wider one")
+    return converted
+
+
+def _check_uint8(images: Array, operation: str) -> None:
+    if images.dtype != np.uint8 or images.ndim < 3:
+        raise ValueError(
+            f"{operation} needs uint8 (..., height, width, channels); got {images.dtype}{list(images.shape)}"
+        )

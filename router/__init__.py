@@ -1,0 +1,1 @@
+"""Pure decisions: which route, which stage, and whether an answer is sure enough."""

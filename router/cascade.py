@@ -1,0 +1,121 @@
+"""A cascade's two questions: which stage comes next, and is its answer good enough?
+
+    next_stage ──► a stage ──► judge ──► accept
+        ▲                        │
+        └────────  escalate  ◄───┤          nothing left, or the last stage unsure: defer to a person
+                                 └────────► defer
+
+Stages go from cheap to strong and are never revisited. A stage that cannot answer in time is skipped, and what was
+skipped is told: a later certificate covers the stages that really ran, not those that were configured.
+
+NaN is never "confident": every comparison here is written so that NaN fails it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.contract import AcceptAny, Decision, ModelState, Reason, Route, Stage, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A stage that was passed over.
+
+    Attributes:
+        stage: its index in the cascade.
+        reason: `STAGE_UNAVAILABLE` or `OUT_OF_TIME`.
+        detail: what an operator wants to know, in words.
+    """
+
+    stage: int
+    model: str
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """What follows.
+
+    Attributes:
+        stage: index of the stage to run; None where none is left.
+        skipped: the stages passed over on the way, in order.
+    """
+
+    stage: int | None
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why no stage is left, where stages were passed over: for want of time if any was, else of models."""
+        if self.stage is not None or not self.skipped:
+            return None
+        late = any(skipped.reason is Reason.OUT_OF_TIME for skipped in self.skipped)
+        return Reason.OUT_OF_TIME if late else Reason.STAGE_UNAVAILABLE
+
+
+def next_stage(route: Route, after: int | None, states: Mapping[str, ModelState], remaining_s: float) -> Next:
+    """The first stage behind *after* that is ready and can answer within *remaining_s*.
+
+    Args:
+        after: index of the stage that ran last; None before the first.
+        states: a snapshot of every model, by name; one that is missing is not ready.
+        remaining_s: seconds until the request's deadline.
+    """
+    skipped: list[Skipped] = []
+    first = 0 if after is None else after + 1
+    for index, stage in enumerate(route.cascade[first:], start=first):
+        obstacle = _obstacle(index, stage, states.get(stage.model), remaining_s)
+        if obstacle is None:
+            return Next(index, tuple(skipped))
+        skipped.append(obstacle)
+    return Next(None, tuple(skipped))
+
+
+def _obstacle(index: int, stage: Stage, state: ModelState | None, remaining_s: float) -> Skipped | None:
+    if state is None or not state.ready:
+        return Skipped(index, stage.model, Reason.STAGE_UNAVAILABLE, f"model {stage.model} is not ready")
+    needed_s = state.predicted_wait_s + state.latency_s
+    if remaining_s > 0.0 and needed_s <= remaining_s:
+        return None
+    detail = f"model {stage.model} needs {needed_s * 1e3:.1f} ms and {remaining_s * 1e3:.1f} ms are left"
+    return Skipped(index, stage.model, Reason.OUT_OF_TIME, detail)
+
+
+# A verdict without a confidence says nothing of its item, so all of them share two.
+_UNKNOWN_ESCALATES = Verdict(Decision.ESCALATE, None, Reason.NO_CONFIDENCE)
+_UNKNOWN_DEFERS = Verdict(Decision.DEFER, None, Reason.NO_CONFIDENCE)
+
+
+def judge(route: Route, stage: int, confidences: NDArray[np.float64]) -> tuple[Verdict, ...]:
+    """What becomes of each item after *stage* has answered it.
+
+    1. no confidence (NaN, or outside [0, 1]): escalate, or defer at the last stage, with `NO_CONFIDENCE`
+    2. at least the route's threshold: accept
+    3. less: escalate, or defer at the last stage, with `LOW_CONFIDENCE`
+
+    A route that accepts anything accepts all three.
+
+    Args:
+        confidences: (n,) calibrated, as `router.calibration.confidences` gives them.
+    """
+    if isinstance(route.accept, AcceptAny):
+        return tuple(Verdict(Decision.ACCEPT, c if 0.0 <= c <= 1.0 else None) for c in confidences.tolist())
+    is_last = stage + 1 >= len(route.cascade)
+    unsure = Decision.DEFER if is_last else Decision.ESCALATE
+    unknown = _UNKNOWN_DEFERS if is_last else _UNKNOWN_ESCALATES
+    threshold = route.accept.value
+    # A verdict an item is made in Python whatever the comparison costs; on Python floats it costs least.
+    return tuple(
+        unknown
+        if not 0.0 <= confidence <= 1.0
+        else Verdict(Decision.ACCEPT, confidence)
+        if confidence >= threshold
+        else Verdict(unsure, confidence, Reason.LOW_CONFIDENCE)
+        for confidence in confidences.tolist()
+    )

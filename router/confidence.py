@@ -1,0 +1,157 @@
+"""How sure a model says it is: one number an item, measured on its outputs, before any calibration.
+
+**Model output is not trusted.** A row that is NaN, infinite, negative, does not sum to about one, or is not there at
+all measures NaN, which means "no confidence" everywhere in Pointsman: never "confident", and never an exception, since
+one bad row must not cost its neighbours their answers.
+
+A single-column output cannot say how sure it is (a softmax over one class is always 1), so it measures NaN as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.contract import Datatype, HostArray, Tensor, Tensors
+
+PROBABILITIES = "probabilities"
+"""The output that is measured where a model has several and none is named."""
+
+# FP16 keeps 11 bits: a thousand rounded probabilities sum to within 0.0005 of one, and quantised models do worse.
+_SUM_TOLERANCE = 0.01
+
+
+class Kind(StrEnum):
+    """What is measured: three functions of class probabilities, or a score that the model gives itself."""
+
+    MAX = "max"
+    MARGIN = "margin"
+    ENTROPY = "entropy"
+    OUTPUT = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What is measured, and on which output.
+
+    Attributes:
+        output: the output's name; None: `probabilities`, or the only one there is. Never None for `Kind.OUTPUT`.
+    """
+
+    kind: Kind = Kind.MAX
+    output: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Measure:
+        """Read `max`, `margin`, `entropy`, each optionally followed by `:OUTPUT`, or `output:NAME`.
+
+        Raises:
+            ValueError: says what *text* may be.
+        """
+        kind, colon, output = text.partition(":")
+        if kind not in set(Kind) or (colon and not output) or (kind == Kind.OUTPUT and not output):
+            raise ValueError(f"confidence {text!r} is unknown; use max, margin, entropy or output:NAME")
+        return cls(Kind(kind), output or None)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.output}" if self.output else str(self.kind)
+
+
+def measure(how: Measure, outputs: Tensors, size: int) -> NDArray[np.float64]:
+    """How sure a model says it is of each of *size* items.
+
+    Args:
+        outputs: the model's, after its postprocessing, with a batch axis of *size*.
+
+    Returns:
+        (size,), NaN where there is no usable number. Within [0, 1], 1 the surest, for `max`, `margin` and `entropy`;
+        any finite number for `output:NAME`.
+    """
+    if how.kind is Kind.OUTPUT:
+        return _scores(how, outputs, size)
+    return _MEASURES[how.kind](probabilities(how, outputs, size))
+
+
+@np.errstate(invalid="ignore", over="ignore")  # infinities in a row add up to NaN, which is the point
+def probabilities(how: Measure, outputs: Tensors, size: int) -> NDArray[np.float64]:
+    """The class probabilities that *how* measures.
+
+    Returns:
+        (size, classes), rows in [0, 1] that sum to one; rows of NaN where the model's row is no distribution;
+        (size, 1) of NaN where the output is missing or of another shape.
+    """
+    values = _floats(_output(how, outputs), size)
+    if values is None or values.ndim != 2 or values.shape[1] < 2:
+        return np.full((size, 1), np.nan)
+    sums = values.sum(axis=1, keepdims=True)
+    # Written so that NaN fails: every comparison with NaN is false.
+    sound = (values >= 0.0).all(axis=1, keepdims=True) & (np.abs(sums - 1.0) <= _SUM_TOLERANCE)
+    rows: NDArray[np.float64] = np.divide(values, sums, out=np.full_like(values, np.nan), where=sound)
+    return rows
+
+
+def _maximum(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    best: NDArray[np.float64] = rows.max(axis=1)
+    return best
+
+
+def _margin(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The best minus the second best."""
+    if rows.shape[1] < 2:
+        return rows[:, 0]
+    top: NDArray[np.float64] = np.partition(rows, -2, axis=1)[:, -2:]
+    return top[:, 1] - top[:, 0]
+
+
+def _certainty(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One minus the entropy in units of its maximum: 1 for one class alone, 0 for all alike."""
+    classes = rows.shape[1]
+    if classes < 2:
+        return rows[:, 0]
+    logs = np.log(rows, out=np.zeros_like(rows), where=rows > 0.0)  # 0 log 0 = 0
+    entropy = -(rows * logs).sum(axis=1) / np.log(classes)
+    certainty: NDArray[np.float64] = np.clip(1.0 - entropy, 0.0, 1.0)
+    return certainty
+
+
+_MEASURES: dict[Kind, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    Kind.MAX: _maximum,
+    Kind.MARGIN: _margin,
+    Kind.ENTROPY: _certainty,
+}
+
+
+def _scores(how: Measure, outputs: Tensors, size: int) -> NDArray[np.float64]:
+    values = _floats(_output(how, outputs), size)
+    if values is None or values.size != size:
+        return np.full(size, np.nan)
+    flat = values.reshape(size)
+    return np.where(np.isfinite(flat), flat, np.nan)
+
+
+def _output(how: Measure, outputs: Tensors) -> Tensor | None:
+    if how.output is not None:
+        return outputs.get(how.output)
+    if len(outputs) == 1:
+        return next(iter(outputs.values()))
+    return outputs.get(PROBABILITIES)
+
+
+def _floats(tensor: Tensor | None, size: int) -> NDArray[np.float64] | None:
+    """(size, ...) as float64; None where the tensor is missing, not numbers in host memory, or of another size."""
+    if tensor is None or not isinstance(tensor.data, np.ndarray) or tensor.data.shape[:1] != (size,):
+        return None
+    if tensor.data.dtype.kind not in "fiub":
+        return None
+    return _widened(tensor.datatype, tensor.data)
+
+
+def _widened(datatype: Datatype, values: HostArray) -> NDArray[np.float64]:
+    if datatype is Datatype.BF16:  # BF16 is the upper half of FP32
+        return (values.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return values.astype(np.float64)

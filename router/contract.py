@@ -1,0 +1,177 @@
+"""The nouns of routing: what is known of a request, what a route is, and what was decided.
+
+Everything here is immutable and knows neither clock nor I/O: `now` and randomness are passed in, models are seen as
+`ModelState` snapshots. `router.table` picks a route, `router.cascade` picks stages and judges their outputs.
+
+A route is a graph in the making: today's only form is a cascade, a line of stages from cheap to strong. Nothing
+outside `router.cascade` may assume that; the pipeline asks `next_stage` and obeys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
+
+from backends.contract import ParameterValue, Signature
+
+AUTO = "auto"
+"""The reserved route: `router.table` picks the real one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What is known of a request before any model has seen it.
+
+    Attributes:
+        route: the route the caller named, or `auto`.
+        content_type: media type without parameters, lower-case; "" where the caller sent tensors and
+            does not say what they were made of.
+        size_bytes: size of the inputs.
+        tenant: who asks.
+        parameters: the caller's own.
+    """
+
+    route: str
+    content_type: str = ""
+    size_bytes: int = 0
+    tenant: str = "default"
+    parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
+
+
+class Decision(StrEnum):
+    """What `judge` makes of one stage's output for one item."""
+
+    ACCEPT = "accept"
+    ESCALATE = "escalate"
+    DEFER = "defer"
+
+
+class Reason(StrEnum):
+    """Why an item was not simply accepted; part of the API, so names never change."""
+
+    LOW_CONFIDENCE = "low_confidence"
+    NO_CONFIDENCE = "no_confidence"  # NaN, missing or malformed
+    STAGE_FAILED = "stage_failed"
+    STAGE_UNAVAILABLE = "stage_unavailable"
+    OUT_OF_TIME = "out_of_time"
+    NO_RULE_MATCHED = "no_rule_matched"
+    ROUTED_TO_PERSON = "routed_to_person"  # a rule of `classify` says so
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One item's judgement after one stage.
+
+    Attributes:
+        confidence: the calibrated estimate that the stage is right, in [0, 1]; None where there is none.
+        reason: why it was not accepted; None where it was.
+    """
+
+    decision: Decision
+    confidence: float | None
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MinConfidence:
+    """Accept at the first stage whose calibrated confidence is at least *value*, in [0, 1]."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptAny:
+    """Accept whatever the first stage answers: a physical model that is exposed under its own name."""
+
+
+AcceptRule: TypeAlias = MinConfidence | AcceptAny
+"""How a route decides that a stage is sure enough (certified error budgets join here)."""
+
+
+class OnDefer(StrEnum):
+    """What a client without two-phase answers gets when its item waits for a person."""
+
+    PROVISIONAL = "provisional"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class HumanPolicy:
+    """Where a route's uncertain items go.
+
+    Attributes:
+        queue: the review queue.
+        due_s: seconds from deferral until a person should have decided.
+        labels: what a person can choose from, in order; empty for free text.
+    """
+
+    queue: str
+    due_s: float
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One model of a cascade, as the router needs it.
+
+    Attributes:
+        model: the model's name, and the stage's.
+        cost: relative cost of an item; only ratios matter.
+    """
+
+    model: str
+    cost: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What callers address as a model.
+
+    Attributes:
+        name: as callers write it.
+        signature: inputs before decoding, and the outputs that all its stages share.
+        decode: name of the decoder of the one BYTES input (see `kernels.decode`), or None.
+        cascade: stages from cheap to strong; at least one.
+        accept: when a stage is sure enough.
+        human: who decides what no stage is sure of; None: `on_defer` and the refusal rules apply.
+        on_defer: what plain clients get for a deferred item.
+        deadline_s: seconds a request may take when its caller says nothing, and at most.
+        max_error: the error rate the operator wants among accepted answers; None where none is stated.
+    """
+
+    name: str
+    signature: Signature
+    decode: str | None
+    cascade: tuple[Stage, ...]
+    accept: AcceptRule
+    human: HumanPolicy | None
+    on_defer: OnDefer
+    deadline_s: float
+    max_error: float | None = None
+
+
+class Residency(StrEnum):
+    """How warm a model is."""
+
+    COLD = "cold"
+    WARM = "warm"
+    HOT = "hot"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """A snapshot of one model, taken when a request is routed.
+
+    Attributes:
+        ready: it can take a batch now.
+        predicted_wait_s: seconds a new item would queue.
+        latency_s: seconds a batch is expected to take now (a median of recent ones); 0.0 where nothing is known.
+    """
+
+    ready: bool
+    version: str
+    residency: Residency = Residency.HOT
+    predicted_wait_s: float = 0.0
+    latency_s: float = 0.0

@@ -1,0 +1,59 @@
+"""Models for the integration tests: how sure they are stands in the text itself, so a test decides what happens.
+
+A text such as `fast=0.95:b strong=0.4:a` makes the model `fast` say `b` with probability 0.95. What a model is not told
+it is sure of: label `a`, probability 1. `nan` makes it answer NaN; `fail` makes it raise; `slow` makes it take 0.3 s,
+`hang` ten minutes. Anything else that is no number makes it fail with a message that quotes the text.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LABELS = ("a", "b", "c")
+
+
+def fast(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """The cheap one."""
+    return _answer("fast", inputs)
+
+
+def strong(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """The strong one."""
+    return _answer("strong", inputs)
+
+
+def double(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """Numbers in, twice as much out."""
+    return {"y": inputs["x"] * 2}
+
+
+def _answer(model: str, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    return {"probabilities": np.stack([_row(model, text.decode()) for text in inputs["text"].reshape(-1)])}
+
+
+def _row(model: str, text: str) -> NDArray[np.float32]:
+    found = re.search(rf"{model}=(\S+)", text)
+    if found is None:
+        return _sure(1.0, "a")
+    confidence, _, label = found[1].partition(":")
+    if confidence == "nan":
+        return np.full(len(LABELS), np.nan, dtype=np.float32)
+    if confidence == "fail":
+        raise RuntimeError("secret-internal-detail")
+    if confidence == "hang":
+        time.sleep(600)
+    if confidence == "slow":
+        time.sleep(0.3)
+        return _sure(1.0, "a")
+    return _sure(float(confidence), label or "a")
+
+
+def _sure(confidence: float, label: str) -> NDArray[np.float32]:
+    rest = (1.0 - confidence) / (len(LABELS) - 1)
+    return np.array([confidence if name == label else rest for name in LABELS], dtype=np.float32)

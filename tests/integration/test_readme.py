@@ -1,0 +1,100 @@
+"""Every example of the README does what the README says, on the demo's own models."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import pytest
+import yaml
+from onnx import TensorProto, helper
+
+from gateway.demo.packages import cache_folder
+from gateway.demo.run import own_configuration
+from gateway.demo.train import prepare
+from tests.integration.process import ROOT, GatewayProcess, running
+
+README = (ROOT / "README.md").read_text()
+EXAMPLES = dict(re.findall(r"<!-- example: (\S+) -->\n```\w+\n(.*?)```", README, re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """The gateway that `make demo` leaves running."""
+    folder = tmp_path_factory.mktemp("demo")
+    models = prepare(cache_folder(), lambda step: None)
+    with running(folder, yaml.safe_dump(own_configuration(models, folder))) as gateway:
+        yield gateway
+
+
+def run(command: list[str], script: str, gateway: GatewayProcess) -> str:
+    """What *script* prints, its addresses replaced by *gateway*'s."""
+    script = script.replace("http://127.0.0.1:8000", gateway.http).replace("127.0.0.1:8001", gateway.grpc)
+    done = subprocess.run([*command, script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_curl_example_is_answered(demo: GatewayProcess) -> None:
+    answer = json.loads(run(["bash", "-euc"], EXAMPLES["curl"], demo))
+
+    shown = re.search(r'```json\n(\{"answer_id".*?\})\n```', README, re.DOTALL)
+    assert shown is not None
+    assert answer.keys() == json.loads(shown[1]).keys()
+    assert answer["label"] == "positive"
+
+
+def test_the_waiting_example_ends_with_the_answer_s_state(demo: GatewayProcess) -> None:
+    printed = run(["bash", "-euc"], EXAMPLES["curl-wait"], demo)
+
+    if printed:  # a model may be sure of it, and then there is nothing to wait for
+        assert json.loads(printed)["status"] in ("provisional", "final")
+
+
+def test_the_tritonclient_example_prints_the_label(demo: GatewayProcess) -> None:
+    assert re.match(r"\[\[b'\w+'\]\] (final|provisional)", run([sys.executable, "-c"], EXAMPLES["tritonclient"], demo))
+
+
+def test_the_configuration_example_has_no_faults(tmp_path: Path) -> None:
+    for name in ("fast", "strong"):
+        onnx.save(tickets_model(), tmp_path / f"{name}.onnx")
+    (tmp_path / "my.yaml").write_text(EXAMPLES["config"])
+
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway.cli", "check", str(tmp_path / "my.yaml"), "--load"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=ROOT,
+    )
+
+    assert "2 models, 1 routes, no faults" in done.stdout, done.stderr
+
+
+def tickets_model() -> onnx.ModelProto:
+    """Texts in, three scores out: how often a few words occur."""
+    vectorise = helper.make_node(
+        "TfIdfVectorizer",
+        ["words"],
+        ["logits"],
+        mode="TF",
+        min_gram_length=1,
+        max_gram_length=1,
+        max_skip_count=0,
+        ngram_counts=[0],
+        ngram_indexes=[0, 1, 2],
+        pool_strings=["invoice", "parcel", "hello"],
+    )
+    graph = helper.make_graph(
+        [vectorise],
+        "tickets",
+        [helper.make_tensor_value_info("words", TensorProto.STRING, ["n", 1])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

@@ -1,0 +1,89 @@
+import math
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.contract import NO_DEADLINE, Deadline
+from batching.lanes import Deadlines, Lanes
+
+
+@dataclass(eq=False)
+class Entry:
+    key: str = "a"
+    size: int = 1
+    nbytes: int = 8
+    deadline: Deadline = NO_DEADLINE
+    arrived_s: float = 0.0
+    over: bool = field(default=False)
+
+    def is_over(self) -> bool:
+        return self.over
+
+
+def test_a_lane_holds_what_may_share_a_batch_in_order_of_arrival() -> None:
+    lanes: Lanes[Entry] = Lanes()
+    entries = [Entry("a"), Entry("b"), Entry("a")]
+    for entry in entries:
+        lanes.add(entry)
+
+    assert [list(lane) for lane in lanes] == [[entries[0], entries[2]], [entries[1]]]
+
+
+def test_an_entry_is_removed_once() -> None:
+    lanes: Lanes[Entry] = Lanes()
+    entry = Entry()
+    lanes.add(entry)
+    lanes.remove(entry)
+
+    with pytest.raises(KeyError):
+        lanes.remove(entry)
+
+    assert not lanes
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9), st.integers(0, 99)), max_size=30), st.data())
+def test_the_totals_are_those_of_what_waits(kinds: list[tuple[str, int, int]], data: st.DataObject) -> None:
+    lanes: Lanes[Entry] = Lanes()
+    waiting = [Entry(key, size, nbytes) for key, size, nbytes in kinds]
+    for entry in waiting:
+        lanes.add(entry)
+    for entry in data.draw(st.permutations(waiting))[: len(waiting) // 2]:
+        waiting.remove(entry)
+        lanes.remove(entry)
+
+        assert entry not in lanes
+        assert (lanes.items, lanes.nbytes) == (sum(e.size for e in waiting), sum(e.nbytes for e in waiting))
+        assert set(lanes.entries()) == set(waiting)
+        assert bool(lanes) == bool(waiting)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=200), st.integers(0, 20))
+def test_what_has_expired_comes_out_once_and_what_is_over_never(timed: list[tuple[int, bool]], now: int) -> None:
+    deadlines: Deadlines[Entry] = Deadlines()
+    entries = [Entry(deadline=Deadline(due), over=over) for due, over in timed]
+    for entry in entries:
+        deadlines.push(entry)
+
+    expired = deadlines.pop_expired(now)
+
+    live = [entry for entry in entries if not entry.over]
+    assert set(expired) == {entry for entry in live if entry.deadline <= now}
+    assert len(set(expired)) == len(expired)
+    assert deadlines.earliest() == min((e.deadline for e in live if e.deadline > now), default=math.inf)
+
+
+def test_what_is_over_does_not_pile_up() -> None:
+    deadlines: Deadlines[Entry] = Deadlines()
+    for i in range(10_000):
+        deadlines.push(Entry(deadline=Deadline(i), over=True))
+
+    assert len(deadlines) <= 64
+
+
+def test_what_has_no_deadline_is_not_watched() -> None:
+    deadlines: Deadlines[Entry] = Deadlines()
+    deadlines.push(Entry())
+
+    assert (len(deadlines), deadlines.earliest()) == (0, math.inf)

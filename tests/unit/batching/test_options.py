@@ -1,0 +1,34 @@
+import math
+
+import pytest
+
+from batching.options import BatchingOptions
+
+
+def test_options_have_sound_defaults() -> None:
+    options = BatchingOptions()
+
+    assert (options.max_batch, options.max_delay_s) == (None, 0.0)
+    assert (options.max_queue, options.max_queue_bytes) == (1024, 256 * 1024 * 1024)
+
+
+def test_all_faults_are_listed_at_once() -> None:
+    with pytest.raises(ValueError, match=r"max_batch") as refused:
+        BatchingOptions(max_batch=0, max_delay_s=-1, max_queue=0, max_queue_bytes=0)
+
+    assert str(refused.value).split("; ") == [
+        "max_batch is 0",
+        "use at least 1, or leave it out for the backend's limit",
+        "max_delay_s is -1",
+        "use a finite number of seconds, 0 for no delay",
+        "max_queue is 0",
+        "use at least 1 item",
+        "max_queue_bytes is 0",
+        "use at least 1 byte",
+    ]
+
+
+@pytest.mark.parametrize("delay_s", [math.nan, math.inf, -0.001])
+def test_a_delay_that_is_no_delay_is_refused(delay_s: float) -> None:
+    with pytest.raises(ValueError, match=r"max_delay_s is .*; use a finite number of seconds"):
+        BatchingOptions(max_delay_s=delay_s)

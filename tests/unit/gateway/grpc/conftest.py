@@ -1,0 +1,60 @@
+"""A real gRPC server over a scripted service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from grpc import aio
+
+from gateway.grpc_edge.calls import GrpcExchange
+from gateway.grpc_server import GrpcLimits, GrpcServer
+from gateway.security import ApiKey, Authenticator, SecurityOptions
+from tests.unit.gateway.scripted import ScriptedService
+
+KEY = "pm_test"
+LIMITS = GrpcLimits(message_bytes=1 << 20)
+
+
+@dataclass
+class Exchanges:
+    """Keeps what the server reports."""
+
+    seen: list[GrpcExchange] = field(default_factory=list)
+
+    def on_grpc(self, exchange: GrpcExchange) -> None:
+        self.seen.append(exchange)
+
+
+@pytest.fixture
+async def service() -> ScriptedService:
+    return ScriptedService()
+
+
+@pytest.fixture
+def exchanges() -> Exchanges:
+    return Exchanges()
+
+
+@pytest.fixture
+async def server(service: ScriptedService, exchanges: Exchanges) -> AsyncIterator[GrpcServer]:
+    """Open to everybody."""
+    async with GrpcServer(service, Authenticator(SecurityOptions()), exchanges, limits=LIMITS) as server:
+        yield server
+
+
+@pytest.fixture
+async def locked(service: ScriptedService, exchanges: Exchanges) -> AsyncIterator[GrpcServer]:
+    """Needs `KEY`."""
+    keys = SecurityOptions((ApiKey("app", sha256(KEY.encode()).hexdigest()),))
+    async with GrpcServer(service, Authenticator(keys), exchanges, limits=LIMITS) as server:
+        yield server
+
+
+@pytest.fixture
+async def channel(server: GrpcServer) -> AsyncIterator[Any]:
+    async with aio.insecure_channel(server.address) as channel:
+        yield channel

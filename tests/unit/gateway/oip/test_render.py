@@ -1,0 +1,166 @@
+"""How a decision reads to a client of the Open Inference Protocol."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import orjson
+import pytest
+
+from backends.contract import Datatype, Tensor, Tensors
+from backends.errors import InvalidInput, Unavailable, Unimplemented
+from gateway.answer import Answer, ItemAnswer, Status, new_answer_id
+from gateway.oip.parameters import MAX_TIMEOUT_S, deadline_of, refuse_extensions, sort
+from gateway.oip.render import render
+from gateway.status import AwaitsPerson
+from router.contract import OnDefer, Reason
+
+
+def outputs(value: float) -> Tensors:
+    return {"y": Tensor.of(np.array([[value]], np.float32)), "z": Tensor.of(np.array([[1]], np.int64))}
+
+
+FINAL = ItemAnswer(Status.FINAL, "fast", "cat", outputs(1), 0.9, "model:fast", None)
+UNSURE = ItemAnswer(Status.PROVISIONAL, "strong", "dog", outputs(2), 0.4, None, Reason.LOW_CONFIDENCE)
+PENDING = ItemAnswer(Status.PENDING, None, None, None, None, None, Reason.STAGE_UNAVAILABLE)
+
+
+def an_answer(*items: ItemAnswer, on_defer: OnDefer = OnDefer.PROVISIONAL) -> Answer:
+    return Answer(new_answer_id(), "default", "pets", 1.0, items, on_defer=on_defer)
+
+
+def test_one_item_reads_as_its_outputs_and_parameters() -> None:
+    answer = an_answer(FINAL)
+
+    rendered = render(answer)
+
+    assert list(rendered.outputs) == ["y", "z"]
+    assert rendered.outputs["y"].numpy() is FINAL.outputs["y"].numpy() if FINAL.outputs else False
+    assert rendered.parameters == {
+        "pointsman_status": "final",
+        "pointsman_answer_id": answer.id,
+        "pointsman_stage": "fast",
+        "pointsman_label": "cat",
+        "pointsman_confidence": 0.9,
+        "pointsman_decided_by": "model:fast",
+    }
+
+
+def test_a_batch_reads_as_its_worst_status_and_least_confidence() -> None:
+    rendered = render(an_answer(FINAL, UNSURE))
+
+    assert rendered.outputs["y"].numpy().tolist() == [[1], [2]]
+    assert rendered.parameters["pointsman_status"] == "provisional"
+    assert rendered.parameters["pointsman_confidence"] == 0.4
+    assert rendered.parameters["pointsman_reason"] == "low_confidence"
+    assert "pointsman_stage" not in rendered.parameters
+    rows = orjson.loads(str(rendered.parameters["pointsman_items"]))
+    assert rows[1] == {
+        "status": "provisional",
+        "stage": "strong",
+        "label": "dog",
+        "confidence": 0.4,
+        "decided_by": None,
+        "reason": "low_confidence",
+    }
+
+
+def test_a_row_without_confidence_leaves_the_batch_without() -> None:
+    assert "pointsman_confidence" not in render(an_answer(FINAL, replace(FINAL, confidence=None))).parameters
+
+
+def test_what_no_model_answered_is_an_error_that_names_the_answer() -> None:
+    answer = an_answer(FINAL, PENDING)
+
+    with pytest.raises(AwaitsPerson) as refused:
+        render(answer)
+
+    assert refused.value.answer_id == answer.id
+
+
+def test_a_client_that_asked_for_errors_gets_no_provisional_answer() -> None:
+    with pytest.raises(AwaitsPerson):
+        render(an_answer(FINAL, UNSURE, on_defer=OnDefer.ERROR))
+    assert render(an_answer(FINAL, on_defer=OnDefer.ERROR)).outputs
+
+
+def test_an_uncertain_answer_that_nobody_will_confirm_names_no_answer_to_wait_for() -> None:
+    with pytest.raises(Unavailable, match="has no person to ask") as refused:
+        render(an_answer(replace(UNSURE, decided_by="model:strong"), on_defer=OnDefer.ERROR))
+
+    assert not isinstance(refused.value, AwaitsPerson)
+
+
+def test_what_a_person_decided_without_a_model_is_told_by_its_label() -> None:
+    rendered = render(an_answer(PENDING).decided(0, "cat", "ann"))
+
+    assert rendered.outputs == {}
+    assert rendered.parameters["pointsman_label"] == "cat"
+    assert rendered.parameters["pointsman_decided_by"] == "person:ann"
+
+
+def test_the_outputs_that_were_asked_for_come_in_that_order() -> None:
+    assert list(render(an_answer(FINAL), ["z", "y"]).outputs) == ["z", "y"]
+    with pytest.raises(InvalidInput, match="output 'w' is unknown; known outputs: y, z"):
+        render(an_answer(FINAL), ["w"])
+
+
+def test_rows_of_several_shapes_do_not_fit_into_one_tensor() -> None:
+    wide = replace(FINAL, outputs={"y": Tensor.of(np.zeros((1, 2), np.float32)), "z": outputs(1)["z"]})
+
+    with pytest.raises(InvalidInput, match="one by one"):
+        render(an_answer(FINAL, wide))
+
+
+def test_ragged_rows_of_one_shape_are_joined() -> None:
+    ragged = {"y": Tensor.ragged(Datatype.FP32, (np.zeros(3, np.float32),))}
+
+    joined = render(an_answer(replace(FINAL, outputs=ragged), replace(FINAL, outputs=ragged))).outputs["y"]
+
+    assert joined.shape == (2, 3)
+
+
+def test_parameters_are_sorted_by_whom_they_concern() -> None:
+    found = sort(
+        {"lang": "de", "pointsman_on_defer": "error", "timeout": 250_000, "binary_data_output": True, "priority": 1}
+    )
+
+    assert found.own == {"lang": "de", "priority": 1}
+    assert found.on_defer is OnDefer.ERROR
+    assert found.timeout_s == 0.25
+    assert found.binary_output
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"pointsman_on_defer": "maybe"}, "it can be 'provisional' or 'error'"),
+        ({"pointsman_on_defer": 1}, "it can be 'provisional' or 'error'"),
+        ({"pointsman_status": "final"}, "parameter 'pointsman_status' is unknown"),
+        ({"timeout": -1}, "a whole number of microseconds"),
+        ({"timeout": 1.5}, "a whole number of microseconds"),
+        ({"timeout": True}, "a whole number of microseconds"),
+        ({"binary_data_output": 1}, "it can be true or false"),
+    ],
+)
+def test_a_reserved_parameter_needs_a_value_that_it_can_have(
+    parameters: dict[str, bool | int | float | str], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        sort(parameters)
+
+
+def test_extensions_that_are_not_served_are_refused() -> None:
+    with pytest.raises(Unimplemented, match="sequences"):
+        sort({"sequence_id": 7, "sequence_start": True})
+    with pytest.raises(Unimplemented, match="shared memory"):
+        refuse_extensions({"shared_memory_region": "r"}, "x")
+    with pytest.raises(InvalidInput, match="classification"):
+        refuse_extensions({"classification": 3}, "y")
+
+
+def test_the_earliest_deadline_counts_and_none_is_none() -> None:
+    assert deadline_of(10.0, 2.0, None, 1.0) == 11.0
+    assert deadline_of(10.0, 1e12) == 10.0 + MAX_TIMEOUT_S
+    assert deadline_of(10.0, None) == float("inf")

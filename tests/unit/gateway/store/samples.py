@@ -1,0 +1,103 @@
+"""Answers, tasks and clocks for the store's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from backends.contract import Datatype, Ragged, Tensor, Tensors
+from gateway.answer import Answer, ItemAnswer, StageRecord, Status, new_answer_id
+from gateway.store.contract import Proposal, ReviewTask
+from router.contract import Decision, Reason
+
+TENANT = "acme"
+LABELS = ("cat", "dog", "owl")
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def accepted(*, tenant: str = TENANT, label: str = "cat", items: int = 1, outputs: Tensors | None = None) -> Answer:
+    """An answer that a model gave."""
+    record = StageRecord("fast", "3", label, 0.97, Decision.ACCEPT)
+    item = ItemAnswer(Status.FINAL, "fast", label, outputs, 0.97, "model:fast", None, (record,))
+    answer = Answer(new_answer_id(), tenant, "pets", 1_700_000_000.25, (item,) * items)
+    return replace(answer, max_error=0.05, certified=True)
+
+
+def deferred(
+    *, tenant: str = TENANT, items: int = 1, queue: str = "pets", due_s: float = 1e9
+) -> tuple[Answer, list[ReviewTask]]:
+    """An answer whose every item waits for a person, and the tasks for them."""
+    trail = (
+        StageRecord("fast", "3", "cat", 0.4, Decision.ESCALATE, Reason.LOW_CONFIDENCE),
+        StageRecord("strong", "", None, None, Decision.DEFER, Reason.STAGE_FAILED),
+    )
+    item = ItemAnswer(Status.PROVISIONAL, "fast", "cat", every_datatype(), 0.4, None, Reason.LOW_CONFIDENCE, trail)
+    answer = Answer(new_answer_id(), tenant, "pets", 1_700_000_000.5, (item,) * items)
+    return answer, [task(i, queue, due_s) for i in range(items)]
+
+
+def task(item: int, queue: str, due_s: float) -> ReviewTask:
+    """A picture to label."""
+    proposals = (Proposal("fast", "cat", 0.4), Proposal("strong", None, None))
+    return ReviewTask(
+        item, queue, due_s, LABELS, b"\x89PNG\0" + bytes([item]), "image/png", proposals, Reason.LOW_CONFIDENCE
+    )
+
+
+def every_datatype() -> Tensors:
+    """One tensor of every datatype, and a ragged one."""
+    tensors = {}
+    for datatype in Datatype:
+        if datatype is Datatype.BYTES:
+            elements = np.empty((1, 3), object)
+            elements[0] = [b"", b"\0\xff", b"owl"]
+            tensors["BYTES"] = Tensor(datatype, (1, 3), elements)
+        else:
+            array = np.arange(6).reshape(1, 2, 3).astype(datatype.numpy)
+            tensors[datatype.value] = Tensor.of(array, datatype)
+    rows = (np.zeros((2, 3), np.float32), np.ones((4, 3), np.float32))
+    return tensors | {"ragged": Tensor.ragged(Datatype.FP32, rows)}
+
+
+def assert_same_answer(one: Answer | None, other: Answer) -> None:
+    """Assert that *one* and *other* are equal, tensors included."""
+    assert one is not None
+    for name in ("id", "tenant", "route", "created_s", "revision", "max_error", "certified"):
+        assert getattr(one, name) == getattr(other, name), name
+    assert len(one.items) == len(other.items)
+    for a, b in zip(one.items, other.items, strict=True):
+        assert _said(a) == _said(b)
+        if a.outputs is None or b.outputs is None:
+            assert a.outputs is b.outputs
+        else:
+            assert_same_tensors(a.outputs, b.outputs)
+
+
+def assert_same_tensors(one: Tensors, other: Tensors) -> None:
+    """Assert that two sets of tensors are equal to the bit."""
+    assert list(one) == list(other)
+    for name in one:
+        a, b = one[name], other[name]
+        assert (a.datatype, a.shape) == (b.datatype, b.shape), name
+        for x, y in zip(_arrays(a), _arrays(b), strict=True):
+            assert (x.dtype, x.shape) == (y.dtype, y.shape), name
+            assert x.tolist() == y.tolist() if x.dtype == object else x.tobytes() == y.tobytes(), name
+
+
+def _arrays(tensor: Tensor) -> Iterable[np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
+    return tensor.data.rows if isinstance(tensor.data, Ragged) else (tensor.numpy(),)
+
+
+def _said(item: ItemAnswer) -> tuple[object, ...]:
+    return (item.status, item.stage, item.label, item.confidence, item.decided_by, item.reason, item.trail)

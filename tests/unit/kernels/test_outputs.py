@@ -1,0 +1,129 @@
+"""Postprocessing: numerically stable, and never sure of what is not a number."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from numpy.typing import NDArray
+
+from kernels import outputs
+
+NAN, INF = math.nan, math.inf
+
+
+def test_softmax_of_known_scores() -> None:
+    result = outputs.softmax(np.array([[0.0, math.log(3)], [5.0, 5.0]]))
+
+    assert result.dtype == np.float32
+    assert result.tolist() == [pytest.approx([0.25, 0.75]), [0.5, 0.5]]
+
+
+def test_temperature_divides_scores() -> None:
+    assert outputs.softmax(np.array([0.0, 2 * math.log(3)]), temperature=2.0) == pytest.approx([0.25, 0.75])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_softmax_does_not_overflow(dtype: type) -> None:
+    top = float(np.finfo(dtype).max)
+
+    assert outputs.softmax(np.array([top, -top, -INF], dtype=dtype)).tolist() == [1, 0, 0]
+    assert outputs.softmax(np.array([1.0, 0.0], dtype=dtype), temperature=1e-300).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("scores", [[NAN, 1, 2], [INF, 1, 2], [INF, INF, 0], [-INF, -INF, -INF], [NAN, INF, -INF]])
+def test_softmax_is_never_sure_of_what_is_not_a_number(scores: list[float]) -> None:
+    result = outputs.softmax(np.array([scores, [0, 0, 0]], dtype=np.float32))
+
+    assert np.isnan(result[0]).all()
+    assert result[1] == pytest.approx([1 / 3] * 3)
+
+
+@given(
+    npst.arrays(
+        np.float32, st.tuples(st.integers(1, 5), st.integers(1, 9)), elements=st.floats(-(2.0**99), 2.0**99, width=32)
+    )
+)
+def test_softmax_is_a_distribution_in_the_order_of_its_scores(logits: NDArray[np.float32]) -> None:
+    result = outputs.softmax(logits)
+
+    assert np.allclose(result.sum(axis=-1), 1, atol=1e-5)
+    assert np.array_equal(np.take_along_axis(result, logits.argmax(-1)[:, None], -1)[:, 0], result.max(-1))
+
+
+def test_sigmoid_is_exact_at_both_ends() -> None:
+    result = outputs.sigmoid(np.array([0, math.log(3), -20, -1e4, 1e4, -INF, INF, NAN], dtype=np.float32))
+
+    assert result.dtype == np.float32
+    assert result[:-1] == pytest.approx([0.5, 0.75, 2.0611537e-9, 0, 1, 0, 1], rel=1e-5)
+    assert math.isnan(result[-1])
+
+
+def test_mean_pool_leaves_masked_tokens_out_whatever_they_hold() -> None:
+    hidden = np.array([[[1, 2], [3, 4], [NAN, INF]], [[5, 6], [7, 8], [9, 10]]], dtype=np.float16)
+    mask = np.array([[1, 1, 0], [0, 0, 0]])
+
+    result = outputs.mean_pool(hidden, mask)
+
+    assert result.dtype == np.float32
+    assert result.tolist() == [[2, 3], [0, 0]]
+
+
+def test_mean_pool_keeps_nan_of_tokens_that_count() -> None:
+    assert np.isnan(outputs.mean_pool(np.array([[[NAN], [1.0]]]), np.array([[1, 1]]))).all()
+
+
+def test_l2_normalize_gives_unit_vectors_and_keeps_zero() -> None:
+    vectors = np.array([[3, 4], [0, 0], [3e30, 4e30]], dtype=np.float32)
+
+    assert outputs.l2_normalize(vectors).tolist() == [
+        pytest.approx([0.6, 0.8]),
+        [0, 0],
+        pytest.approx([0.6, 0.8]),
+    ]
+    assert np.isnan(outputs.l2_normalize(np.array([[NAN, 1.0], [INF, INF]]))).all()
+
+
+def test_top_k_orders_and_prefers_the_lower_index() -> None:
+    values, indices = outputs.top_k(np.array([[1.0, 3.0, 3.0, 2.0]], dtype=np.float32), 3)
+
+    assert [str(values.dtype), str(indices.dtype)] == ["float32", "int64"]
+    assert (values.tolist(), indices.tolist()) == ([[3, 3, 2]], [[1, 2, 3]])
+
+
+def test_top_k_ranks_nothing_beside_nan() -> None:
+    values, indices = outputs.top_k(np.array([[1.0, NAN], [1.0, 2.0]]), 1)
+
+    assert np.isnan(values[0]).all()
+    assert indices.tolist() == [[-1], [1]]
+
+
+LABELS = np.array([b"cat", b"dog", "böck".encode()], dtype=object)
+
+
+def test_label_names_the_best_and_is_empty_for_nan() -> None:
+    scores = np.array([[0.1, 0.7, 0.2], [0.4, 0.4, 0.2], [NAN, 0.9, 0.1], [0, 0, 1]])
+
+    assert outputs.label(scores, LABELS).tolist() == [[b"dog"], [b"cat"], [b""], ["böck".encode()]]
+    assert LABELS[0] == b"cat"
+
+
+def test_label_refuses_another_number_of_classes() -> None:
+    with pytest.raises(ValueError, match=r"^2 scores for 3 labels; list one label a class$"):
+        outputs.label(np.zeros((1, 2)), LABELS)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid", "l2_normalize", "top_k", "mean_pool"])
+def test_read_only_and_scattered_arrays_give_the_same(name: str, rng: np.random.Generator, unfriendly: Any) -> None:
+    scores = rng.normal(size=(3, 4, 5)).astype(np.float32)
+    extra = {"top_k": (2,), "mean_pool": (np.ones((3, 4)),)}.get(name, ())
+    operation = getattr(outputs, name)
+    before = scores.copy()
+
+    assert np.array_equal(operation(unfriendly(scores), *extra), operation(scores, *extra))
+    assert np.array_equal(scores, before)

@@ -1,0 +1,150 @@
+"""Which stage comes next, and whether its answer is good enough."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.contract import Signature
+from router.cascade import Next, Skipped, judge, next_stage
+from router.contract import AcceptAny, Decision, MinConfidence, ModelState, OnDefer, Reason, Route, Stage, Verdict
+
+READY = ModelState(ready=True, version="1", predicted_wait_s=0.01, latency_s=0.02)
+LOADING = ModelState(ready=False, version="1")
+SLOW = ModelState(ready=True, version="1", predicted_wait_s=0.5, latency_s=0.5)
+
+
+def a_route(*models: str, min_confidence: float = 0.9) -> Route:
+    return Route(
+        name="digits",
+        signature=Signature((), ()),
+        decode=None,
+        cascade=tuple(Stage(model) for model in models),
+        accept=MinConfidence(min_confidence),
+        human=None,
+        on_defer=OnDefer.ERROR,
+        deadline_s=1.0,
+    )
+
+
+TWO = a_route("fast", "strong")
+
+
+def test_the_cascade_begins_at_its_first_stage_and_goes_on_to_the_next() -> None:
+    states = {"fast": READY, "strong": READY}
+
+    assert next_stage(TWO, None, states, 1.0) == Next(0)
+    assert next_stage(TWO, 0, states, 1.0) == Next(1)
+    assert next_stage(TWO, 1, states, 1.0) == Next(None)
+
+
+@pytest.mark.parametrize("states", [{"strong": READY}, {"fast": LOADING, "strong": READY}])
+def test_a_stage_that_is_not_ready_is_skipped(states: dict[str, ModelState]) -> None:
+    skipped = Skipped(0, "fast", Reason.STAGE_UNAVAILABLE, "model fast is not ready")
+
+    assert next_stage(TWO, None, states, 1.0) == Next(1, (skipped,))
+
+
+def test_a_stage_that_cannot_answer_in_time_is_skipped() -> None:
+    upcoming = next_stage(TWO, None, {"fast": SLOW, "strong": READY}, 0.3)
+
+    detail = "model fast needs 1000.0 ms and 300.0 ms are left"
+    assert upcoming == Next(1, (Skipped(0, "fast", Reason.OUT_OF_TIME, detail),))
+    assert upcoming.reason is None
+
+
+@pytest.mark.parametrize("remaining_s", [0.0, -1.0, math.nan])
+def test_no_stage_starts_when_time_is_up(remaining_s: float) -> None:
+    instant = ModelState(ready=True, version="1")
+
+    upcoming = next_stage(TWO, None, {"fast": instant, "strong": instant}, remaining_s)
+
+    assert upcoming.stage is None
+    assert upcoming.reason is Reason.OUT_OF_TIME
+
+
+def test_a_wait_that_is_not_a_number_is_too_long() -> None:
+    lost = ModelState(ready=True, version="1", predicted_wait_s=math.nan)
+
+    assert next_stage(a_route("fast"), None, {"fast": lost}, 1.0).reason is Reason.OUT_OF_TIME
+
+
+def test_without_a_deadline_the_slowest_stage_is_in_time() -> None:
+    assert next_stage(TWO, None, {"fast": SLOW}, math.inf) == Next(0)
+
+
+def test_the_reason_for_having_no_stage_left_is_time_before_unavailability() -> None:
+    assert next_stage(TWO, None, {}, 1.0).reason is Reason.STAGE_UNAVAILABLE
+    assert next_stage(TWO, None, {"strong": SLOW}, 0.1).reason is Reason.OUT_OF_TIME
+    assert next_stage(TWO, 1, {}, 1.0).reason is None
+
+
+def test_before_the_last_stage_an_unsure_item_is_escalated() -> None:
+    assert judge(TWO, 0, np.array([0.9, 0.89, math.nan])) == (
+        Verdict(Decision.ACCEPT, 0.9),
+        Verdict(Decision.ESCALATE, 0.89, Reason.LOW_CONFIDENCE),
+        Verdict(Decision.ESCALATE, None, Reason.NO_CONFIDENCE),
+    )
+
+
+def test_at_the_last_stage_an_unsure_item_is_deferred() -> None:
+    assert judge(TWO, 1, np.array([1.0, 0.5, math.nan])) == (
+        Verdict(Decision.ACCEPT, 1.0),
+        Verdict(Decision.DEFER, 0.5, Reason.LOW_CONFIDENCE),
+        Verdict(Decision.DEFER, None, Reason.NO_CONFIDENCE),
+    )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.01, 1.01])
+@pytest.mark.parametrize("threshold", [0.0, 0.9, 1.0])
+def test_what_is_no_probability_is_never_confident(value: float, threshold: float) -> None:
+    only = a_route("only", min_confidence=threshold)
+
+    assert judge(only, 0, np.array([value])) == (Verdict(Decision.DEFER, None, Reason.NO_CONFIDENCE),)
+
+
+def test_a_threshold_that_is_not_a_number_accepts_nothing() -> None:
+    only = a_route("only", min_confidence=math.nan)
+
+    assert judge(only, 0, np.array([1.0]))[0].decision is Decision.DEFER
+
+
+def test_an_exposed_model_is_accepted_as_it_is_and_never_called_confident_on_nonsense() -> None:
+    exposed = replace(TWO, accept=AcceptAny())
+
+    assert judge(exposed, 0, np.array([0.1, math.nan, 7.0])) == (
+        Verdict(Decision.ACCEPT, 0.1),
+        Verdict(Decision.ACCEPT, None),
+        Verdict(Decision.ACCEPT, None),
+    )
+
+
+def test_no_items_have_no_verdicts() -> None:
+    assert judge(TWO, 0, np.zeros(0)) == ()
+
+
+ANY_CONFIDENCE = st.lists(st.floats(0.0, 1.0) | st.just(math.nan), max_size=8)
+
+
+@given(ANY_CONFIDENCE, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_a_higher_threshold_never_accepts_more(values: list[float], one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    confidences = np.array(values, np.float64)
+
+    loose = judge(a_route("only", min_confidence=low), 0, confidences)
+    strict = judge(a_route("only", min_confidence=high), 0, confidences)
+
+    for easy, hard in zip(loose, strict, strict=True):
+        assert not (hard.decision is Decision.ACCEPT and easy.decision is not Decision.ACCEPT)
+
+
+@given(ANY_CONFIDENCE)
+def test_each_item_is_judged_as_if_it_were_alone(values: list[float]) -> None:
+    together = judge(TWO, 0, np.array(values, np.float64))
+
+    assert together == tuple(judge(TWO, 0, np.array([value]))[0] for value in values)
