@@ -638,19 +638,32 @@ def test_a_message_of_eight_million_tensors_holds_up_nobody(server: GatewayProce
 
 
 def assert_no_stall(server: GatewayProcess, action: Callable[[], object]) -> None:
-    """Fail if *action* makes the event loop late; a stall that it makes comes every time, one of a busy machine not."""
+    """Fail if *action* makes the event loop late.
+
+    A stall that it makes comes every time, one of a busy machine does not: tries before which the loop was late by
+    itself say nothing, and of the others one without a stall clears the action.
+    """
+    stalls = 0
+    for _ in range(40):
+        if late_probes(server, lambda: None):
+            continue
+        if not late_probes(server, action):
+            return
+        stalls += 1
+        if stalls == 8:
+            raise AssertionError(f"the event loop was over {STALL_S} s late in each of {stalls} tries")
+    pytest.skip(f"this machine stalls by itself: {40 - stalls} of 40 tries said nothing")
+
+
+def late_probes(server: GatewayProcess, action: Callable[[], object]) -> float:
+    """How many of the probes around *action* found the event loop more than `STALL_S` late."""
     late = r'pointsman_event_loop_lag_seconds_bucket\{le="0.1"\}'
     probes = r"pointsman_event_loop_lag_seconds_count"
-    stalls = []
-    for _ in range(4):
-        before = total(server, probes) - total(server, late)
-        action()
-        seen = total(server, probes)
-        wait_for(lambda seen=seen: total(server, probes) >= seen + 2)  # type: ignore[misc]  # the probe that it held up
-        stalls.append(total(server, probes) - total(server, late) - before)
-        if not stalls[-1]:
-            return
-    raise AssertionError(f"the event loop was over {STALL_S} s late in each of {len(stalls)} tries")
+    before = total(server, probes) - total(server, late)
+    action()
+    seen = total(server, probes)
+    wait_for(lambda: total(server, probes) >= seen + 2)  # the probe that it held up
+    return total(server, probes) - total(server, late) - before
 
 
 def test_a_stall_would_be_seen(server: GatewayProcess) -> None:
@@ -659,7 +672,7 @@ def test_a_stall_would_be_seen(server: GatewayProcess) -> None:
         time.sleep(3 * STALL_S)
         server.process.send_signal(signal.SIGCONT)
 
-    with pytest.raises(AssertionError, match="late in each of 4 tries"):
+    with pytest.raises(AssertionError, match="late in each of 8 tries"):
         assert_no_stall(server, stall)
 
 
