@@ -29,6 +29,8 @@ GROUP = "pointsman.backends"
 
 BUILT_IN: Mapping[str, str] = {
     "echo": "backends.echo:ECHO",
+    "langid": "backends.language:LANGID",
+    "magika": "backends.content_type:MAGIKA",
     "onnx": "backends.onnx:ONNX",
     "python": "backends.python:PYTHON",
 }

@@ -25,17 +25,25 @@ class Status(StrEnum):
 _BADNESS = {Status.FINAL: 0, Status.PROVISIONAL: 1, Status.PENDING: 2}
 
 
+LABEL = "label"
+"""The output that holds an item's label."""
+
+CLASSIFY = "classify"
+"""The stage that a trail begins with where routing itself had something to say."""
+
+
 @dataclass(frozen=True, slots=True)
 class StageRecord:
     """What one stage said of one item, for the decision log.
 
     Attributes:
-        stage: the model.
+        stage: the model, or `CLASSIFY`.
         version: the model's version that answered; "" where it never did.
         label: its best label; None where it has none.
         confidence: calibrated, in [0, 1]; None where there is none.
         decision: what `judge` made of it.
         reason: why it was not accepted.
+        detail: what an operator wants to know of that, in words.
     """
 
     stage: str
@@ -44,6 +52,7 @@ class StageRecord:
     confidence: float | None
     decision: Decision
     reason: Reason | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +79,11 @@ class ItemAnswer:
     decided_by: str | None
     reason: Reason | None
     trail: tuple[StageRecord, ...] = ()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What routing had to say, and why stages were passed over, in words."""
+        return tuple(record.detail for record in self.trail if record.detail and not record.version)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,6 +129,15 @@ class Answer:
             final = replace(final, outputs=None, confidence=None)
         items = (*self.items[:item], final, *self.items[item + 1 :])
         return replace(self, items=items, revision=self.revision + 1)
+
+
+def labels_of(outputs: Tensors) -> list[str | None]:
+    """The labels that stand in the output `label`, one an item; None where there is none."""
+    size = next(iter(outputs.values())).shape[0]
+    if LABEL not in outputs:
+        return [None] * size
+    column = outputs[LABEL].numpy().reshape(size)
+    return [bytes(label).decode(errors="replace") or None for label in column]
 
 
 def new_answer_id(now_s: float | None = None) -> AnswerId:

@@ -14,6 +14,7 @@ import base64
 import binascii
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -44,11 +45,17 @@ def bind(signature: Signature, payload: Payload) -> Batch:
 
 
 def rename_only_input(signature: Signature, payload: Payload) -> Payload:
-    """For `auto`, whose callers cannot know the input's name: a single tensor takes the name of a single input."""
-    if isinstance(payload, TensorInputs) and len(payload.tensors) == 1 == len(signature.inputs):
-        (tensor,) = payload.tensors.values()
-        return TensorInputs({signature.inputs[0].name: tensor}, payload.content_type)
-    return payload
+    """For `auto`, whose callers cannot know the input's name: a single value takes the name of a single input."""
+    if len(signature.inputs) != 1:
+        return payload
+    name = signature.inputs[0].name
+    match payload:
+        case TensorInputs(tensors=tensors) if len(tensors) == 1:
+            return replace(payload, tensors={name: next(iter(tensors.values()))})
+        case JsonInputs(values=values) if len(values) == 1:
+            return replace(payload, values={name: next(iter(values.values()))})
+        case _:
+            return payload
 
 
 def _bind_body(signature: Signature, data: bytes) -> Batch:

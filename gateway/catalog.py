@@ -6,7 +6,7 @@ A request takes the snapshot once and keeps it to its end; a reload builds anoth
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,18 +55,42 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Detector:
+    """A model whose label is a trait of requests.
+
+    Attributes:
+        decode: name of the decoder of a request's bytes, or None.
+        floor: confidence below which the trait is in doubt.
+        timeout_s: what it may take.
+    """
+
+    trait: str
+    model: Model
+    decode: str | None
+    floor: float
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Catalog:
     """Everything that is served, at one version of the configuration.
 
     Attributes:
         routes: by name; an exposed model is a route of one stage that accepts anything.
         models: by name.
+        detectors: by trait.
     """
 
     version: int
     table: RouteTable
     routes: Mapping[str, Route]
     models: Mapping[str, Model]
+    detectors: Mapping[str, Detector] = field(default_factory=dict)
+
+    def deadline_s(self, name: str) -> float:
+        """Seconds that a request for *name* may take at most; for `auto` those of the slowest route."""
+        routes = [self.routes[name]] if name in self.routes else self.routes.values()
+        return max((route.deadline_s for route in routes), default=0.0)
 
     def states(self, route: Route) -> Mapping[str, ModelState]:
         """A snapshot of the models of *route*."""

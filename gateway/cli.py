@@ -94,6 +94,148 @@ def check(config: Path, load: bool) -> None:
 
 
 @main.command()
+@_config
+@click.option("--route", default="auto", show_default=True, help="The route that the request names.")
+@click.option("--content-type", default="", help="What its sender says that it is, such as image/png.")
+@click.option(
+    "--parameter", "-p", multiple=True, metavar="NAME=VALUE", help="A parameter of the caller's; JSON, or text."
+)
+@click.option("--tenant", default="default", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(
+    config: Path, route: str, content_type: str, parameter: tuple[str, ...], tenant: str, as_json: bool
+) -> None:
+    """Tell what would become of the request on standard input, and why, without answering it."""
+    from gateway.compose import explain as explain_request
+    from gateway.explain import told
+    from gateway.request import Caller, Protocol, RawBody, Request
+
+    settings = _load(config)
+    payload = RawBody(sys.stdin.buffer.read(), content_type.lower())
+    caller = Caller(tenant=tenant)
+    request = Request(route, payload, Protocol.V1_HTTP, caller, parameters=dict(map(_parameter, parameter)))
+    try:
+        explained: dict[str, Any] = asyncio.run(explain_request(settings, request))
+    except PointsmanError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(json.dumps(explained, indent=2) if as_json else told(explained))
+    if explained["route"] is None:
+        sys.exit(1)
+
+
+def _parameter(text: str) -> tuple[str, bool | int | float | str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise click.BadParameter(f"{text!r} is not of the form NAME=VALUE", param_hint="--parameter")
+    try:
+        read = json.loads(value)
+    except ValueError:
+        return name, value
+    return name, read if isinstance(read, bool | int | float | str) else value
+
+
+class _Share(click.ParamType[float]):
+    """`2%` or 0.02."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from gateway.settings.units import share
+
+        try:
+            return share(value)
+        except ValueError as error:
+            self.fail(f"{value!r} {error}", param, ctx)
+
+
+@main.command()
+@click.argument("scores", type=click.Path(path_type=Path), required=False)
+@click.option("--max-error", type=_Share(), help="Share of accepted answers that may be wrong, as 1%; the route's.")
+@click.option("--confidence", type=_Share(), help="How sure the proof must be. [95%]")
+@click.option("--route", metavar="NAME", help="The route to certify; its certificate is kept in the store.")
+@click.option("--config", type=click.Path(path_type=Path), help="The configuration with the route and the store.")
+@click.option("--missing", type=click.Choice(["hold", "wrong", "drop"]), default="hold", show_default=True,
+              help="The store's items without a label: end before the first, count as wrong, or (labels are a random "
+              "sample) leave out.")  # fmt: skip
+@click.option("--fit", type=_Share(), help="Share of SCORES that calibrators are fitted on first.")
+@click.option("--seed", default=0, show_default=True, help="Of the choice of rows for --fit.")
+@click.option("--valid", default="30d", show_default=True, help="How long a certificate holds, as 30d.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the certificate to this file too.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw reliability, risk and coverage (.png, .svg).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, curves included.")
+def certify(
+    scores: Path | None,
+    max_error: float | None,
+    confidence: float | None,
+    route: str | None,
+    config: Path | None,
+    out: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Find the loosest threshold that keeps an error rate, with proof.
+
+    On SCORES, a file of labelled scores (.csv, .jsonl or .parquet: score_STAGE and right_STAGE for every stage); with
+    --route and no SCORES, on the labels in the store of --config. Exit status 1 where nothing can be certified.
+    """
+    from gateway.certify.commands import certify_file, certify_route, write_json
+
+    if (route is None) != (config is None) or (scores is None and route is None):
+        raise click.UsageError("give SCORES, or --route and --config, or all of them")
+    try:
+        options = _certify_options(max_error, confidence, **how)
+        if route is None or config is None:
+            assert scores is not None
+            report = certify_file(scores, options)
+        else:
+            report = asyncio.run(certify_route(_load(config), route, scores, options))
+        if plot is not None:
+            report.draw(plot)
+        if out is not None and report.certificate is not None:
+            write_json(out, report.certificate.to_dict())
+    except (PointsmanError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(json.dumps(report.to_dict()) if as_json else report.text())
+    sys.exit(0 if report.selection.threshold is not None else 1)
+
+
+def _certify_options(max_error: float | None, confidence: float | None, **how: Any) -> Any:
+    from gateway.certify.commands import DEFAULT_BUDGET_CONFIDENCE, CertifyOptions
+    from gateway.certify.labels import Missing
+    from gateway.settings.units import duration_s
+    from router.certification import Budget
+
+    if confidence is not None and max_error is None:
+        raise click.UsageError("--confidence belongs to --max-error; give both, or neither for the route's own")
+    budget = None if max_error is None else Budget(max_error, confidence or DEFAULT_BUDGET_CONFIDENCE)
+    return CertifyOptions(budget, how["fit"], how["seed"], Missing(how["missing"]), duration_s(how["valid"]))
+
+
+@main.command()
+@click.argument("scores", type=click.Path(path_type=Path))
+@click.option("--stage", help="The stage, where SCORES has several.")
+@click.option("--model", required=True, help="The model that it is for, as the configuration names it.")
+@click.option("--version", "version", required=True, help="That model's version.")
+@click.option("--measure", default="max", show_default=True, help="What the scores are, as `confidence:` says it.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The calibration file to write.")
+def calibrate(scores: Path, stage: str | None, model: str, version: str, measure: str, out: Path) -> None:
+    """Fit what turns a model's scores into shares of right answers, on the file SCORES (see certify)."""
+    from gateway.certify.commands import calibrate_file, write_json
+    from router.confidence import Measure
+
+    try:
+        found = calibrate_file(scores, stage, model, version, Measure.parse(measure))
+        write_json(out, found.calibration.to_dict())
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(
+        f"{out}: fitted on {found.calibration.fitted_on:,} rows; expected calibration error "
+        f"{found.error_before:.4f} before, {found.error_after:.4f} after, on {found.tested_on:,} rows"
+    )
+
+
+@main.command()
 def schema() -> None:
     """Print the JSON Schema of the configuration, for editors."""
     click.echo(json.dumps(settings_schema(), indent=2))
@@ -131,15 +273,18 @@ def verify_log(config: Path) -> None:
 @_listening
 @click.option("--items", type=click.IntRange(min=1), help="How many held-out items to send.")
 @click.option("--once", is_flag=True, help="End when the table is printed.")
+@click.option("--prepare", is_flag=True, help="Only set up, and print the folder with labelled scores for `certify`.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on the last line.")
-def demo(items: int | None, once: bool, as_json: bool, **listening: Any) -> None:
+def demo(items: int | None, once: bool, prepare: bool, as_json: bool, **listening: Any) -> None:
     """An intake desk on real models, real data and recorded people: sends requests, prints what became of them."""
     try:
         from gateway.demo.run import DemoOptions
         from gateway.demo.run import main as run_demo
     except ImportError as error:
         raise click.ClickException(f"the demo needs its extra ({error.name}): pip install 'pointsman[demo]'") from error
-    sys.exit(run_demo(DemoOptions(once=once, as_json=as_json, **_given({"items": items, **listening}))))
+    sys.exit(
+        run_demo(DemoOptions(once=once, prepare=prepare, as_json=as_json, **_given({"items": items, **listening})))
+    )
 
 
 def _load(config: Path) -> Settings:

@@ -9,23 +9,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from starlette.types import ASGIApp
 
-from backends.contract import Backend, Signature, TensorSpec
+from backends.contract import NO_DEADLINE, Backend, Datatype, Signature, TensorSpec
 from backends.errors import InvalidInput, PointsmanError
 from backends.preprocessed import preprocessed
 from backends.registry import backend_type
 from batching.batcher import Batcher
 from batching.report import BatchObserver, IgnoreBatches
-from gateway.catalog import Catalog, Model
+from gateway.answer import LABEL
+from gateway.catalog import Catalog, Detector, Model
+from gateway.certificates import NOT_LOOKED_UP, Certificates, subjects_of, with_subjects
 from gateway.control.app import control_app
 from gateway.control.overview import overview
 from gateway.decoding import Workshop, decoded_spec
+from gateway.detection import Detection
+from gateway.explain import configured, explanation
 from gateway.grpc_server import GrpcLimits, GrpcServer
 from gateway.http.asgi import AsgiApp
 from gateway.http.handler import Handler, HttpLimits
@@ -33,12 +39,15 @@ from gateway.http.oip import oip_endpoints
 from gateway.http.reviews import review_endpoints
 from gateway.http.v1 import v1_endpoints
 from gateway.pipeline import Pipeline
+from gateway.request import Request
 from gateway.security import Authenticator, TrustedHosts, is_loopback
-from gateway.settings import ModelSettings, RouteSettings, Settings
+from gateway.settings import CertifiedSettings, DetectorSettings, ModelSettings, RouteSettings, Settings
 from gateway.store import open_store
 from gateway.store.contract import Store
 from gateway.telemetry import Telemetry
+from router.confidence import usual_measure
 from router.contract import AcceptAny, OnDefer, Route, Stage
+from router.table import Picked
 
 CLOSE_S = 2.0
 """What all models together get to end their calls when the gateway stops."""
@@ -79,11 +88,17 @@ class Gateway:
 
     pipeline: Pipeline
     store: Store
+    certificates: Certificates
     telemetry: Telemetry
     http_app: ASGIApp
     control_app: ASGIApp
     grpc: GrpcServer
     patience: Patience
+
+    async def maintain(self) -> None:
+        """One round of upkeep: the store's, and the routes' certificates."""
+        await self.store.maintain()
+        self.pipeline.catalog = await self.certificates.applied(self.pipeline.catalog)
 
     async def refuse_the_rest(self) -> None:
         """End what is still queued or running, as UNAVAILABLE."""
@@ -108,12 +123,23 @@ async def compose(settings: Settings) -> AsyncIterator[Gateway]:
         stack.callback(workshop.close)
         patience = Patience()
         catalog = await open_catalog(settings, telemetry, stack, patience)
+        versions = {name: model.backend.version for name, model in catalog.models.items()}
+        subjects = await asyncio.to_thread(subjects_of, settings, versions)
+        certificates = Certificates(settings, subjects, store)
+        catalog = await certificates.applied(with_subjects(catalog, subjects))
         pipeline = Pipeline(catalog, store, workshop, telemetry)
         telemetry.serve(lambda: pipeline.catalog, store.statistics)
-        yield _wire(settings, pipeline, store, telemetry, patience)
+        yield _wire(settings, pipeline, store, certificates, telemetry, patience)
 
 
-def _wire(settings: Settings, pipeline: Pipeline, store: Store, telemetry: Telemetry, patience: Patience) -> Gateway:
+def _wire(
+    settings: Settings,
+    pipeline: Pipeline,
+    store: Store,
+    certificates: Certificates,
+    telemetry: Telemetry,
+    patience: Patience,
+) -> Gateway:
     authenticator = Authenticator(settings.security)
     hosts = TrustedHosts(
         [settings.server.host, *settings.server.trusted_hosts],
@@ -131,6 +157,7 @@ def _wire(settings: Settings, pipeline: Pipeline, store: Store, telemetry: Telem
     return Gateway(
         pipeline=pipeline,
         store=store,
+        certificates=certificates,
         telemetry=telemetry,
         http_app=http_app,
         control_app=control_app(
@@ -146,6 +173,40 @@ def _wire(settings: Settings, pipeline: Pipeline, store: Store, telemetry: Telem
         ),
         patience=patience,
     )
+
+
+async def explain(settings: Settings, request: Request) -> dict[str, Any]:
+    """What would become of *request*, by the rules of *settings* (Any: JSON); only detectors' models are opened.
+
+    Raises:
+        PointsmanError: a detector's model cannot be opened.
+    """
+    wanted = {detector.model for detector in settings.detectors.values()}
+    models = {name: model for name, model in settings.models.items() if name in wanted}
+    async with AsyncExitStack() as stack:
+        workshop = Workshop()
+        stack.callback(workshop.close)
+        without_routes = replace(settings, models=models, routes={})
+        catalog = await open_catalog(without_routes, IgnoreBatches(), stack, Patience())
+        detection = Detection(workshop, Telemetry(), time.monotonic)
+        found = await detection.classified(catalog, request, NO_DEADLINE)
+    match found.choice:
+        case Picked(name, to_person) if name in settings.routes:
+            return explanation(settings.table, found, configured(settings.routes[name], to_person=to_person))
+        case _:
+            return explanation(settings.table, found, None)
+
+
+async def open_versions(settings: Settings, names: Iterable[str]) -> Mapping[str, str]:
+    """The versions of the models *names*, which are opened for it and closed again.
+
+    Raises:
+        PointsmanError: one cannot be opened.
+    """
+    wanted = replace(settings, models={name: settings.models[name] for name in names})
+    async with AsyncExitStack() as stack:
+        backends = await _open_backends(wanted, stack, Patience())
+        return {name: backend.version for name, backend in backends.items()}
 
 
 async def check_models(settings: Settings) -> None:
@@ -173,7 +234,8 @@ async def open_catalog(
         stack.push_async_callback(patience.close, f"the batcher of model {model.name!r}", model.batcher.aclose)
     routes = {name: _route(route, settings, models) for name, route in settings.routes.items()}
     exposed = {name: _exposed(model) for name, model in models.items() if settings.models[name].expose}
-    return Catalog(1, settings.table, {**exposed, **routes}, models)
+    detectors = {trait: _detector(detector, models) for trait, detector in settings.detectors.items()}
+    return Catalog(1, settings.table, {**exposed, **routes}, models, detectors)
 
 
 async def _open_backends(settings: Settings, stack: AsyncExitStack, patience: Patience) -> Mapping[str, Backend]:
@@ -217,28 +279,47 @@ def _model(model: ModelSettings, backend: Backend, observer: BatchObserver) -> M
         batcher = Batcher(model.name, backend, model.batching, observer=observer)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
-    return Model(model.name, backend, batcher, model.measure, model.calibrator)
+    measure = model.measure or usual_measure(spec.name for spec in backend.signature.outputs)
+    return Model(model.name, backend, batcher, measure, model.calibrator)
 
 
 def _decoded_inputs(model: str, settings: Settings) -> tuple[TensorSpec, ...] | None:
-    """What the routes of *model* feed it, after decoding; None where it has no route.
+    """What the routes and detectors of *model* feed it, after decoding; None where it has neither.
 
     Raises:
-        InvalidInput: two routes feed it differently.
+        InvalidInput: two feed it differently.
     """
     fed = {
-        route.name: tuple(decoded_spec(spec, route.decode) if route.decode else spec for spec in route.inputs)
+        f"route {route.name!r}": tuple(_decoded(spec, route.decode) for spec in route.inputs)
         for route in settings.routes.values()
         if model in route.cascade
     }
+    name = next((inputs[0].name for inputs in fed.values()), "content")
+    for detector in settings.detectors.values():
+        if detector.model == model:
+            content = TensorSpec(name, Datatype.BYTES, (1,))
+            fed[f"detector {detector.trait!r}"] = (_decoded(content, detector.decode),)
     if len(set(fed.values())) > 1:
-        raise InvalidInput(f"model {model!r} gets different inputs from routes {sorted(fed)}; give each its own model")
+        raise InvalidInput(f"model {model!r} gets different inputs from {', '.join(fed)}; give each its own model")
     return next(iter(fed.values()), None)
+
+
+def _decoded(spec: TensorSpec, decoder: str | None) -> TensorSpec:
+    return decoded_spec(spec, decoder) if decoder else spec
+
+
+def _detector(detector: DetectorSettings, models: Mapping[str, Model]) -> Detector:
+    model = models[detector.model]
+    if LABEL not in (spec.name for spec in model.backend.signature.outputs):
+        raise InvalidInput(
+            f"detector {detector.trait!r}: model {model.name!r} has no output {LABEL!r}; give it `labels`"
+        )
+    return Detector(detector.trait, model, detector.decode, detector.floor, detector.timeout_s)
 
 
 def _route(route: RouteSettings, settings: Settings, models: Mapping[str, Model]) -> Route:
     outputs = {name: models[name].backend.signature.outputs for name in route.cascade}
-    first = outputs[route.cascade[0]]
+    first = next(iter(outputs.values()), _DECIDED_BY_PEOPLE)
     for name, other in outputs.items():
         if other != first:
             raise InvalidInput(
@@ -250,12 +331,16 @@ def _route(route: RouteSettings, settings: Settings, models: Mapping[str, Model]
         signature=Signature(route.inputs, first),
         decode=route.decode,
         cascade=tuple(Stage(name, settings.models[name].cost) for name in route.cascade),
-        accept=route.accept,
+        accept=NOT_LOOKED_UP if isinstance(route.accept, CertifiedSettings) else route.accept,
         human=route.human,
         on_defer=route.on_defer,
         deadline_s=route.deadline_s,
         max_error=route.max_error,
     )
+
+
+_DECIDED_BY_PEOPLE = (TensorSpec(LABEL, Datatype.BYTES, (1,)),)
+"""The outputs of a route without models."""
 
 
 def _exposed(model: Model) -> Route:

@@ -18,7 +18,6 @@ import numpy as np
 from backends.contract import Batch, Datatype, HostArray, Tensor, TensorSpec
 from backends.errors import DeadlineExceeded, InvalidInput, Unavailable
 from kernels.decode import DECODERS, DecodeError, decode
-from router.contract import Route
 
 T = TypeVar("T")
 
@@ -76,15 +75,14 @@ class Workshop:
         self._taken_bytes -= size_bytes
 
 
-async def decode_batch(route: Route, batch: Batch, workshop: Workshop, remaining_s: float) -> Batch:
-    """The items of *batch*, decoded as *route* says; *batch* itself where it says nothing.
+async def decode_batch(decoder: str | None, batch: Batch, workshop: Workshop, remaining_s: float) -> Batch:
+    """The items of *batch*, decoded by *decoder*; *batch* itself where there is none.
 
     Raises:
         InvalidInput: names the item that could not be decoded, and why.
         DeadlineExceeded: *remaining_s* passed first.
         Unavailable: too much waits to be decoded.
     """
-    decoder = route.decode
     if decoder is None:
         return batch
     return await workshop.run(lambda: _decode(decoder, batch), batch.nbytes, remaining_s, inline=decoder == "utf8")

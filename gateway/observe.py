@@ -60,6 +60,20 @@ class StageReport:
     confidences: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class DetectorReport:
+    """A detector that was asked about one request.
+
+    Attributes:
+        duration_s: decoding, queueing and the model.
+        failed: it should have answered, and did not.
+    """
+
+    trait: str
+    duration_s: float
+    failed: bool
+
+
 class PipelineObserver(Protocol):
     """Takes the reports; must not raise, and must be quick: it is called on the event loop."""
 
@@ -69,4 +83,8 @@ class PipelineObserver(Protocol):
 
     def on_stage(self, report: StageReport) -> None:
         """A stage ran."""
+        ...
+
+    def on_detector(self, report: DetectorReport) -> None:
+        """A detector was asked."""
         ...

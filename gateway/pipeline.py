@@ -1,6 +1,6 @@
 """The one path that every request takes; `LIFE_OF_A_REQUEST.md` walks one through it.
 
-    parse, authenticate (the edge) -> route -> bind -> decode -> stage, judge, stage, judge ... -> keep -> answer
+    parse, authenticate (the edge) -> classify, route -> bind -> decode -> stage, judge, ... -> keep -> answer
 
 Time. The deadline is the earlier of the caller's and the route's. Stages may use it less a reserve, so that what no
 stage was sure of can still be handed over, durably, before the caller stops listening.
@@ -15,6 +15,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from gateway.answer import Answer, AnswerId, Status, new_answer_id
 from gateway.binding import bind, rename_only_input, rows_of
 from gateway.catalog import Catalog, Model
 from gateway.decoding import INLINE_BYTES, Workshop, decode_batch
+from gateway.detection import Detection
+from gateway.explain import explanation, preview
 from gateway.idempotency import Held, Idempotency
 from gateway.observe import Outcome, PipelineObserver, RequestReport, StageReport
 from gateway.oip.shapes import shorten
@@ -33,9 +36,8 @@ from gateway.review import tasks_of
 from gateway.service import ModelMetadata
 from gateway.store.contract import ReviewTask, Store
 from router.cascade import judge, next_stage
-from router.contract import AUTO, Reason, Route, Traits
-from router.table import Picked, Unknown
-from router.table import route as route_by
+from router.contract import AUTO, Certified, Observe, Reason, Route, Uncertified
+from router.table import Choice, Picked, Refused
 
 MAX_WAIT_S = 60.0
 """Longest time that a caller can wait for an answer to become final, in one call."""
@@ -58,6 +60,7 @@ class Pipeline:
         self._observer = observer
         self._clock = clock
         self._idempotency = Idempotency(store, clock)
+        self._detection = Detection(workshop, observer, clock)
         self._draining = asyncio.Event()
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -78,16 +81,21 @@ class Pipeline:
             if self._draining.is_set():
                 raise Unavailable("this gateway is shutting down; send the request to another", retry_after_s=1.0)
             catalog = self.catalog  # one snapshot for the whole request
-            picked = _pick(catalog, request)
-            name = picked.route
-            deadline = Deadline(min(request.deadline, started + catalog.routes[name].deadline_s))
+            name = _known(catalog, request)
+            deadline = Deadline(min(request.deadline, started + catalog.deadline_s(name)))
             if deadline <= started:
                 raise DeadlineExceeded("the deadline had passed when the request arrived; allow more time")
-            answer = await self._idempotency.run(
-                request, deadline, lambda held: self._answer(request, catalog, picked, deadline, held)
-            )
+
+            async def work(held: Held | None) -> Answer:
+                nonlocal name
+                picked = await self._pick(catalog, request, deadline)
+                name = picked.route
+                within = Deadline(min(deadline, started + catalog.deadline_s(name)))
+                return await self._answer(request, catalog, picked, within, held)
+
+            answer = await self._idempotency.run(request, deadline, work)
             outcome = Outcome.ACCEPTED if answer.status is Status.FINAL else Outcome.DEFERRED
-            return replace(answer, on_defer=request.on_defer or catalog.routes[name].on_defer)
+            return replace(answer, on_defer=request.on_defer or catalog.routes[answer.route].on_defer)
         except PointsmanError as error:
             outcome = Outcome.of(error.code)
             raise
@@ -100,21 +108,50 @@ class Pipeline:
                 self._idle.set()
             self._observer.on_request(RequestReport(name, request.protocol, outcome, self._clock() - started))
 
+    async def _pick(self, catalog: Catalog, request: Request, deadline: Deadline) -> Picked:
+        """The route that *request* takes; detectors are asked where the rules need them.
+
+        Raises:
+            InvalidInput: no rule takes it.
+        """
+        picked = _picked((await self._detection.classified(catalog, request, deadline)).choice)
+        if catalog.routes[picked.route].cascade:
+            return picked
+        return replace(picked, to_person=True, detail=picked.detail or "people decide everything on this route")
+
+    async def explain(self, request: Request) -> dict[str, Any]:
+        """What would become of *request*, as `gateway.explain.explanation` tells it (Any: JSON); nothing does.
+
+        Raises:
+            NotFound: there is no such route or version.
+        """
+        catalog = self.catalog
+        within_s = catalog.deadline_s(_known(catalog, request))
+        deadline = Deadline(min(request.deadline, self._clock() + within_s))
+        found = await self._detection.classified(catalog, request, deadline)
+        match found.choice:
+            case Picked(name, to_person):
+                route = catalog.routes[name]
+                return explanation(catalog.table, found, preview(route, catalog.states(route), to_person=to_person))
+            case _:
+                return explanation(catalog.table, found, None)
+
     async def _answer(
         self, request: Request, catalog: Catalog, picked: Picked, deadline: Deadline, held: Held | None
     ) -> Answer:
         """The path from a route to an answer that is kept."""
         route = catalog.routes[picked.route]
         batch = await self._bind(route, request, deadline)
-        items = await decode_batch(route, batch, self._workshop, self._left_s(deadline))
+        items = await decode_batch(route.decode, batch, self._workshop, self._left_s(deadline))
 
         progress = Progress(batch.size)
+        progress.routed(picked)
         stage: int | None = None
         while progress.open and not picked.to_person:
             states = catalog.states(route)
             step = next_stage(route, stage, states, self._left_s(deadline))
             for skipped in step.skipped:
-                progress.passed_over(skipped.model, "", skipped.reason)
+                progress.passed_over(skipped.model, "", skipped.reason, skipped.detail)
             if step.stage is None:
                 break
             stage = step.stage
@@ -125,8 +162,9 @@ class Pipeline:
             tenant=request.caller.tenant,
             route=route.name,
             created_s=time.time(),
-            items=progress.settle(route, Reason.ROUTED_TO_PERSON if picked.to_person else None),
+            items=progress.settle(route),
             max_error=route.max_error,
+            certified=isinstance(route.accept, Certified),
         )
         await self._keep(route, batch, answer, held)
         return answer
@@ -151,8 +189,11 @@ class Pipeline:
             progress.failed(model.name, model.backend.version, error)
             return
         confidences = model.confidences(outputs, rows.size)
-        verdicts = judge(route, stage, confidences)
-        progress.judged(model.name, model.backend.version, outputs, verdicts)
+        verdicts = judge(route, stage, confidences, all_ran=progress.all_ran)
+        gathers = isinstance(
+            route.accept, Uncertified | Observe
+        )  # what is scored may become evidence for a certificate
+        progress.judged(model.name, model.backend.version, outputs, verdicts, route.subject if gathers else "")
         self._observer.on_stage(
             StageReport(
                 route.name,
@@ -268,7 +309,7 @@ class Pipeline:
         return bool(self.catalog.table.rules or self.catalog.table.default)
 
     def _can_answer(self, route: Route) -> bool:
-        return any(state.ready for state in self.catalog.states(route).values())
+        return not route.cascade or any(state.ready for state in self.catalog.states(route).values())
 
     def _route(self, name: str, version: str) -> Route:
         route = self.catalog.routes.get(name)
@@ -286,28 +327,30 @@ ROUTE_VERSION = "1"
 """A route is a policy, not a file of weights: it has one version, and its models have theirs."""
 
 
-def _pick(catalog: Catalog, request: Request) -> Picked:
+def _known(catalog: Catalog, request: Request) -> str:
+    """The name that *request* asks for.
+
+    Raises:
+        NotFound: there is no such route or version.
+    """
     if request.version not in ("", ROUTE_VERSION):
         raise NotFound(f"route {request.route!r} has no version {shorten(request.version)}; leave the version out")
-    match route_by(catalog.table, _traits(request)):
+    if request.route != AUTO and request.route not in catalog.routes:
+        raise _unknown(catalog, request.route)
+    return request.route
+
+
+def _picked(choice: Choice) -> Picked:
+    match choice:
         case Picked() as picked:
             return picked
-        case Unknown(name):
-            raise _unknown(catalog, name)
-        case _:
+        case Refused(Reason.NO_RULE_MATCHED):
             raise InvalidInput("no rule of `classify` matches this request; name a route, or add `otherwise`")
+        case Refused(_, detail):
+            raise InvalidInput(f"this request cannot be routed: {detail}; name a route")
+        case _:
+            raise AssertionError(f"{choice} for a name that is known. This is a bug.")
 
 
 def _unknown(catalog: Catalog, name: str) -> NotFound:
     return NotFound(f"there is no route {name!r}; known: {', '.join(sorted(catalog.routes))}")
-
-
-def _traits(request: Request) -> Traits:
-    payload = request.payload
-    return Traits(
-        route=request.route,
-        content_type=payload.content_type,
-        size_bytes=payload.size_bytes,
-        tenant=request.caller.tenant,
-        parameters=request.parameters,
-    )

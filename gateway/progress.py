@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from backends.contract import Tensors
 from backends.errors import BackendFailed, Code, DeadlineExceeded, PointsmanError, Unavailable
-from gateway.answer import ItemAnswer, StageRecord, Status
+from gateway.answer import CLASSIFY, ItemAnswer, StageRecord, Status, labels_of
 from router.contract import Decision, OnDefer, Reason, Route, Verdict
+from router.table import Picked
 
 _REASONS = {
     Code.DEADLINE_EXCEEDED: Reason.OUT_OF_TIME,
@@ -41,10 +42,18 @@ class Progress:
         self._items = [_Item() for _ in range(size)]
         self.open: list[int] = list(range(size))
         """Items that no stage has accepted, ascending."""
+        self.all_ran = True
+        """Every stage so far has answered the open items."""
 
-    def judged(self, stage: str, version: str, outputs: Tensors, verdicts: Sequence[Verdict]) -> None:
+    def routed(self, picked: Picked) -> None:
+        """Enter what routing had to say: that a person must decide, or what was in doubt."""
+        if picked.reason is not None:
+            decision = Decision.DEFER if picked.to_person else Decision.ESCALATE
+            self._note(StageRecord(CLASSIFY, "", None, None, decision, picked.reason, picked.detail))
+
+    def judged(self, stage: str, version: str, outputs: Tensors, verdicts: Sequence[Verdict], detail: str = "") -> None:
         """Enter what *stage* answered for the open items, row by row, and what was made of it."""
-        labels = _labels(outputs)
+        labels = labels_of(outputs)
         still_open = []
         for row, (index, verdict) in enumerate(zip(self.open, verdicts, strict=True)):
             item = self._items[index]
@@ -53,18 +62,22 @@ class Progress:
             item.reason = verdict.reason
             item.accepted = verdict.decision is Decision.ACCEPT
             item.trail.append(
-                StageRecord(stage, version, item.label, verdict.confidence, verdict.decision, verdict.reason)
+                StageRecord(stage, version, item.label, verdict.confidence, verdict.decision, verdict.reason, detail)
             )
             if not item.accepted:
                 still_open.append(index)
         self.open = still_open
 
-    def passed_over(self, stage: str, version: str, reason: Reason) -> None:
+    def passed_over(self, stage: str, version: str, reason: Reason, detail: str = "") -> None:
         """Enter that *stage* gave the open items no answer."""
+        self.all_ran = False
+        self._note(StageRecord(stage, version, None, None, Decision.ESCALATE, reason, detail))
+
+    def _note(self, record: StageRecord) -> None:
+        """Enter what is the same for all open items."""
         for index in self.open:
-            item = self._items[index]
-            item.reason = reason
-            item.trail.append(StageRecord(stage, version, None, None, Decision.ESCALATE, reason))
+            self._items[index].reason = record.reason
+            self._items[index].trail.append(record)
 
     def failed(self, stage: str, version: str, error: PointsmanError) -> None:
         """Enter that *stage* failed on the open items; the cascade goes on.
@@ -77,7 +90,7 @@ class Progress:
             raise error
         self.passed_over(stage, version, reason)
 
-    def settle(self, route: Route, reason: Reason | None = None) -> tuple[ItemAnswer, ...]:
+    def settle(self, route: Route) -> tuple[ItemAnswer, ...]:
         """Every item's answer, now that no stage is left to ask.
 
         What no stage was sure of goes to the route's person; without one it is answered as uncertain, where `on_defer`
@@ -85,7 +98,6 @@ class Progress:
 
         Args:
             route: says who decides what is open.
-            reason: why the open items go to a person; None: what their last stage left them with.
 
         Raises:
             DeadlineExceeded: there was no time for a stage, and there is no person.
@@ -94,7 +106,6 @@ class Progress:
         """
         for index in self.open:
             item = self._items[index]
-            item.reason = reason or item.reason
             if route.human is None and (route.on_defer is OnDefer.ERROR or item.outputs is None):
                 raise _refusal(route, item)
         return tuple(_answer(item, deferred=route.human is not None) for item in self._items)
@@ -130,12 +141,3 @@ def _refusal(route: Route, item: _Item) -> PointsmanError:
             return Unavailable(f"no stage of route {route.name!r} is available; try again", retry_after_s=1.0)
         case _:
             return Unavailable(f"no stage of route {route.name!r} is sure enough, and it has no person to ask")
-
-
-def _labels(outputs: Tensors) -> list[str | None]:
-    """The labels that stand in the output `label`, one an item; None where there is none."""
-    size = next(iter(outputs.values())).shape[0]
-    if "label" not in outputs:
-        return [None] * size
-    column = outputs["label"].numpy().reshape(size)
-    return [bytes(label).decode(errors="replace") or None for label in column]

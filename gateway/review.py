@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,19 +53,31 @@ def _task(route: Route, human: HumanPolicy, batch: Batch, index: int, item: Item
 def _payload(route: Route, batch: Batch, index: int) -> tuple[bytes, str]:
     """The item's input and its media type, which is read from the bytes: callers are not believed."""
     tensors = {name: tensor.rows(index, index + 1) for name, tensor in batch.inputs.items()}
-    if route.decode is None:
+    if route.decode is None and not _is_one_content(list(tensors.values())):
         return orjson.dumps({name: _readable(tensor) for name, tensor in tensors.items()}), "application/json"
     (tensor,) = tensors.values()
     data = bytes(tensor.numpy().reshape(-1)[0])
     return data, _media_type(route.decode, data)
 
 
-def _media_type(decoder: str, data: bytes) -> str:
-    if decoder == "utf8":
+def _is_one_content(tensors: Sequence[Tensor]) -> bool:
+    """Whether the item is one run of bytes, and nothing beside it."""
+    return len(tensors) == 1 and tensors[0].datatype is Datatype.BYTES and tensors[0].numpy().size == 1
+
+
+def _media_type(decoder: str | None, data: bytes) -> str:
+    if decoder == "utf8" or (decoder is None and _is_text(data)):
         return "text/plain; charset=utf-8"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
     return next((kind for magic, kind in _IMAGES if data.startswith(magic)), "application/octet-stream")
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        return "\0" not in data.decode()
+    except UnicodeDecodeError:
+        return False
 
 
 def _readable(tensor: Tensor) -> Any:  # Any: JSON

@@ -34,7 +34,7 @@ from gateway.grpc_server import GrpcServer
 from gateway.settings import Settings
 
 MAINTENANCE_S = 2.0
-"""Between two rounds of the store's upkeep."""
+"""Between two rounds of upkeep."""
 
 LAG_PROBE_S = 0.1
 """Between two measurements of how late the event loop is."""
@@ -210,9 +210,9 @@ async def _background(gateway: Gateway) -> AsyncIterator[None]:
 async def _maintain(gateway: Gateway) -> None:
     while True:
         try:
-            await gateway.store.maintain()
+            await gateway.maintain()
         except Exception:  # the next round may fare better, and upkeep must never stop
-            log.exception("the store's upkeep failed; it is tried again in %g s", MAINTENANCE_S)
+            log.exception("upkeep failed; it is tried again in %g s", MAINTENANCE_S)
         await asyncio.sleep(MAINTENANCE_S)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from backends.contract import TensorSpec
 from gateway.answer import Answer, AnswerId
@@ -49,6 +49,14 @@ class Service(Protocol):
 
         Raises:
             NotFound: *caller*'s tenant has no such answer or item.
+        """
+        ...
+
+    async def explain(self, request: Request) -> dict[str, Any]:
+        """What would become of *request*, for an operator (Any: JSON); see `gateway.explain`.
+
+        Raises:
+            NotFound: there is no such route or version.
         """
         ...
 

@@ -32,8 +32,9 @@ from batching.report import Outcome as BatchOutcome
 from gateway.catalog import Catalog
 from gateway.grpc_edge.calls import GrpcExchange
 from gateway.http.handler import HttpExchange
-from gateway.observe import RequestReport, StageReport
+from gateway.observe import DetectorReport, RequestReport, StageReport
 from gateway.store.contract import QueueDepth, StoreStatistics
+from router.contract import Certified, Uncertified
 
 _LATENCY_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
@@ -59,6 +60,10 @@ class Telemetry:
         self._stage_s = self._histogram(
             "pointsman_stage_duration_seconds", "A stage's queue, plan and model.", _LATENCY_S, "route", "stage"
         )
+        self._detector_s = self._histogram(
+            "pointsman_detector_duration_seconds", "A detector's decoding, queue and model.", _LATENCY_S, "detector"
+        )
+        self._detector_failures = self._counter("pointsman_detector_failures", "Detectors without answer.", "detector")
         self._decisions = self._counter(
             "pointsman_decisions", "Items that a stage accepted, escalated or deferred.", "route", "stage", "decision"
         )
@@ -93,6 +98,12 @@ class Telemetry:
             self._child(self._decisions, report.route, report.stage, decision.value).inc()
         for confidence in report.confidences:
             self._child(self._confidence, report.route, report.stage).observe(confidence)
+
+    def on_detector(self, report: DetectorReport) -> None:
+        """A detector was asked."""
+        self._child(self._detector_s, report.trait).observe(report.duration_s)
+        if report.failed:
+            self._child(self._detector_failures, report.trait).inc()
 
     def on_http(self, exchange: HttpExchange) -> None:
         """An HTTP request of the data plane ended; paths are templates."""
@@ -148,11 +159,17 @@ class _Snapshot(Collector):
             depth.add_metric([model.name], statistics.queued_items)
             running.add_metric([model.name], statistics.in_flight)
             ready.add_metric([model.name], float(model.state().ready))
+        certified = GaugeMetricFamily(
+            "pointsman_route_certified", "Whether the error budget of a route is proven.", labels=["route"]
+        )
+        for route in self._catalog().routes.values():
+            if isinstance(route.accept, Certified | Uncertified):
+                certified.add_metric([route.name], float(isinstance(route.accept, Certified)))
         store = self._store()
         size = GaugeMetricFamily("pointsman_store_size_bytes", "The store on disk.", value=store.size_bytes)
         limit = GaugeMetricFamily("pointsman_store_limit_bytes", "The store's limit.", value=store.limit_bytes)
         writes = GaugeMetricFamily("pointsman_store_pending_writes", "Not yet committed.", value=store.pending_writes)
-        return [depth, running, ready, size, limit, writes]
+        return [depth, running, ready, certified, size, limit, writes]
 
 
 class _JsonLines(logging.Formatter):

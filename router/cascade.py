@@ -13,13 +13,26 @@ NaN is never "confident": every comparison here is written so that NaN fails it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from router.contract import AcceptAny, Decision, ModelState, Reason, Route, Stage, Verdict
+from router.contract import (
+    AcceptAny,
+    Certified,
+    Decision,
+    MinConfidence,
+    ModelState,
+    Observe,
+    Reason,
+    Route,
+    Stage,
+    Uncertified,
+    Verdict,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,35 +100,54 @@ def _obstacle(index: int, stage: Stage, state: ModelState | None, remaining_s: f
     return Skipped(index, stage.model, Reason.OUT_OF_TIME, detail)
 
 
-# A verdict without a confidence says nothing of its item, so all of them share two.
-_UNKNOWN_ESCALATES = Verdict(Decision.ESCALATE, None, Reason.NO_CONFIDENCE)
-_UNKNOWN_DEFERS = Verdict(Decision.DEFER, None, Reason.NO_CONFIDENCE)
-
-
-def judge(route: Route, stage: int, confidences: NDArray[np.float64]) -> tuple[Verdict, ...]:
+def judge(route: Route, stage: int, confidences: NDArray[np.float64], *, all_ran: bool = True) -> tuple[Verdict, ...]:
     """What becomes of each item after *stage* has answered it.
 
-    1. no confidence (NaN, or outside [0, 1]): escalate, or defer at the last stage, with `NO_CONFIDENCE`
-    2. at least the route's threshold: accept
-    3. less: escalate, or defer at the last stage, with `LOW_CONFIDENCE`
+    1. the route accepts anything: accept
+    2. no confidence (NaN, or outside [0, 1]): escalate, or defer at the last stage, with `NO_CONFIDENCE`
+    3. the route's rule is met: accept
+    4. it is not: escalate, or defer at the last stage, with the rule's reason
 
-    A route that accepts anything accepts all three.
+    The rule is a threshold; on a certified route the certificate is about all stages, so that an item which skipped one
+    is not accepted behind it (`UNCERTIFIED_PATH`). A route without its certificate accepts nothing, one that observes
+    accepts what the last stage says. Both ask all stages, and say so of every item, whatever its confidence: a
+    certificate will rest on all items alike.
 
     Args:
         confidences: (n,) calibrated, as `router.calibration.confidences` gives them.
+        all_ran: every stage before *stage* has answered these items.
     """
     if isinstance(route.accept, AcceptAny):
         return tuple(Verdict(Decision.ACCEPT, c if 0.0 <= c <= 1.0 else None) for c in confidences.tolist())
     is_last = stage + 1 >= len(route.cascade)
     unsure = Decision.DEFER if is_last else Decision.ESCALATE
-    unknown = _UNKNOWN_DEFERS if is_last else _UNKNOWN_ESCALATES
-    threshold = route.accept.value
+    threshold, accepted, refused = _rule(route, is_last, all_ran)
+    gathers = refused in (Reason.NO_CERTIFICATE, Reason.OBSERVED)
+    # A verdict without a confidence says nothing of its item, so all of them share one.
+    unknown = Verdict(unsure, None, refused if gathers else Reason.NO_CONFIDENCE)
     # A verdict an item is made in Python whatever the comparison costs; on Python floats it costs least.
     return tuple(
         unknown
         if not 0.0 <= confidence <= 1.0
-        else Verdict(Decision.ACCEPT, confidence)
+        else Verdict(Decision.ACCEPT, confidence, accepted)
         if confidence >= threshold
-        else Verdict(unsure, confidence, Reason.LOW_CONFIDENCE)
+        else Verdict(unsure, confidence, refused)
         for confidence in confidences.tolist()
     )
+
+
+def _rule(route: Route, is_last: bool, all_ran: bool) -> tuple[float, Reason | None, Reason]:
+    """The threshold that accepts at this stage (infinite: nothing is), the reason where it does, and where not."""
+    match route.accept:
+        case MinConfidence(value):
+            return value, None, Reason.LOW_CONFIDENCE
+        case Certified(threshold) if all_ran:
+            return threshold, None, Reason.LOW_CONFIDENCE
+        case Uncertified() if all_ran:
+            return math.inf, None, Reason.NO_CERTIFICATE
+        case Observe() if all_ran:
+            return (0.0 if is_last else math.inf), Reason.OBSERVED, Reason.OBSERVED
+        case Observe():
+            return (0.0 if is_last else math.inf), None, Reason.UNCERTIFIED_PATH
+        case _:
+            return math.inf, None, Reason.UNCERTIFIED_PATH

@@ -9,7 +9,7 @@ A single-column output cannot say how sure it is (a softmax over one class is al
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,6 +20,9 @@ from backends.contract import Datatype, HostArray, Tensor, Tensors
 
 PROBABILITIES = "probabilities"
 """The output that is measured where a model has several and none is named."""
+
+SCORE = "score"
+"""The output in which a model without probabilities usually says how sure it is, in [0, 1]."""
 
 # FP16 keeps 11 bits: a thousand rounded probabilities sum to within 0.0005 of one, and quantised models do worse.
 _SUM_TOLERANCE = 0.01
@@ -59,6 +62,12 @@ class Measure:
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.output}" if self.output else str(self.kind)
+
+
+def usual_measure(outputs: Iterable[str]) -> Measure:
+    """What is measured of a model with *outputs* where nothing else is said."""
+    names = frozenset(outputs)
+    return Measure(Kind.OUTPUT, SCORE) if SCORE in names and PROBABILITIES not in names else Measure()
 
 
 def measure(how: Measure, outputs: Tensors, size: int) -> NDArray[np.float64]:

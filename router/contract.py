@@ -20,34 +20,6 @@ AUTO = "auto"
 """The reserved route: `router.table` picks the real one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """What is known of a request before any model has seen it.
-
-    Attributes:
-        route: the route the caller named, or `auto`.
-        content_type: media type without parameters, lower-case; "" where the caller sent tensors and
-            does not say what they were made of.
-        size_bytes: size of the inputs.
-        tenant: who asks.
-        parameters: the caller's own.
-    """
-
-    route: str
-    content_type: str = ""
-    size_bytes: int = 0
-    tenant: str = "default"
-    parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
-
-
-class Decision(StrEnum):
-    """What `judge` makes of one stage's output for one item."""
-
-    ACCEPT = "accept"
-    ESCALATE = "escalate"
-    DEFER = "defer"
-
-
 class Reason(StrEnum):
     """Why an item was not simply accepted; part of the API, so names never change."""
 
@@ -58,6 +30,58 @@ class Reason(StrEnum):
     OUT_OF_TIME = "out_of_time"
     NO_RULE_MATCHED = "no_rule_matched"
     ROUTED_TO_PERSON = "routed_to_person"  # a rule of `classify` says so
+    UNCLEAR_CLASSIFICATION = "unclear_classification"  # a detector was not sure, or did not answer
+    CONTRADICTORY_CLASSIFICATION = "contradictory_classification"  # what was stated and what was detected differ
+    NO_CERTIFICATE = "no_certificate"  # the route has an error budget, and nothing that proves a threshold
+    UNCERTIFIED_PATH = "uncertified_path"  # a stage that the certificate is about was skipped
+    OBSERVED = "observed"  # answered by the strongest stage, all were scored: the route gathers labels
+
+
+@dataclass(frozen=True, slots=True)
+class Trait:
+    """Something that was detected about a request, such as its language.
+
+    Attributes:
+        value: what it is; None where nothing is known.
+        confidence: in [0, 1]; None where there is none: the caller stated it, or nobody knows.
+        doubt: why it must not be relied on (`UNCLEAR_` or `CONTRADICTORY_CLASSIFICATION`); None where it can be.
+        detail: what an operator wants to know of a doubt, or of a value that is missing, in words.
+    """
+
+    value: str | None
+    confidence: float | None = None
+    doubt: Reason | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What is known of a request before any stage has seen it.
+
+    Attributes:
+        route: the route the caller named, or `auto`.
+        content_type: stated media type without parameters, lower-case; "" where the caller sent tensors and
+            does not say what they were made of.
+        size_bytes: size of the inputs.
+        tenant: who asks.
+        parameters: the caller's own.
+        detected: what detectors found, by the trait's name; only of those that were asked.
+    """
+
+    route: str
+    content_type: str = ""
+    size_bytes: int = 0
+    tenant: str = "default"
+    parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
+    detected: Mapping[str, Trait] = field(default_factory=dict)
+
+
+class Decision(StrEnum):
+    """What `judge` makes of one stage's output for one item."""
+
+    ACCEPT = "accept"
+    ESCALATE = "escalate"
+    DEFER = "defer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +110,37 @@ class AcceptAny:
     """Accept whatever the first stage answers: a physical model that is exposed under its own name."""
 
 
-AcceptRule: TypeAlias = MinConfidence | AcceptAny
-"""How a route decides that a stage is sure enough (certified error budgets join here)."""
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """Accept at the first stage whose calibrated confidence is at least *threshold*, if all before it ran.
+
+    Attributes:
+        threshold: in [0, 1].
+        certificate: id of the certificate that proves the route's error budget at this threshold.
+    """
+
+    threshold: float
+    certificate: str
+
+
+@dataclass(frozen=True, slots=True)
+class Uncertified:
+    """Accept nothing: the route has an error budget, and no certificate. All stages are asked, and a person decides.
+
+    Attributes:
+        why: in words, for the operator.
+    """
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """Accept what the last stage answers, after all were asked: so a route gathers its first labelled scores."""
+
+
+AcceptRule: TypeAlias = MinConfidence | AcceptAny | Certified | Uncertified | Observe
+"""How a route decides that a stage is sure enough."""
 
 
 class OnDefer(StrEnum):
@@ -139,6 +192,7 @@ class Route:
         on_defer: what plain clients get for a deferred item.
         deadline_s: seconds a request may take when its caller says nothing, and at most.
         max_error: the error rate the operator wants among accepted answers; None where none is stated.
+        subject: digest of all that a certificate of this route is about; "" where nobody asks for one.
     """
 
     name: str
@@ -150,6 +204,7 @@ class Route:
     on_defer: OnDefer
     deadline_s: float
     max_error: float | None = None
+    subject: str = ""
 
 
 class Residency(StrEnum):

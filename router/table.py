@@ -9,6 +9,14 @@ Decisions
 - **People answer within a route.** A rule may send a request straight to the people of the route it picks
   (`to_person`). It names a route all the same: the route gives the answer its labels, queue and due time.
 - **The default is for `auto` alone**, and is considered last. Without one, `auto` refuses what no rule matched.
+- **Detectors are asked late.** A condition on what only a detector can tell (`Conditions.traits`, and `content_types`
+  where content types are detected) is looked at when all other conditions of its rule are met, and `route` then says
+  which detectors it `Needs`; whoever asks them comes back with more traits. A request that an earlier rule takes, or
+  whose rules need none, costs none.
+- **Doubt stops.** Where a rule depends on a trait in doubt, neither it nor any later rule may take the request: it
+  goes where the table sends what is in doubt. So does a request that no rule took, where one was in doubt about it and
+  failed on something else. A condition with a confidence floor of its own decides by itself instead: below its floor
+  it is not met. A rule that refines a named route and is in doubt leaves the request alone.
 - Globs know `*` and `?` only; character classes would make a condition such as `[urgent]` surprising.
 
 Rejected: scoring rules by specificity (nobody can predict the winner), and a rule language with `or` and `not` (two
@@ -21,12 +29,13 @@ import fnmatch
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeAlias
 
 from backends.contract import ParameterValue
-from router.contract import AUTO, Reason, Traits
+from router.classify import CONTENT_TYPE, confidence_text
+from router.contract import AUTO, Reason, Trait, Traits
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +120,53 @@ def _accepts(accepted: Accepted, value: ParameterValue) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class TraitTest:
+    """The detected trait *name* must be one of *accepted* (any, where that is empty) and none of *excluded*.
+
+    Attributes:
+        floor: least confidence for it to be met; None: whatever the detector counts as sure.
+    """
+
+    name: str
+    accepted: tuple[Glob, ...] = ()
+    excluded: tuple[Glob, ...] = ()
+    floor: float | None = None
+
+    def in_doubt(self, trait: Trait) -> bool:
+        """Whether *trait* cannot be relied on here; a floor of one's own settles how sure is sure enough."""
+        unsure_only = trait.doubt is Reason.UNCLEAR_CLASSIFICATION and trait.value is not None
+        return trait.doubt is not None and not (unsure_only and self.floor is not None)
+
+    def admits(self, trait: Trait) -> bool:
+        """Whether *trait*, which is not in doubt here, passes. What the caller states passes any floor."""
+        if trait.value is None:
+            return False
+        if self.floor is not None and not self._is_sure(trait):
+            return False
+        return (not self.accepted or _any(self.accepted, trait.value)) and not _any(self.excluded, trait.value)
+
+    def _is_sure(self, trait: Trait) -> bool:
+        assert self.floor is not None
+        return trait.doubt is None if trait.confidence is None else trait.confidence >= self.floor
+
+    def __str__(self) -> str:
+        wanted = _or(self.accepted) if self.accepted else "anything"
+        excluded = f" except {_or(self.excluded)}" if self.excluded else ""
+        return wanted + excluded + ("" if self.floor is None else f" at {self.floor:.2f} or more")
+
+
+@dataclass(frozen=True, slots=True)
 class Conditions:
     """What a request must be for a rule to apply; all of it, and an empty condition admits everything.
 
     Attributes:
         routes: what the request may name.
-        content_types: its media type, lower-case; for tensors what their sender states, or "".
+        content_types: its media type, lower-case: as detected, where the table has a detector of that trait; else as
+            stated (for tensors what their sender says, or "").
         size: bytes of its inputs.
         tenants: who may ask.
         parameters: the caller's own parameters.
+        traits: what detectors find.
     """
 
     routes: tuple[Glob, ...] = (Glob(AUTO),)
@@ -127,6 +174,7 @@ class Conditions:
     size: Range | None = None
     tenants: tuple[Glob, ...] = ()
     parameters: tuple[ParameterTest, ...] = ()
+    traits: tuple[TraitTest, ...] = ()
 
     @property
     def admit_all(self) -> bool:
@@ -136,16 +184,21 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Requests that meet *when* take *route*; straight to its people where *to_person* says so."""
+    """Requests that meet *when* take *route*; straight to its people where *to_person* says so.
+
+    Attributes:
+        name: for people: what kind of request this is.
+    """
 
     when: Conditions
     route: str
     to_person: bool = False
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Default:
-    """The route of requests for `auto` that no rule matched."""
+class Target:
+    """A route that is taken where no rule decides."""
 
     route: str
     to_person: bool = False
@@ -153,11 +206,19 @@ class Default:
 
 @dataclass(frozen=True, slots=True)
 class RouteTable:
-    """The names that callers can use, and the rules behind `auto`. `faults` tells whether it can be used."""
+    """The names that callers can use, and the rules behind `auto`. `faults` tells whether it can be used.
+
+    Attributes:
+        default: for requests for `auto` that no rule took; None: they are refused.
+        unsure: for requests for `auto` whose traits are in doubt; None: they take the default.
+        detectors: the traits that can be detected.
+    """
 
     routes: frozenset[str]
     rules: tuple[Rule, ...] = ()
-    default: Default | None = None
+    default: Target | None = None
+    unsure: Target | None = None
+    detectors: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +227,28 @@ class Picked:
 
     Attributes:
         to_person: it goes straight to the route's people; no model is asked.
-        rule: index of the rule that decided; None where the caller's name or the default did.
+        rule: index of the rule that decided; None where the caller's name, the default or a doubt did.
+        doubt: what was in doubt; None where nothing was.
+        detail: why it goes to a person, or what is in doubt, in words.
     """
 
     route: str
     to_person: bool = False
     rule: int | None = None
+    doubt: Reason | None = None
+    detail: str = field(default="", compare=False)
+
+    @property
+    def reason(self) -> Reason | None:
+        """What the answer gives as the reason; None where routing gives none."""
+        return self.doubt or (Reason.ROUTED_TO_PERSON if self.to_person else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The table cannot decide before detectors have told these *traits*, which it has not been told yet."""
+
+    traits: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,29 +260,64 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The request asked for `auto`, and the table has no route for it."""
+    """The request asked for `auto`, and the table has no route for it.
+
+    Attributes:
+        detail: what was in doubt, in words; "" where no rule matched.
+    """
 
     reason: Reason = Reason.NO_RULE_MATCHED
+    detail: str = ""
 
 
-Choice: TypeAlias = Picked | Unknown | Refused
+Choice: TypeAlias = Picked | Needs | Unknown | Refused
 
 
 def route(table: RouteTable, traits: Traits) -> Choice:
     """The route that *traits* take: the first rule that matches, else the route they name, else the default."""
     if traits.route != AUTO and traits.route not in table.routes:
         return Unknown(traits.route)
+    doubtful: Trait | None = None
     for index, rule in enumerate(table.rules):
-        if _failing(rule.when, traits) is None:
-            return Picked(rule.route, rule.to_person, index)
+        match _tried(table, rule, traits):
+            case None:
+                detail = _because(index, rule, traits) if rule.to_person else ""
+                return Picked(rule.route, rule.to_person, index, detail=detail)
+            case Needs() as needs:
+                return needs
+            case _Doubt(trait) if traits.route == AUTO:
+                return _unsure(table, trait)
+            case _Failing(doubt=trait):
+                doubtful = doubtful or trait
+            case _:
+                pass
     if traits.route != AUTO:
         return Picked(traits.route)
-    return Picked(table.default.route, table.default.to_person) if table.default else Refused()
+    if doubtful is not None:
+        return _unsure(table, doubtful)
+    if table.default is None:
+        return Refused()
+    detail = "no rule of `classify` matched" if table.default.to_person else ""
+    return Picked(table.default.route, table.default.to_person, detail=detail)
+
+
+def _unsure(table: RouteTable, trait: Trait) -> Choice:
+    target = table.unsure or table.default
+    assert trait.doubt is not None
+    if target is None:
+        return Refused(trait.doubt, trait.detail)
+    return Picked(target.route, target.to_person, doubt=trait.doubt, detail=trait.detail)
+
+
+def _because(index: int, rule: Rule, traits: Traits) -> str:
+    found = ((test.name, traits.detected[test.name]) for test in rule.when.traits)
+    facts = "; ".join(f"{name} is {trait.value!r} ({confidence_text(trait.confidence)})" for name, trait in found)
+    return ": ".join(part for part in (rule.name or f"rule {index + 1} of `classify`", facts) if part)
 
 
 @dataclass(frozen=True, slots=True)
 class Considered:
-    """A rule that was looked at; *why_not* says which of its conditions failed, None where it matched."""
+    """A rule that was looked at; *why_not* says what kept it from matching, None where it matched."""
 
     rule: int
     route: str
@@ -213,53 +325,101 @@ class Considered:
 
 
 def explain(table: RouteTable, traits: Traits) -> tuple[Considered, ...]:
-    """The rules that `route` considers for *traits*, in order, up to the one that matches."""
+    """The rules that `route` considers for *traits*, in order, up to the one that decides."""
     considered = []
     for index, rule in enumerate(table.rules):
-        failing = _failing(rule.when, traits)
-        why_not = None if failing is None else _why_not(failing, traits)
-        considered.append(Considered(index, rule.route, why_not))
-        if failing is None:
+        outcome = _tried(table, rule, traits)
+        considered.append(Considered(index, rule.route, None if outcome is None else _why_not(outcome, traits)))
+        if outcome is None or isinstance(outcome, Needs) or (isinstance(outcome, _Doubt) and traits.route == AUTO):
             break
     return tuple(considered)
 
 
-_Failing: TypeAlias = tuple[str, object]
-"""The name of a condition, and the condition."""
+@dataclass(frozen=True, slots=True)
+class _Failing:
+    """The first condition that is not met.
+
+    Attributes:
+        name: of the condition.
+        wanted: by it.
+        doubt: a trait in doubt, beside that, which the rule depends on too.
+    """
+
+    name: str
+    wanted: object
+    doubt: Trait | None = None
 
 
-def _failing(when: Conditions, traits: Traits) -> _Failing | None:
-    """The first condition that *traits* do not meet; None where they meet all. The cheapest are tried first."""
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """The rule depends on a trait that is in doubt."""
+
+    trait: Trait
+
+
+_Outcome: TypeAlias = _Failing | _Doubt | Needs | None
+"""What became of a rule; None: it matches."""
+
+
+def _tried(table: RouteTable, rule: Rule, traits: Traits) -> _Outcome:
+    """The cheapest conditions are tried first, and what a detector must tell last: failing, it needs no other."""
+    when = rule.when
     if not _any(when.routes, traits.route):
-        return "route", when.routes
+        return _Failing("route", when.routes)
     if when.size is not None and not when.size.contains(traits.size_bytes):
-        return "size", when.size
-    if when.content_types and not _any(when.content_types, traits.content_type):
-        return "content_type", when.content_types
+        return _Failing("size", when.size)
     if when.tenants and not _any(when.tenants, traits.tenant):
-        return "tenant", when.tenants
+        return _Failing("tenant", when.tenants)
     for test in when.parameters:
         if not test.admits(traits.parameters.get(test.name)):
-            return "parameters", test
-    return None
+            return _Failing("parameters", test)
+    detects_content = CONTENT_TYPE in table.detectors
+    if when.content_types and not detects_content and not _any(when.content_types, traits.content_type):
+        return _Failing(CONTENT_TYPE, when.content_types)
+    stated = (TraitTest(CONTENT_TYPE, when.content_types),) if when.content_types and detects_content else ()
+    return _detected((*stated, *when.traits), traits)
+
+
+def _detected(tests: tuple[TraitTest, ...], traits: Traits) -> _Outcome:
+    """A test that fails settles it; then what is missing is asked for; then a doubt counts."""
+    known = [(test, traits.detected[test.name]) for test in tests if test.name in traits.detected]
+    doubt = next((trait for test, trait in known if test.in_doubt(trait)), None)
+    for test, trait in known:
+        if not test.in_doubt(trait) and not test.admits(trait):
+            return _Failing("traits", test, doubt)
+    if len(known) < len(tests):
+        return Needs(tuple(dict.fromkeys(test.name for test in tests if test.name not in traits.detected)))
+    return _Doubt(doubt) if doubt else None
 
 
 def _any(globs: tuple[Glob, ...], text: str) -> bool:
     return any(glob.pattern == text or glob.matches(text) for glob in globs)
 
 
-def _why_not(failing: _Failing, traits: Traits) -> str:
-    match failing:
-        case "size", wanted:
+def _why_not(outcome: _Failing | _Doubt | Needs, traits: Traits) -> str:
+    match outcome:
+        case Needs(names):
+            return f"needs a detector of {', '.join(names)}"
+        case _Doubt(trait):
+            return f"in doubt: {trait.detail}"
+        case _Failing("size", wanted):
             return f"size {traits.size_bytes} is not {wanted}"
-        case "parameters", ParameterTest() as test if test.name not in traits.parameters:
+        case _Failing("parameters", ParameterTest() as test) if test.name not in traits.parameters:
             return f"parameter {test.name!r} was not given; expected {_or(test.accepted)}"
-        case "parameters", ParameterTest() as test:
+        case _Failing("parameters", ParameterTest() as test):
             return f"parameter {test.name!r} is {traits.parameters[test.name]!r}, not {_or(test.accepted)}"
-        case name, tuple() as wanted:
+        case _Failing("traits", TraitTest() as test):
+            return _why_not_trait(test, traits.detected[test.name])
+        case _Failing(name, tuple() as wanted):
             return f"{name} is {getattr(traits, name)!r}, not {_or(wanted)}"
         case _:
-            raise AssertionError(f"no words for {failing}. This is a bug.")
+            raise AssertionError(f"no words for {outcome}. This is a bug.")
+
+
+def _why_not_trait(test: TraitTest, trait: Trait) -> str:
+    if trait.value is None:
+        return trait.detail
+    return f"{test.name} is {trait.value!r} ({confidence_text(trait.confidence)}), not {test}"
 
 
 def _or(accepted: tuple[object, ...]) -> str:
@@ -271,8 +431,8 @@ class TableFault:
     """Something in a table that cannot be meant.
 
     Attributes:
-        rule: index of the rule at fault; None: the default.
-        field: `when`, `when.route`, `when.size` or `route`.
+        rule: index of the rule at fault; None: a target where no rule decides.
+        field: `when`, `when.route`, `when.size`, `when.traits.NAME` or `route`; of a target `otherwise` or `unsure`.
         message: what is wrong, and the remedy.
     """
 
@@ -287,21 +447,29 @@ def faults(table: RouteTable) -> tuple[TableFault, ...]:
 
 
 def _target_faults(table: RouteTable) -> Iterator[TableFault]:
-    targets = [(index, rule.route) for index, rule in enumerate(table.rules)]
-    for index, name in [*targets, *([(None, table.default.route)] if table.default else [])]:
+    targets: list[tuple[int | None, str, str]] = [(i, "route", rule.route) for i, rule in enumerate(table.rules)]
+    for key, target in (("otherwise", table.default), ("unsure", table.unsure)):
+        if target is not None:
+            targets.append((None, key, target.route))
+    for index, key, name in targets:
         if name == AUTO:
-            yield TableFault(index, "route", f"{AUTO!r} would ask these rules again; name a route")
+            yield TableFault(index, key, f"{AUTO!r} would ask these rules again; name a route")
         elif name not in table.routes:
-            yield TableFault(index, "route", f"there is no route {name!r}; known: {_known(table)}")
+            yield TableFault(index, key, f"there is no route {name!r}; known: {_known(table.routes)}")
 
 
 def _condition_faults(table: RouteTable) -> Iterator[TableFault]:
     for index, rule in enumerate(table.rules):
         for glob in rule.when.routes:
             if not any(glob.matches(name) for name in (AUTO, *table.routes)):
-                yield TableFault(index, "when.route", f"no route matches {glob.pattern!r}; known: {_known(table)}")
+                message = f"no route matches {glob.pattern!r}; known: {_known(table.routes)}"
+                yield TableFault(index, "when.route", message)
         if rule.when.size is not None and rule.when.size.is_empty:
             yield TableFault(index, "when.size", f"no size is {rule.when.size}; swap or widen the ends")
+        for test in rule.when.traits:
+            if test.name not in table.detectors:
+                message = f"nothing detects {test.name!r}; known: {_known(table.detectors)}; add it to `detectors`"
+                yield TableFault(index, f"when.traits.{test.name}", message)
 
 
 def _reach_faults(table: RouteTable) -> Iterator[TableFault]:
@@ -313,5 +481,5 @@ def _reach_faults(table: RouteTable) -> Iterator[TableFault]:
                 break
 
 
-def _known(table: RouteTable) -> str:
-    return ", ".join(sorted(table.routes)) or "none"
+def _known(names: frozenset[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -165,6 +165,7 @@ class Inbox:
 
     async def _item_page(self, review: Review, session: Session) -> Response:
         view = await asyncio.to_thread(media.view, review.task.payload, review.task.content_type)
+        answer = await self._store.answer(review.tenant, review.answer_id)
         labels = review.task.labels
         return self._page(
             "item.html",
@@ -173,6 +174,7 @@ class Inbox:
             task=review.task,
             view=view,
             reason=pages.REASONS[review.task.reason],
+            remarks=answer.items[review.task.item].remarks if answer else (),
             choices=list(zip(labels, pages.shortcuts(labels), strict=True)),
             is_mine=review.state is ReviewState.CLAIMED and review.reviewer == session.reviewer,
         )

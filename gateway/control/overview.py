@@ -6,15 +6,21 @@ from dataclasses import dataclass
 
 from batching.report import BatchingStatistics
 from gateway.catalog import Catalog, Model
+from gateway.explain import accept_text
 from router.contract import Route
 
 
 @dataclass(frozen=True, slots=True)
 class RouteRow:
-    """A route: its stages from cheap to strong, and the review queue behind them (None: nobody)."""
+    """A route: its stages from cheap to strong, and the review queue behind them (None: nobody).
+
+    Attributes:
+        accepts: when a stage's answer is good enough, in words.
+    """
 
     name: str
     stages: tuple[str, ...]
+    accepts: str
     queue: str | None
 
 
@@ -44,7 +50,12 @@ def overview(catalog: Catalog) -> Overview:
 
 
 def _route(route: Route) -> RouteRow:
-    return RouteRow(route.name, tuple(s.model for s in route.cascade), route.human.queue if route.human else None)
+    return RouteRow(
+        name=route.name,
+        stages=tuple(stage.model for stage in route.cascade),
+        accepts=accept_text(route.accept),
+        queue=route.human.queue if route.human else None,
+    )
 
 
 def _model(model: Model) -> ModelRow:

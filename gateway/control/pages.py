@@ -35,6 +35,11 @@ REASONS: Mapping[Reason, str] = {
     Reason.OUT_OF_TIME: "there was no time left to ask the next model",
     Reason.NO_RULE_MATCHED: "no rule said which route it belongs to",
     Reason.ROUTED_TO_PERSON: "a rule sends such requests to a person",
+    Reason.UNCLEAR_CLASSIFICATION: "it is not clear what it is",
+    Reason.CONTRADICTORY_CLASSIFICATION: "it is not what it is said to be",
+    Reason.NO_CERTIFICATE: "nothing proves yet how sure a model must be",
+    Reason.UNCERTIFIED_PATH: "a model was skipped that the certificate counts on",
+    Reason.OBSERVED: "the route gathers labels",
 }
 """Why an item is here, after "Here because"."""
 

@@ -110,13 +110,13 @@ class Splits:
     Attributes:
         train: fits the models.
         fit: fits the calibrators.
-        choose: chooses the threshold.
+        certify: chooses the threshold, and proves it.
         held_out: is sent by the demo, and judges its promise.
     """
 
     train: NDArray[np.int64]
     fit: NDArray[np.int64]
-    choose: NDArray[np.int64]
+    certify: NDArray[np.int64]
     held_out: NDArray[np.int64]
 
 
@@ -126,7 +126,7 @@ def split(labels: NDArray[np.int64], *, train: int, calibration: int, seed: int)
     Args:
         labels: (n,), the classes.
         train: items to train on.
-        calibration: items to calibrate with, half of which fit and half of which choose; the rest is held out.
+        calibration: items to calibrate with, half of which fit and half of which certify; the rest is held out.
 
     Raises:
         ValueError: nothing would be held out.

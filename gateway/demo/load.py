@@ -22,6 +22,7 @@ from tritonclient.grpc.aio import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
 from gateway.demo.items import Item
+from gateway.demo.mail import INTAKE
 from gateway.demo.server import Addresses
 from gateway.demo.summary import Ended, Result
 
@@ -31,6 +32,7 @@ RATE_PER_S = 60.0
 PATIENCE_S = 60.0
 """How long a caller waits for a person's answer."""
 
+_ODD_EVERY = 20
 _IN_FLIGHT = 32
 _POLL_S = 20
 _TIMEOUT_S = 30.0
@@ -53,15 +55,20 @@ _WAYS = (Way.GRPC, Way.HTTP, Way.GRPC, Way.HTTP, Way.GRPC, Way.HTTP_AUTO, Way.GR
 
 
 def pick(items: Sequence[Item], count: int) -> Iterator[Item]:
-    """*count* of *items*, the routes by turns, each in a random order; all over again where there are too few."""
+    """*count* of *items*, the routes by turns, each in a random order; all over again where there are too few.
+
+    Every `_ODD_EVERY`th is odd mail, where there is any.
+    """
     rng = random.Random(_SEED)  # noqa: S311 (a sample, not a secret)
     routes: dict[str, list[Item]] = {}
     for item in items:
         routes.setdefault(item.route, []).append(item)
     for members in routes.values():
         rng.shuffle(members)
+    odd = itertools.cycle(routes.pop(INTAKE, []))
     turns = itertools.chain.from_iterable(zip(*map(itertools.cycle, routes.values()), strict=True))
-    return itertools.islice(turns, count)
+    for number in range(count):
+        yield (next(odd, None) if number % _ODD_EVERY == _ODD_EVERY - 1 else None) or next(turns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +123,9 @@ class Callers:
             for number, item in enumerate(items):
                 await asyncio.sleep(due - time.perf_counter())
                 await in_flight.acquire()
-                # The routes take turns, so that a pair of requests has one way.
-                callers.create_task(follow(item, _WAYS[number // 2 % len(_WAYS)]))
+                # The routes take turns, so that a pair of requests has one way. Odd mail has no route to name.
+                way = Way.HTTP_AUTO if item.route == INTAKE else _WAYS[number // 2 % len(_WAYS)]
+                callers.create_task(follow(item, way))
                 due += rng.expovariate(RATE_PER_S)
         return max(replied, default=first) - first
 

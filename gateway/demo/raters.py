@@ -5,6 +5,8 @@
   and in fewer of those that no model was sure of.
 - digits: nobody's readings are recorded, so here stands a *simulated typist*, who reads the true digit and errs in 1 %
   of items. It is named so wherever it signs.
+- intake: a *simulated clerk*, who writes what the thing is: a language, or a kind of file. An ordinary message that
+  came to the desk all the same gets the answer that its route's people would give.
 
 A rater recognises an item by the hash of its payload, and knows nothing else of the demo. What it does not recognise it
 puts back for the person at the inbox.
@@ -23,12 +25,14 @@ import aiohttp
 
 from gateway.demo.data import DIGIT_LABELS
 from gateway.demo.items import Item, payload_key
+from gateway.demo.mail import INTAKE
 
 TYPING_ERROR = 0.01
 """How often the simulated typist errs."""
 
 RECORDED_RATER = "recorded-rater"
 SIMULATED_TYPIST = "simulated-typist"
+SIMULATED_CLERK = "simulated-clerk"
 
 _SHORTEST_S, _LONGEST_S = 0.02, 0.12
 _IDLE_S = 0.05
@@ -50,7 +54,11 @@ class Rater:
 
 RATERS = tuple(
     Rater(f"{kind}-{number}", queue)
-    for queue, kind, count in (("feedback", RECORDED_RATER, 3), ("digits", SIMULATED_TYPIST, 2))
+    for queue, kind, count in (
+        ("feedback", RECORDED_RATER, 3),
+        ("digits", SIMULATED_TYPIST, 2),
+        (INTAKE, SIMULATED_CLERK, 1),
+    )
     for number in range(1, count + 1)
 )
 
@@ -61,11 +69,11 @@ def opinions(items: Iterable[Item]) -> Mapping[str, str]:
 
 
 def opinion(item: Item) -> str:
-    """What a person says of *item*: a recorded vote, or what the simulated typist reads; the same in every run."""
+    """What a person says of *item*: a recorded vote, or what a simulated one reads; the same in every run."""
     rng = random.Random(f"{_SEED} {item.key}")  # noqa: S311 (a replay, not a secret)
     if item.votes:
         return rng.choice(item.votes)
-    if rng.random() < TYPING_ERROR:
+    if item.route == "digits" and rng.random() < TYPING_ERROR:
         return rng.choice([label for label in DIGIT_LABELS if label != item.truth])
     return item.truth
 

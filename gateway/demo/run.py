@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ from gateway.demo.packages import SetupFailed, cache_folder
 from gateway.demo.raters import RATERS, opinions, work
 from gateway.demo.server import Addresses, GatewayEnded, Listening, Server, serving
 from gateway.demo.summary import Ended, Promise, Result, Summary, summarise, table
-from gateway.demo.train import CONFIG, ITEMS, MAX_ERROR, prepare
+from gateway.demo.train import CONFIG, ITEMS, export_scores, prepare
+from router.certificate import Certificate
 
 LEFT_OPEN = 5
 """Reviews that wait in the inbox for the reader."""
@@ -48,12 +50,14 @@ class DemoOptions:
     Attributes:
         items: held-out items to send.
         once: end when the table is printed.
+        prepare: only set up, and print the folder, labelled scores of all items that trained no model in it.
         as_json: print the summary as JSON on the last line.
         http_port, grpc_port, control_port: 0 means any that is free.
     """
 
     items: int = 600
     once: bool = False
+    prepare: bool = False
     as_json: bool = False
     host: str = "127.0.0.1"
     http_port: int = 8000
@@ -65,7 +69,12 @@ def main(options: DemoOptions) -> int:
     """Run the demo; the exit status: 0, 1 where something failed, 130 where it was interrupted before the table."""
     console = Console(stderr=True, highlight=False)
     try:
-        folder = prepare(cache_folder(), _SetupProgress(console))
+        progress = _SetupProgress(console)
+        folder = prepare(cache_folder(), progress)
+        if options.prepare:
+            export_scores(folder, progress)
+            sys.stdout.write(f"{folder}\n")
+            return 0
         return asyncio.run(run_demo(options, folder, console))
     except (SetupFailed, GatewayEnded) as error:
         console.print(f"pointsman demo: {error}", style="red", markup=False, soft_wrap=True)
@@ -116,10 +125,10 @@ def own_configuration(folder: Path, run: Path) -> dict[str, Any]:
     It will lie elsewhere than the files it names, so it names them in full.
     """
     settings: dict[str, Any] = yaml.safe_load((folder / CONFIG).read_text())
-    for model in settings["models"].values():
-        for key in ("path", "calibration"):
-            model[key] = str(folder / model[key])
-        for step in model["preprocess"]:
+    for entry in (*settings["models"].values(), *(route.get("accept", {}) for route in settings["routes"].values())):
+        for key in entry.keys() & {"path", "calibration", "certificate"}:
+            entry[key] = str(folder / entry[key])
+        for step in entry.get("preprocess", ()):
             if isinstance(step, dict) and "tokenize" in step:
                 step["tokenize"]["file"] = str(folder / step["tokenize"]["file"])
     settings["store"]["path"] = str(run / settings["store"]["path"])
@@ -128,7 +137,14 @@ def own_configuration(folder: Path, run: Path) -> dict[str, Any]:
 
 def _promises(config: Path) -> Mapping[str, Promise]:
     routes = yaml.safe_load(config.read_text())["routes"]
-    return {name: Promise(tuple(route["cascade"]), MAX_ERROR[name]) for name, route in routes.items()}
+    return {name: _promise(route) for name, route in routes.items()}
+
+
+def _promise(route: Mapping[str, Any]) -> Promise:
+    if "accept" not in route:
+        return Promise(tuple(route["cascade"]), None)
+    certificate = Certificate.from_dict(orjson.loads(Path(route["accept"]["certificate"]).read_bytes()))
+    return Promise(tuple(route["cascade"]), certificate.max_error, certificate.bound)
 
 
 @contextlib.asynccontextmanager
@@ -226,11 +242,13 @@ _WIDTH = 120
 """Columns of a table that goes to no terminal."""
 
 _INVITATION = """
-People: feedback is decided by recorded raters, one of those who rated the message; digits by a simulated typist.
+People: feedback is decided by recorded raters, one of those who rated the message; digits by a simulated typist, what
+is foreign or of no known kind by a simulated clerk.
 
 Try it yourself:
   curl -H 'Content-Type: image/png' --data-binary @{picture} {a.http}/v1/routes/digits:decide
   curl -H 'Content-Type: text/plain' -d 'It broke after two days.' {a.http}/v1/routes/auto:decide
+  curl -H 'Content-Type: text/plain' -d 'Guten Tag, wo bleibt mein Paket?' {a.http}/v1/explain
 
 or with tritonclient:
   import numpy, tritonclient.grpc as triton

@@ -1,4 +1,4 @@
-"""Sets the demo up: trains its models, calibrates them, chooses thresholds, and writes a configuration to serve.
+"""Sets the demo up: trains its models, calibrates them, certifies routes, and writes a configuration to serve.
 
 Everything is trained through the very plans that the gateway runs (`kernels.plan`), so that what a model saw in
 training is what it sees in service. Every random choice has a fixed seed.
@@ -8,7 +8,7 @@ train and preprocess, and the libraries. It is built beside its place and rename
 at all.
 
 The labels are divided four ways, and no part does another's work: models are fitted on one, calibrators on the next,
-thresholds are chosen on the third, and the fourth is held out for the demo to send.
+thresholds are certified on the third, and the fourth is held out for the demo to send.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,8 +28,11 @@ import yaml
 from numpy.typing import NDArray
 
 import kernels
+import router
 from backends.contract import Tensor
 from backends.ort import ort
+from gateway import certificates
+from gateway.certify.files import CERTIFY, FIT
 from gateway.demo import models
 from gateway.demo.data import (
     DIGIT_LABELS,
@@ -42,12 +46,25 @@ from gateway.demo.data import (
     read_snippets,
     split,
 )
-from gateway.demo.items import Item, write_items
-from gateway.demo.packages import DIGITS, ENCODER, SNIPPETS, TOKENIZER, Progress, fetch, sha256_of
-from gateway.demo.thresholds import Judged, Threshold, choose_threshold
+from gateway.demo.items import Item, read_items, write_items
+from gateway.demo.mail import INTAKE, odd_mail
+from gateway.demo.packages import (
+    DIGITS,
+    ENCODER,
+    SNIPPETS,
+    TOKENIZER,
+    Progress,
+    SetupFailed,
+    fetch,
+    sha256_of,
+    write_atomically,
+)
+from gateway.settings import load_settings
 from kernels.decode import DECODERS, decode
 from kernels.plan import Plan
 from router.calibration import Calibration, confidences, fit_temperature
+from router.certificate import issue
+from router.certification import Budget, Scores, Selection, select_threshold
 from router.confidence import Measure, probabilities
 
 CONFIG = "demo.yaml"
@@ -57,11 +74,17 @@ TOKENIZER_FILE = "tokenizer.json"
 MAX_ERROR = {"digits": 0.02, "feedback": 0.20}
 """What each route promises of the answers that its models give. Of feedback even a person is wrong one time in six."""
 
+CONFIDENCE = 0.95
+"""How sure the proof of each promise is."""
+
+VALID_S = 10 * 365 * 86_400.0
+"""Lifetime of the demo's certificates: held-out items do not drift."""
+
 _SEED = 20140601
 _BATCH = 32
 _MODEL_VERSION = "1"
 _MEASURE = Measure()
-_SOURCES = ("binomial", "data", "items", "models", "thresholds", "train")
+_SOURCES = ("data", "items", "mail", "models", "train")
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "scikit-learn", "skl2onnx", "tokenizers")
 
 # Any: YAML.
@@ -81,7 +104,6 @@ _ROUTES: Mapping[str, dict[str, Any]] = {
     "digits": {"input": {"image": {"datatype": "BYTES", "shape": [1]}}, "decode": "image"},
     "feedback": {"input": {"text": {"datatype": "BYTES", "shape": [1]}}, "decode": "utf8"},
 }
-_CONTENT_TYPES = {"digits": "image/*", "feedback": "text/*"}
 _LABELS = {"digits": DIGIT_LABELS, "feedback": FEEDBACK_LABELS}
 
 
@@ -100,11 +122,13 @@ class BuiltRoute:
     """A route whose models and calibrations are written.
 
     Attributes:
-        threshold: the least confidence that it accepts.
+        budget: what it promises.
+        selection: the threshold that it accepts from, and what proves it.
         held_out: items that nothing was fitted or chosen on.
     """
 
-    threshold: Threshold
+    budget: Budget
+    selection: Selection
     held_out: tuple[Item, ...]
 
 
@@ -143,11 +167,35 @@ def prepare(cache: Path, progress: Progress) -> Path:
                 progress,
             ),
         }
-        write_items(built / ITEMS, [item for route in routes.values() for item in route.held_out])
-        thresholds = {name: route.threshold.value for name, route in routes.items()}
-        (built / CONFIG).write_text(yaml.safe_dump(configuration(thresholds), sort_keys=False))
+        write_items(built / ITEMS, [*(item for route in routes.values() for item in route.held_out), *odd_mail()])
+        write_configuration(built, routes)
         _put(built, folder)
     return folder
+
+
+def write_configuration(folder: Path, routes: Mapping[str, BuiltRoute]) -> None:
+    """Write the configuration of *routes* to *folder*, and a certificate for each about the models that it names.
+
+    Raises:
+        SetupFailed: a route cannot be certified.
+    """
+    budgets = {name: route.budget for name, route in routes.items()}
+    (folder / CONFIG).write_text(yaml.safe_dump(configuration(budgets), sort_keys=False))
+    settings = load_settings(folder / CONFIG)
+    versions = dict.fromkeys(settings.models, _MODEL_VERSION)
+    for name, route in routes.items():
+        if route.selection.threshold is None:
+            raise SetupFailed(f"route {name!r} cannot be certified: {route.selection.reason}. This is a bug.")
+        subject = certificates.subject_of(settings.routes[name], settings.models, versions)
+        evidence = f"calibration items of the demo, {name}"
+        certificate = issue(route.selection, subject, route.budget, time.time(), VALID_S, evidence)
+        (folder / _certificate_file(name)).write_text(json.dumps(certificate.to_dict(), indent=2) + "\n")
+    named = configuration(budgets, certified=True)
+    (folder / CONFIG).write_text(yaml.safe_dump(named, sort_keys=False))
+
+
+def _certificate_file(route: str) -> str:
+    return f"{route}.certificate.json"
 
 
 def _put(built: Path, folder: Path) -> None:
@@ -161,7 +209,8 @@ def _put(built: Path, folder: Path) -> None:
 def _key() -> str:
     """Names all that shapes what is built."""
     here = Path(__file__).parent
-    sources = [here / f"{name}.py" for name in _SOURCES] + sorted(Path(kernels.__path__[0]).glob("*.py"))
+    sources = [here / f"{name}.py" for name in _SOURCES] + [Path(certificates.__file__)]
+    sources += [source for package in (kernels, router) for source in sorted(Path(package.__path__[0]).glob("*.py"))]
     parts = [sha256_of(source.read_bytes()) for source in sources]
     parts += [file.sha256 for file in (DIGITS, SNIPPETS, TOKENIZER, ENCODER)]
     parts += [version(name) for name in _LIBRARIES]
@@ -187,11 +236,11 @@ def build_digits(folder: Path, digits: Digits, sizes: Sizes, max_error: float, p
     strong = TrainedModel("digits-strong", models.export_dense(perceptron, "image", pixels.shape[1], classes), plan)
 
     progress("calibrating digits")
-    threshold = _finish(folder, (fast, strong), as_decoded(digits.images), digits.labels, parts, max_error)
+    selection = _finish(folder, (fast, strong), as_decoded(digits.images), digits.labels, parts, max_error)
     held_out = (
         Item("digits", "image/png", png(digits.images[i]), DIGIT_LABELS[digits.labels[i]]) for i in parts.held_out
     )
-    return BuiltRoute(threshold, tuple(held_out))
+    return BuiltRoute(Budget(max_error, CONFIDENCE), selection, tuple(held_out))
 
 
 def build_feedback(
@@ -217,8 +266,9 @@ def build_feedback(
     strong = TrainedModel("feedback-strong", models.with_head(pooled, head), plan)
 
     progress(f"calibrating feedback: encoding {sizes.feedback_calibration} messages")
-    threshold = _finish(folder, (fast, strong), texts, labels, parts, max_error)
-    return BuiltRoute(threshold, tuple(_feedback_item(snippets[i]) for i in parts.held_out))
+    selection = _finish(folder, (fast, strong), texts, labels, parts, max_error)
+    held_out = tuple(_feedback_item(snippets[i]) for i in parts.held_out)
+    return BuiltRoute(Budget(max_error, CONFIDENCE), selection, held_out)
 
 
 def _feedback_item(snippet: Snippet) -> Item:
@@ -282,19 +332,67 @@ def _finish(
     labels: NDArray[np.int64],
     parts: Splits,
     max_error: float,
-) -> Threshold:
-    """Write every stage and its calibration, and choose the route's threshold."""
-    confidence, right = [], []
+) -> Selection:
+    """Write every stage, its calibration and what it says of the calibration items, and certify the route."""
+    raw, confidence, right = [], [], []
     for stage in stages:
-        rows = run_model(stage, items[np.concatenate([parts.fit, parts.choose])])
-        fit, choose = rows[: len(parts.fit)], rows[len(parts.fit) :]
-        calibration = calibrate(stage.name, fit, labels[parts.fit])
+        rows = run_model(stage, items[np.concatenate([parts.fit, parts.certify])])
+        calibration = calibrate(stage.name, rows[: len(parts.fit)], labels[parts.fit])
         (folder / f"{stage.name}.onnx").write_bytes(stage.content)
         (folder / f"{stage.name}.json").write_text(json.dumps(calibration.to_dict(), indent=2) + "\n")
-        outputs = {models.PROBABILITIES: Tensor.of(choose)}
-        confidence.append(confidences(_MEASURE, calibration.calibrator, outputs, len(choose)))
-        right.append(choose.argmax(axis=1) == labels[parts.choose])
-    return choose_threshold(Judged(np.stack(confidence), np.stack(right)), max_error)
+        outputs = {models.PROBABILITIES: Tensor.of(rows)}
+        raw.append(rows.max(axis=1))
+        confidence.append(confidences(_MEASURE, calibration.calibrator, outputs, len(rows)))
+        right.append(rows.argmax(axis=1) == labels[np.concatenate([parts.fit, parts.certify])])
+    splits = [FIT] * len(parts.fit) + [CERTIFY] * len(parts.certify)
+    header = ",".join([*(f"score_{name},right_{name}" for name in _short_names(stages)), "split"])
+    lines = [header, *_score_lines(np.stack(raw), np.stack(right), splits)]
+    (folder / _calibration_file(_route_of(stages[0].name))).write_text("\n".join(lines) + "\n")
+    certifying = slice(len(parts.fit), None)
+    scores = Scores(np.stack(confidence)[:, certifying], np.stack(right)[:, certifying])
+    return select_threshold(scores, Budget(max_error, CONFIDENCE))
+
+
+def _short_names(stages: Sequence[TrainedModel]) -> list[str]:
+    return [stage.name.partition("-")[2] for stage in stages]
+
+
+def _score_lines(raw: NDArray[np.float32], right: NDArray[np.bool_], splits: Sequence[str]) -> list[str]:
+    """Rows as `pointsman certify` reads them: (stages, n) uncalibrated scores, and whether each stage was right."""
+    return [
+        ",".join([*(f"{score:.6f},{ok:d}" for score, ok in zip(raw[:, item], right[:, item], strict=True)), split])
+        for item, split in enumerate(splits)
+    ]
+
+
+def _calibration_file(route: str) -> str:
+    return f"{route}.calibration.csv"
+
+
+def export_scores(folder: Path, progress: Progress) -> None:
+    """Write what every stage says of all items that no model was trained on to `ROUTE.scores.csv` in *folder*.
+
+    Held-out items join those that fitted and certified; for `pointsman certify`, and for experiments.
+    """
+    for route in _ROUTES:
+        file = folder / f"{route}.scores.csv"
+        if not file.is_file():
+            progress(f"scoring the held-out items of {route}")
+            known = (folder / _calibration_file(route)).read_text()
+            write_atomically(file, (known + "\n".join(_held_out_lines(folder, route)) + "\n").encode())
+
+
+def _held_out_lines(folder: Path, route: str) -> list[str]:
+    held_out = [item for item in read_items(folder / ITEMS) if item.route == route]
+    items = np.stack([decode(_ROUTES[route]["decode"], item.payload) for item in held_out])
+    truth = np.array([_LABELS[route].index(item.truth) for item in held_out])
+    names = [name for name in _PREPROCESS if _route_of(name) == route]
+    rows = [
+        run_model(TrainedModel(name, (folder / f"{name}.onnx").read_bytes(), plan_of(name, folder)), items)
+        for name in names
+    ]
+    raw, right = np.stack([row.max(axis=1) for row in rows]), np.stack([row.argmax(axis=1) == truth for row in rows])
+    return _score_lines(raw, right, [CERTIFY] * len(held_out))
 
 
 def calibrate(name: str, rows: NDArray[np.float32], labels: NDArray[np.int64]) -> Calibration:
@@ -304,18 +402,44 @@ def calibrate(name: str, rows: NDArray[np.float32], labels: NDArray[np.int64]) -
     return Calibration(temperature, _MEASURE, len(rows), name, _MODEL_VERSION)
 
 
-def configuration(thresholds: Mapping[str, float]) -> dict[str, Any]:
-    """What `demo.yaml` holds for the routes of *thresholds*; files are named relative to it. Any: YAML."""
+def configuration(budgets: Mapping[str, Budget], *, certified: bool = False) -> dict[str, Any]:
+    """What `demo.yaml` holds for the routes of *budgets*; files are named relative to it. Any: YAML.
+
+    Args:
+        certified: the routes' certificates are named too.
+    """
+    foreign = {"content_type": "text/*", "traits": {"language": {"none_of": "en", "confidence": "90%"}}}
+    rules = [
+        {"when": {"content_type": "image/*"}, "route": "digits"},
+        {"name": "foreign text", "when": foreign, "route": INTAKE, "to": "human"},
+        {"when": {"content_type": "text/*"}, "route": "feedback"},
+    ]
     return {
-        "models": {name: _model(name) for name in _PREPROCESS if _route_of(name) in thresholds},
-        "routes": {name: _route(name, value) for name, value in thresholds.items()},
+        "models": {
+            **{name: _model(name) for name in _PREPROCESS if _route_of(name) in budgets},
+            "content": {"backend": "magika"},
+            "language": {"backend": "langid"},
+        },
+        "detectors": {
+            "content_type": {"model": "content", "min_confidence": 0.5},
+            "language": {"model": "language", "decode": "utf8"},
+        },
+        "routes": {**{name: _route(name, budget, certified) for name, budget in budgets.items()}, INTAKE: _INTAKE},
         "classify": [
-            {"when": {"route": "auto", "content_type": content_type}, "route": route}
-            for route, content_type in _CONTENT_TYPES.items()
-            if route in thresholds
+            *(rule for rule in rules if rule["route"] in (INTAKE, *budgets)),
+            {"unsure": {"route": INTAKE, "to": "human"}},
+            {"otherwise": {"route": INTAKE, "to": "human"}},
         ],
         "store": {"path": "demo.db", "retention": "1d", "limit": "1GiB"},
     }
+
+
+_INTAKE: Mapping[str, Any] = {
+    "input": {"content": {"datatype": "BYTES", "shape": [1]}},
+    "cascade": [],
+    "human": {"queue": INTAKE, "due": "4h", "form": "text"},
+}
+"""Everything that no other route takes."""
 
 
 def _route_of(model: str) -> str:
@@ -335,11 +459,12 @@ def _model(name: str) -> dict[str, Any]:
     }
 
 
-def _route(name: str, threshold: float) -> dict[str, Any]:
+def _route(name: str, budget: Budget, certified: bool) -> dict[str, Any]:
+    certificate = {"certificate": _certificate_file(name)} if certified else {}
     return {
         **_ROUTES[name],
         "cascade": [f"{name}-fast", f"{name}-strong"],
-        "accept": {"min_confidence": threshold, "max_error": f"{MAX_ERROR[name]:.0%}"},
+        "accept": {"max_error": budget.max_error, "confidence": budget.confidence, **certificate},
         "human": {"queue": name, "due": "4h", "form": "labels"},
         "on_defer": "provisional",
         "slo": {"deadline": "2s"},

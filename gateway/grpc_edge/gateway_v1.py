@@ -181,4 +181,5 @@ def _item(item: ItemAnswer) -> pb.Item:
             pb.Tensor(name=name, datatype=tensor.datatype, shape=tensor.numpy().shape, data=bytes(raw.encode(tensor)))
             for name, tensor in (item.outputs or {}).items()
         ],
+        remarks=item.remarks,
     )

@@ -3,6 +3,7 @@
     POST /v1/routes/{route}:decide          200 the final answer | 202 open: Location says where the final one will be
     GET  /v1/answers/{id}                   200 final | 202 open; `Prefer: wait=N` waits for it
     POST /v1/answers/{id}/feedback          201 kept
+    POST /v1/explain?route=NAME             200 what would become of such a request, for operators; auto by default
 
 A body is what its Content-Type says: JSON with inputs and parameters, or one input's text or bytes as they are. Nothing
 is guessed: forms, archives and pickles are 415.
@@ -33,9 +34,10 @@ from gateway.oip.parameters import deadline_of
 from gateway.oip.raw import elements
 from gateway.oip.render import row, summarise, take_on_defer, told
 from gateway.oip.shapes import route_name, shorten
-from gateway.request import Caller, JsonInputs, Payload, Protocol, RawBody, Request
+from gateway.request import Caller, JsonInputs, Payload, Protocol, RawBody, Request, Role
 from gateway.service import Service
 from gateway.status import POLL_AFTER_S
+from router.contract import AUTO
 
 _MAX_ITEM = 2**31 - 1
 _MAX_FEEDBACK_BYTES = 64 * 1024
@@ -50,6 +52,7 @@ def v1_endpoints(
     v1 = _V1(service, limits, clock)
     return (
         PathEntry("POST", "/v1/routes/{route}:decide", v1.decide),
+        PathEntry("POST", "/v1/explain", v1.explain, role=Role.OPERATOR),
         PathEntry("GET", "/v1/answers/{id}", v1.answer),
         PathEntry("POST", "/v1/answers/{id}/feedback", v1.feedback),
     )
@@ -65,8 +68,19 @@ class _V1:
 
     async def decide(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
         """Answer a request, or hand it to a person."""
+        answer = await self.service.decide(await self._request(caller, request, route_name(path["route"])))
+        return await told(answer, _answered, answer)
+
+    async def explain(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
+        """Tell what would become of a request."""
+        name, equals, route = request.query.partition("=") if request.query else ("route", "=", AUTO)
+        if name != "route" or not equals:
+            raise InvalidInput(f"the query is {shorten(request.query)}; it can be route=NAME")
+        return json_response(await self.service.explain(await self._request(caller, request, route_name(route))))
+
+    async def _request(self, caller: Caller, request: HttpRequest, route: str) -> Request:
+        """*request* as a request for *route*."""
         started = self.clock()
-        route = route_name(path["route"])
         media = headers.content_type(request.headers)
         key = parse_idempotency_key(request.headers.get("idempotency-key"))
         deadline = deadline_of(started, headers.timeout_s(request.headers))
@@ -74,19 +88,16 @@ class _V1:
             read = _read(route, media, request.body, self.limits.json_bytes, key is not None)
         else:
             read = await asyncio.to_thread(_read, route, media, request.body, self.limits.json_bytes, key is not None)
-        answer = await self.service.decide(
-            Request(
-                route=route,
-                payload=read.payload,
-                protocol=Protocol.V1_HTTP,
-                caller=caller,
-                parameters=read.parameters,
-                deadline=deadline,
-                idempotency_key=key,
-                fingerprint=read.fingerprint,
-            )
+        return Request(
+            route=route,
+            payload=read.payload,
+            protocol=Protocol.V1_HTTP,
+            caller=caller,
+            parameters=read.parameters,
+            deadline=deadline,
+            idempotency_key=key,
+            fingerprint=read.fingerprint,
         )
-        return await told(answer, _answered, answer)
 
     async def answer(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
         """An answer's current state, or its final one, where the caller waits for it."""
@@ -197,6 +208,8 @@ def answer_json(answer: Answer) -> dict[str, Any]:
 
 def _item(item: ItemAnswer) -> dict[str, Any]:
     found: dict[str, Any] = row(item)
+    if item.remarks:
+        found["remarks"] = item.remarks
     if item.label is None and item.outputs is not None:
         del found["label"]
         found["outputs"] = {name: _value(tensor) for name, tensor in item.outputs.items()}

@@ -7,10 +7,19 @@
 
 from gateway.settings.document import Fault
 from gateway.settings.load import SettingsError, load_settings
-from gateway.settings.options import ModelSettings, RouteSettings, ServerOptions, Settings
+from gateway.settings.options import (
+    CertifiedSettings,
+    DetectorSettings,
+    ModelSettings,
+    RouteSettings,
+    ServerOptions,
+    Settings,
+)
 from gateway.settings.schema import settings_schema
 
 __all__ = [
+    "CertifiedSettings",
+    "DetectorSettings",
     "Fault",
     "ModelSettings",
     "RouteSettings",

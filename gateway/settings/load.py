@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,20 @@ from backends.registry import BackendType, backend_type
 from batching.options import BatchingOptions
 from gateway.security import ApiKey, SecurityOptions
 from gateway.settings.document import Document, Fault, Place, read_document, read_file
-from gateway.settings.options import ModelSettings, RouteSettings, ServerOptions, Settings
+from gateway.settings.options import (
+    CertifiedSettings,
+    DetectorSettings,
+    ModelSettings,
+    RouteSettings,
+    ServerOptions,
+    Settings,
+)
 from gateway.settings.validate import keys_of, unknown_key, unknown_name, validated
 from gateway.settings.written import (
     NAME_PATTERN,
-    AcceptSection,
     ApiKeySection,
     BatchingSection,
+    DetectorSection,
     ModelSection,
     OtherwiseSection,
     RouteSection,
@@ -35,18 +42,22 @@ from gateway.settings.written import (
     ServerSection,
     SettingsSection,
     StoreSection,
+    TargetSection,
+    UnsureSection,
     WhenSection,
 )
 from gateway.store.options import StoreOptions
 from kernels.decode import DECODERS
 from kernels.plan import PlanError, parse_spec
 from router.calibration import Calibration
-from router.confidence import Measure
-from router.contract import AUTO, HumanPolicy, MinConfidence
-from router.table import Conditions, Default, ParameterTest, RouteTable, Rule, faults
+from router.certificate import Certificate
+from router.certification import Budget
+from router.contract import AUTO, AcceptRule, HumanPolicy, MinConfidence, Observe
+from router.table import Conditions, ParameterTest, RouteTable, Rule, Target, TraitTest, faults
 
 LABELS_LIMIT_BYTES = 1024 * 1024
 CALIBRATION_LIMIT_BYTES = 16 * 1024 * 1024
+CERTIFICATE_LIMIT_BYTES = 1024 * 1024
 
 _NAME = re.compile(NAME_PATTERN)
 _STEP = re.compile(r"step (\d+) of")
@@ -92,7 +103,9 @@ def _settings(document: Document) -> Settings | None:
     routes = {name: _route(document, name, entry, models) for name, entry in written["routes"].items()}
     _check_names(document, models, routes)
     exposed = {name for name, model in models.items() if model is None or model.expose}
-    table = _table(document, frozenset(routes) | exposed, routes)
+    written_detectors = _entries(document, "detectors")
+    detectors = {trait: _detector(document, trait, entry, models) for trait, entry in written_detectors.items()}
+    table = _table(document, frozenset(routes) | exposed, routes, frozenset(detectors))
     server = _server(document, data.get("server") or {})
     store = _store(document, data.get("store") or {})
     security = _security(document, data.get("security") or {})
@@ -102,6 +115,7 @@ def _settings(document: Document) -> Settings | None:
         file=document.file,
         models={name: model for name, model in models.items() if model},
         routes={name: route for name, route in routes.items() if route},
+        detectors={trait: detector for trait, detector in detectors.items() if detector},
         table=table,
         server=server,
         store=store,
@@ -118,7 +132,7 @@ def _entries(document: Document, section: str) -> Mapping[str, Any]:
 
 
 def _check_names(document: Document, models: Mapping[str, ModelSettings | None], routes: Mapping[str, Any]) -> None:
-    for section, names in (("models", models), ("routes", routes)):
+    for section, names in (("models", models), ("routes", routes), ("detectors", _entries(document, "detectors"))):
         for name in names:
             if name == AUTO:
                 document.add_fault((section, name), f"{AUTO!r} is reserved; choose another name", at_key=True)
@@ -163,7 +177,7 @@ def _model(document: Document, name: str, data: object) -> ModelSettings | None:
         postprocess=postprocess,
         base=document.base,
         labels=labels,
-        measure=section.confidence or (calibration.how if calibration else Measure()),
+        measure=section.confidence or (calibration.how if calibration else None),
         calibration=calibration,
         batching=_batching(section.batching),
         cost=section.cost,
@@ -273,6 +287,7 @@ def _route(
     section = validated(document, RouteSection, place, data)
     if section is None:
         return None
+    _check_stages(document, place, section)
     _check_decode(document, place, section)
     labels = _shared_labels(document, place, section.cascade, models)
     return RouteSettings(
@@ -281,12 +296,19 @@ def _route(
         decode=section.decode,
         cascade=tuple(section.cascade),
         labels=labels,
-        accept=_accept(document, place, section.accept),
+        accept=_accept(document, place, section),
         human=_human(document, place, section, labels, models),
         on_defer=section.on_defer,
         deadline_s=section.slo.deadline,
-        max_error=section.accept.max_error,
+        max_error=section.accept.max_error if section.accept else None,
     )
+
+
+def _check_stages(document: Document, place: Place, section: RouteSection) -> None:
+    if section.cascade and section.accept is None:
+        document.add_fault((*place, "accept"), "is missing; add it, such as {min_confidence: 0.9}", at_key=True)
+    if not section.cascade and section.human is None:
+        document.add_fault((*place, "cascade"), "is empty, and there are no people; add models, or `human`")
 
 
 def _check_decode(document: Document, place: Place, section: RouteSection) -> None:
@@ -326,13 +348,55 @@ def _shared_labels(
     return stages[0][1].labels if stages else None
 
 
-def _accept(document: Document, place: Place, section: AcceptSection) -> MinConfidence:
-    if section.min_confidence is None and section.max_error is not None:
-        message = "certified error budgets are not available in this version; add min_confidence"
-        document.add_fault((*place, "accept", "max_error"), message, at_key=True)
-    elif section.min_confidence is None:
-        document.add_fault((*place, "accept", "min_confidence"), "is missing; add it, such as 0.9", at_key=True)
-    return MinConfidence(1.0 if section.min_confidence is None else section.min_confidence)
+def _accept(document: Document, place: Place, section: RouteSection) -> AcceptRule | CertifiedSettings:
+    """1. no stages: nothing is ever judged
+    2. observe; 3. a threshold by hand: max_error is stated beside either, and nothing is proven
+    4. max_error: certified
+    """
+    accept = section.accept
+    if not section.cascade or accept is None:
+        return Observe()
+    inner = (*place, "accept")
+    if accept.observe and accept.min_confidence is not None:
+        document.add_fault((*inner, "observe"), "stands beside min_confidence; keep one of them", at_key=True)
+    proven = accept.max_error is not None and not accept.observe and accept.min_confidence is None
+    for key in ("confidence", "certificate"):
+        if getattr(accept, key) is not None and not proven:
+            document.add_fault((*inner, key), "belongs to max_error alone; remove it", at_key=True)
+    if accept.observe:
+        return Observe()
+    if accept.min_confidence is not None:
+        return MinConfidence(accept.min_confidence)
+    if accept.max_error is None:
+        message = "is missing, as are max_error and observe; write one of them, such as {max_error: 1%}"
+        document.add_fault((*inner, "min_confidence"), message, at_key=True)
+        return Observe()
+    budget = Budget(accept.max_error, 0.95 if accept.confidence is None else accept.confidence)
+    return CertifiedSettings(budget, _certificate(document, (*inner, "certificate"), accept.certificate, budget))
+
+
+def _certificate(document: Document, place: Place, file: str | None, budget: Budget) -> Certificate | None:
+    """What *file* proves, where it proves as much as *budget* asks; what it is about is checked with the models."""
+    if file is None:
+        return None
+    path = document.base / file
+    try:
+        content = read_file(path, CERTIFICATE_LIMIT_BYTES)
+    except ValueError as error:
+        document.add_fault(place, str(error))
+        return None
+    try:
+        certificate = Certificate.from_dict(json.loads(content))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        document.add_fault(place, f"{path} is not JSON; certify the route again")
+        return None
+    except ValueError as error:
+        document.add_fault(place, f"{path}: {error}")
+        return None
+    if certificate.max_error > budget.max_error or certificate.confidence < budget.confidence:
+        message = f"proves {certificate.max_error:.2%} at {certificate.confidence:.1%}, less than the route asks"
+        document.add_fault(place, f"{message}; certify the route again")
+    return certificate
 
 
 def _human(
@@ -354,39 +418,86 @@ def _human(
 # --- classify ---
 
 
-def _table(document: Document, names: frozenset[str], routes: Mapping[str, RouteSettings | None]) -> RouteTable:
+def _detector(
+    document: Document, trait: str, data: object, models: Mapping[str, ModelSettings | None]
+) -> DetectorSettings | None:
+    place: Place = ("detectors", trait)
+    section = validated(document, DetectorSection, place, {"model": data} if isinstance(data, str) else data)
+    if section is None:
+        return None
+    if section.model not in models:
+        document.add_fault((*place, "model"), unknown_name("model", section.model, models))
+    if section.decode is not None and section.decode not in DECODERS:
+        document.add_fault((*place, "decode"), unknown_name("decoder", section.decode, DECODERS))
+    return DetectorSettings(trait, section.model, section.decode, section.min_confidence, section.timeout)
+
+
+def _table(
+    document: Document,
+    names: frozenset[str],
+    routes: Mapping[str, RouteSettings | None],
+    detectors: frozenset[str],
+) -> RouteTable:
     entries = document.data.get("classify") or []
     if not isinstance(entries, list):
         document.add_fault(("classify",), "is not a list; write each rule as - {when: {...}, route: NAME}")
         return RouteTable(names)
     places: list[Place] = []
     rules: list[Rule] = []
-    default: Default | None = None
+    targets: dict[str, tuple[Place, Target]] = {}
     for index, entry in enumerate(entries):
         place: Place = ("classify", index)
-        if isinstance(entry, dict) and "otherwise" in entry:
-            default = _default(document, place, entry, is_last=index == len(entries) - 1)
+        if isinstance(entry, dict) and (key := next((key for key in _TARGETS if key in entry), None)):
+            _check_order(document, place, key, is_last=index == len(entries) - 1, twice=key in targets)
+            if target := _target(document, place, key, entry):
+                targets[key] = ((*place, key), target)
         elif rule := _rule(document, place, entry):
             places.append(place)
             rules.append(rule)
-    table = RouteTable(names, tuple(rules), default)
-    _check_table(document, table, places, len(entries))
-    _check_people(document, table, places, routes, len(entries))
+    default, unsure = (targets[key][1] if key in targets else None for key in ("otherwise", "unsure"))
+    table = RouteTable(names, tuple(rules), default, unsure, detectors)
+    _check_complete(document, entries, bool(detectors))
+    complete = len(places) == sum(not (isinstance(e, dict) and _TARGETS.keys() & e.keys()) for e in entries)
+    _check_table(document, table, places, {key: place for key, (place, _) in targets.items()}, complete=complete)
+    _check_people(document, [*zip(places, rules, strict=True), *targets.values()], routes, names)
     return table
 
 
-def _default(document: Document, place: Place, entry: object, *, is_last: bool) -> Default | None:
-    if not is_last:
+_TARGETS: Mapping[str, type[OtherwiseSection | UnsureSection]] = {
+    "otherwise": OtherwiseSection,
+    "unsure": UnsureSection,
+}
+
+
+def _check_order(document: Document, place: Place, key: str, *, is_last: bool, twice: bool) -> None:
+    if key == "otherwise" and not is_last:
         document.add_fault(place, "`otherwise` takes all that is left; move it to the end, once")
-    section = validated(document, OtherwiseSection, place, entry)
-    return Default(section.otherwise.route, section.otherwise.to == "human") if section else None
+    elif key == "unsure" and twice:
+        document.add_fault(place, f"`{key}` stands here a second time; keep one of them")
+
+
+def _check_complete(document: Document, entries: list[Any], detects: bool) -> None:
+    """Where requests go that no rule takes, or that detectors leave in doubt, is said and not guessed."""
+    given = {key for entry in entries if isinstance(entry, dict) for key in entry}
+    if entries and "otherwise" not in given:
+        message = "has no default; end it with `- otherwise: ROUTE`, or `- otherwise: none`"
+        document.add_fault(("classify",), message, at_key=True)
+    if detects and entries and "unsure" not in given:
+        message = "does not say where requests go that detectors doubt; add `- unsure: {route: ROUTE, to: human}`"
+        document.add_fault(("classify",), message, at_key=True)
+
+
+def _target(document: Document, place: Place, key: str, entry: object) -> Target | None:
+    section = validated(document, _TARGETS[key], place, entry)
+    target: TargetSection | None = getattr(section, key) if section else None
+    return Target(target.route, target.to == "human") if target else None
 
 
 def _rule(document: Document, place: Place, entry: object) -> Rule | None:
     section = validated(document, RuleSection, place, entry)
     if section is None:
         return None
-    rule = Rule(_conditions(section.when), section.route, section.to == "human")
+    rule = Rule(_conditions(section.when), section.route, section.to == "human", section.name or "")
     if rule.when.admit_all:
         document.add_fault((*place, "when"), "admits every request; name a condition, or write it as `otherwise`")
         return None
@@ -400,34 +511,34 @@ def _conditions(when: WhenSection) -> Conditions:
         size=when.size,
         tenants=tuple(when.tenant),
         parameters=tuple(ParameterTest(name, tuple(accepted)) for name, accepted in when.parameters.items()),
+        traits=tuple(
+            TraitTest(name, tuple(test.one_of), tuple(test.none_of), test.confidence)
+            for name, test in when.traits.items()
+        ),
     )
 
 
-def _check_table(document: Document, table: RouteTable, places: list[Place], count: int) -> None:
-    complete = len(places) + (table.default is not None) == count
+def _check_table(
+    document: Document, table: RouteTable, places: list[Place], targets: Mapping[str, Place], *, complete: bool
+) -> None:
     for fault in faults(table):
         if fault.field == "when" and not complete:
             continue  # it counts rules, and one is missing
-        keys = fault.field.split(".")
-        place = (*places[fault.rule], *keys) if fault.rule is not None else ("classify", count - 1, "otherwise")
+        place = targets[fault.field] if fault.rule is None else (*places[fault.rule], *fault.field.split("."))
         document.add_fault(place, fault.message)
 
 
 def _check_people(
     document: Document,
-    table: RouteTable,
-    places: list[Place],
+    targets: Iterable[tuple[Place, Rule | Target]],
     routes: Mapping[str, RouteSettings | None],
-    count: int,
+    names: frozenset[str],
 ) -> None:
     """Whoever is sent straight to a route's people must find some there."""
-    targets: list[tuple[Place, Rule | Default]] = [*zip(places, table.rules, strict=True)]
-    if table.default:
-        targets.append((("classify", count - 1, "otherwise"), table.default))
     for place, target in targets:
         route = routes.get(target.route)
         peopled = route.human is not None if route else target.route in routes
-        if target.to_person and target.route in table.routes and not peopled:
+        if target.to_person and target.route in names and not peopled:
             document.add_fault((*place, "to"), f"route {target.route!r} has no people; give it `human`, or remove `to`")
 
 

@@ -12,6 +12,8 @@ from batching.options import BatchingOptions
 from gateway.security import SecurityOptions
 from gateway.store.options import StoreOptions
 from router.calibration import Calibration, Calibrator, Identity
+from router.certificate import Certificate
+from router.certification import Budget
 from router.confidence import Measure
 from router.contract import AcceptRule, HumanPolicy, OnDefer
 from router.table import RouteTable
@@ -28,7 +30,7 @@ class ModelSettings:
         postprocess: the same.
         base: the folder that file names in steps are relative to.
         labels: of the model's classes, by index; None where it has none.
-        measure: what of its outputs says how sure it is.
+        measure: what of its outputs says how sure it is; None: what is usual for such outputs.
         calibration: what turns that into P(the model is right), and for which version it was fitted.
         cost: of an item; only ratios matter.
         expose: reachable under its own name too.
@@ -41,7 +43,7 @@ class ModelSettings:
     postprocess: tuple[Any, ...]
     base: Path
     labels: tuple[str, ...] | None
-    measure: Measure
+    measure: Measure | None
     calibration: Calibration | None
     batching: BatchingOptions
     cost: float
@@ -54,13 +56,44 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DetectorSettings:
+    """One entry of `detectors`.
+
+    Attributes:
+        model: whose label is the trait.
+        decode: name of the decoder of a request's bytes (see `kernels.decode`), or None.
+        floor: confidence below which the trait is in doubt.
+        timeout_s: what it may take.
+    """
+
+    trait: str
+    model: str
+    decode: str | None
+    floor: float
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CertifiedSettings:
+    """A route that accepts what a certificate proves.
+
+    Attributes:
+        certificate: from the file that the route names; None: the newest in the store that fits.
+    """
+
+    budget: Budget
+    certificate: Certificate | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RouteSettings:
     """One entry of `routes`: a `router.contract.Route`, but for the outputs, which the models will tell.
 
     Attributes:
         inputs: as callers send them, before decoding, without the batch axis.
-        cascade: names of models, from cheap to strong.
+        cascade: names of models, from cheap to strong; empty where people decide everything.
         labels: what all its stages answer with, by index; None where they have none.
+        accept: the rule, or where it comes from.
     """
 
     name: str
@@ -68,7 +101,7 @@ class RouteSettings:
     decode: str | None
     cascade: tuple[str, ...]
     labels: tuple[str, ...] | None
-    accept: AcceptRule
+    accept: AcceptRule | CertifiedSettings
     human: HumanPolicy | None
     on_defer: OnDefer
     deadline_s: float
@@ -105,12 +138,14 @@ class Settings:
         file: where it was read.
         models: by name, in the order of the file.
         routes: by name, in the order of the file.
+        detectors: by trait, in the order of the file.
         table: the rules of `classify`; its names are those of `routes` and of the exposed models.
     """
 
     file: Path
     models: Mapping[str, ModelSettings]
     routes: Mapping[str, RouteSettings]
+    detectors: Mapping[str, DetectorSettings]
     table: RouteTable
     server: ServerOptions
     store: StoreOptions

@@ -54,7 +54,9 @@ def share(value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
         number = float(value)
     else:
-        number = _quantity(value, {"%": 0.01, "": 1.0}, "a share", "2% or 0.02")
+        number = _quantity(value, {"%": 1.0, "": 1.0}, "a share", "2% or 0.02")
+        if str(value).endswith("%"):
+            number /= 100.0  # and not times 0.01, which makes 95% more than 0.95
     if not 0.0 < number < 1.0:
         raise ValueError(f"is {value!r}; use a share between 0% and 100%, such as 2%")
     return number

@@ -183,10 +183,23 @@ class TensorSection(Section):
 
 
 class AcceptSection(Section):
-    """When a stage's answer is good enough."""
+    """When a stage's answer is good enough: an error budget, a threshold, or whatever the last stage says."""
 
+    max_error: Share | None = Field(
+        default=None,
+        description="Error rate among accepted answers. Alone: a certificate must prove a threshold for it, and people "
+        "decide until one does. Beside min_confidence or observe: stated, not proven.",
+    )
+    confidence: Share | None = Field(
+        default=None, description="How sure the proof of max_error must be; 95% by default."
+    )
+    certificate: Text | None = Field(
+        default=None, description="A certificate file for max_error; else the newest in the store that fits."
+    )
     min_confidence: float | None = Field(default=None, ge=0, le=1, description="Least calibrated confidence.")
-    max_error: Share | None = Field(default=None, description="Error rate wanted among accepted answers; stated only.")
+    observe: bool = Field(
+        default=False, description="Ask all stages and answer with the last one's, to gather labels for a certificate."
+    )
 
 
 class HumanSection(Section):
@@ -214,16 +227,53 @@ class RouteSection(Section):
     decode: Annotated[Text | None, BeforeValidator(_Nothing.read), _Nothing()] = Field(
         default=None, description="What turns the bytes of the one input into an image or a text."
     )
-    cascade: list[Text] = Field(min_length=1, description="Models, from cheap to strong.")
-    accept: AcceptSection
+    cascade: list[Text] = Field(description="Models, from cheap to strong; empty where people decide everything.")
+    accept: AcceptSection | None = Field(default=None, description="When a stage's answer is good enough.")
     human: Annotated[HumanSection | None, BeforeValidator(_Nothing.read), _Nothing()] = None
     on_defer: OnDefer = OnDefer.PROVISIONAL
     slo: SloSection = SloSection()
 
 
+class DetectorSection(Section):
+    """What tells one trait of a request that rules ask for."""
+
+    model: Text = Field(description="The model whose label is the trait.")
+    decode: Annotated[Text | None, BeforeValidator(_Nothing.read), _Nothing()] = Field(
+        default=None, description="What turns the request's bytes into an image or a text for the model."
+    )
+    min_confidence: float = Field(default=0.0, ge=0, le=1, description="Below this the trait is in doubt.")
+    timeout: Time = Field(default=1.0, description="What it may take; later, the trait is in doubt.")
+
+
 _Globs: TypeAlias = Annotated[list[GlobText], BeforeValidator(_listed), _OneOrMore()]
 _MediaGlobs: TypeAlias = Annotated[list[MediaGlob], BeforeValidator(_listed), _OneOrMore()]
 _Values: TypeAlias = Annotated[list[AcceptedValue], BeforeValidator(_listed), _OneOrMore()]
+
+
+class TraitSection(Section):
+    """What a detected trait must be."""
+
+    one_of: _Globs = Field(default=[], description="One of these; any, where there is none.")
+    none_of: _Globs = Field(default=[], description="None of these.")
+    confidence: Share | None = Field(
+        default=None, description="Least confidence for this to be met; by default what the detector calls sure."
+    )
+
+
+def _trait(value: object) -> object:
+    return {"one_of": value} if isinstance(value, str | list) else value
+
+
+class _OrGlobs:
+    """Lets what a trait may be stand for a whole condition; the schema tells so."""
+
+    @staticmethod
+    def __get_pydantic_json_schema__(schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        texts = {"type": "string"}
+        return {"anyOf": [texts, {"type": "array", "items": texts}, handler(schema)]}
+
+
+_Trait: TypeAlias = Annotated[TraitSection, BeforeValidator(_trait), _OrGlobs()]
 
 
 class WhenSection(Section):
@@ -236,11 +286,13 @@ class WhenSection(Section):
     size: SizeRange | None = Field(default=None, description="Size of its inputs.")
     tenant: _Globs = Field(default=[], description="Who asks.")
     parameters: dict[str, _Values] = Field(default={}, description="The caller's own parameters.")
+    traits: dict[str, _Trait] = Field(default={}, description="What detectors find, by name.")
 
 
 class RuleSection(Section):
     """Requests that meet `when` take `route`, or go straight to its people."""
 
+    name: Text | None = Field(default=None, description="What kind of request this is, for people.")
     when: WhenSection
     route: Text
     to: Literal["human"] | None = Field(default=None, description="`human`: straight to the people of the route.")
@@ -254,7 +306,7 @@ class TargetSection(Section):
 
 
 class _OrName:
-    """Lets the name of a route stand for a target; the schema tells so."""
+    """Lets a name stand for a section that begins with it; the schema tells so."""
 
     @staticmethod
     def __get_pydantic_json_schema__(schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
@@ -262,13 +314,27 @@ class _OrName:
 
 
 def _target(value: object) -> object:
+    if value == NOTHING:
+        return None
     return {"route": value} if isinstance(value, str) else value
+
+
+def _detector(value: object) -> object:
+    return {"model": value} if isinstance(value, str) else value
 
 
 class OtherwiseSection(Section):
     """The last entry of `classify`."""
 
-    otherwise: Annotated[TargetSection, BeforeValidator(_target), _OrName()]
+    otherwise: Annotated[TargetSection | None, BeforeValidator(_target), _OrName()] = Field(
+        description="Where requests go that no rule took; none: they are refused."
+    )
+
+
+class UnsureSection(Section):
+    """The entry of `classify` for what detectors leave in doubt."""
+
+    unsure: Annotated[TargetSection, BeforeValidator(_target), _OrName()]
 
 
 class ServerSection(Section):
@@ -314,7 +380,10 @@ class SettingsSection(Section):
 
     models: dict[str, ModelSection] = Field(default={}, description="Models, by name.")
     routes: dict[str, RouteSection] = Field(default={}, description="Routes, by the name that callers use.")
-    classify: list[RuleSection | OtherwiseSection] = Field(
+    detectors: dict[str, Annotated[DetectorSection, BeforeValidator(_detector), _OrName()]] = Field(
+        default={}, description="What tells the traits that rules ask for, by the trait's name."
+    )
+    classify: list[RuleSection | UnsureSection | OtherwiseSection] = Field(
         default=[], description="Which route `auto` takes: first match."
     )
     server: ServerSection = ServerSection()

@@ -80,8 +80,8 @@ def decode_tensors(data: bytes) -> dict[str, Tensor]:
 
 
 def encode_trail(trail: Sequence[StageRecord]) -> str:
-    """What every stage said, as JSON; a confidence that is no number becomes null."""
-    return orjson.dumps(trail).decode()
+    """What every stage said, as JSON; a confidence that is no number becomes null, an empty detail is left out."""
+    return orjson.dumps([_stage(record) for record in trail]).decode()
 
 
 def decode_trail(text: str) -> tuple[StageRecord, ...]:
@@ -94,6 +94,7 @@ def decode_trail(text: str) -> tuple[StageRecord, ...]:
             record["confidence"],
             Decision(record["decision"]),
             None if record["reason"] is None else Reason(record["reason"]),
+            record.get("detail", ""),
         )
         for record in orjson.loads(text)
     )
@@ -117,6 +118,20 @@ def encode_labels(labels: Sequence[str]) -> str:
 def decode_labels(text: str) -> tuple[str, ...]:
     """What `encode_labels` was given."""
     return tuple(orjson.loads(text))
+
+
+def _stage(record: StageRecord) -> dict[str, str | float | None]:
+    said: dict[str, str | float | None] = {
+        "stage": record.stage,
+        "version": record.version,
+        "label": record.label,
+        "confidence": record.confidence,
+        "decision": record.decision,
+        "reason": record.reason,
+    }
+    if record.detail:
+        said["detail"] = record.detail
+    return said
 
 
 class _Reader:

@@ -1,7 +1,8 @@
 """What the gateway asks of its store, whatever database is behind it.
 
-**An acknowledgement means committed.** When `commit`, `decide` or `finish_key` has returned, the effect survives
-`kill -9` and power loss. When one raises, the effect may or may not be there, and calling again is safe.
+**An acknowledgement means committed.** When `commit`, `decide`, `finish_key` or `add_certificate` has returned, the
+effect survives `kill -9` and power loss. When one raises, the effect may or may not be there, and calling again is
+safe.
 
 **State machines.** A review is open → claimed → decided; a claim that is released, or whose lease runs out, reopens it
 under a new fence. An idempotency key is absent → in progress (under a lease and a fence) → done. CHECK constraints and
@@ -16,7 +17,8 @@ from enum import StrEnum
 from typing import Protocol, TypeAlias
 
 from backends.errors import Code
-from gateway.answer import Answer, AnswerId
+from gateway.answer import Answer, AnswerId, StageRecord
+from router.certificate import Certificate
 from router.contract import Reason
 
 KEY_LEASE_S = 60.0
@@ -126,6 +128,27 @@ class Review:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelledItem:
+    """An item that all stages of its route scored whatever they said, and what turned out to be true of it.
+
+    Attributes:
+        at_s: Unix time of its request, in seconds.
+        trail: what every stage said, in order.
+        label: the person's decision, else the one that all who gave feedback agree on; None where nobody has said yet,
+            or they disagree.
+        disputed: no person has decided, and those who gave feedback disagree.
+    """
+
+    answer_id: AnswerId
+    item: int
+    at_s: float
+    tenant: str
+    trail: tuple[StageRecord, ...]
+    label: str | None
+    disputed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class QueueDepth:
     """How many reviews of a queue wait, and since when the oldest does (Unix time in seconds; None when none)."""
 
@@ -165,8 +188,40 @@ class StoreStatistics:
     full: bool
 
 
-class Store(Protocol):
-    """Answers, review items, idempotency keys, the decision log and feedback. Safe on one event loop."""
+class CertificationStore(Protocol):
+    """What certifying a route takes from a store, and what it puts there. Safe on one event loop."""
+
+    async def labelled(self, tenant: str | None, route: str) -> Sequence[LabelledItem]:
+        """The items of *route* that every stage scored without selection, labelled or not, as they were decided.
+
+        These are what `no_certificate` sent to a person, and what was answered as `observed`. They are read from the
+        decision log and from feedback, which outlive the answers; so an item counts as long as its log row is kept.
+        Ordered by the time of their requests. What `record` has queued is not among them yet.
+
+        Args:
+            tenant: whose; None: everybody's.
+            route: its name.
+        """
+        ...
+
+    async def certificates(self, route: str | None = None) -> Sequence[Certificate]:
+        """Every certificate that was ever added, of *route* where it is given, newest first.
+
+        One that was altered in the store is left out, and an error is logged: it proves nothing.
+        """
+        ...
+
+    async def add_certificate(self, certificate: Certificate) -> None:
+        """Keep *certificate* for good. Adding it again is harmless; nothing changes or removes it.
+
+        Raises:
+            Unavailable: the store cannot write; calling again is safe.
+        """
+        ...
+
+
+class Store(CertificationStore, Protocol):
+    """Answers, review items, idempotency keys, the decision log, feedback and certificates. Safe on one event loop."""
 
     async def claim_key(self, key: RequestKey, fingerprint: bytes) -> KeyClaim:
         """Take *key* for a request whose canonical body hashes to *fingerprint* (SHA-256, 32 bytes)."""
@@ -273,6 +328,10 @@ class Store(Protocol):
 
     async def queue_depths(self) -> Mapping[str, QueueDepth]:
         """Every queue that has ever had a review, over all tenants."""
+        ...
+
+    async def certificates_version(self) -> int:
+        """A number that changes when a certificate is added, by whichever process; far cheaper than reading them."""
         ...
 
     async def maintain(self) -> Maintenance:

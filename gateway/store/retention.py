@@ -6,7 +6,8 @@ purged.
 
 **What stays** of a purged answer: its rows in the decision log (labels, confidences, what each stage said, digests) and
 its feedback. They hold no input and no output. Log rows older than `retention_s` go when space is needed, oldest first,
-each chain from its start; younger ones never do. Feedback is small and stays.
+each chain from its start; younger ones never do. Feedback is small and stays. Certificates stay too, a few KB each, and
+are taken at any size: while the log has an answer, the proof that it was accepted by can be found.
 
 **By size.** The size is that of the pages in use and the write-ahead log.
 

@@ -5,6 +5,7 @@
     idempotency_keys                  what callers have asked before (outlive their answers)
     decision_log >── writers          what was decided, hash-chained by writer (outlives its answers)
     feedback                          what turned out to be true (outlives its answers)
+    certificates                      what was proven of routes (append-only, never forgotten)
 
 Every state machine is held by a CHECK. Ids are hexadecimal text, ordered by time. Times are Unix seconds, except
 `lease_until_s`, which is on the clock of the store's leases. Wide columns come last, where a scan need not read them.
@@ -35,6 +36,14 @@ METADATA = MetaData()
 
 def _partial(name: str, columns: tuple[str, ...], condition: str) -> Index:
     return Index(name, *columns, sqlite_where=text(condition), postgresql_where=text(condition))
+
+
+SCORED = "reason IN ('no_certificate', 'observed')"
+"""Rows of the decision log about items that every stage has scored, whatever their scores: labels of these prove
+something about a route. A query must hold these very words, or its planner cannot tell that the index applies."""
+
+RULED = "event = 'decide'"
+"""Rows of the decision log that hold a person's label."""
 
 
 ANSWERS = Table(
@@ -164,6 +173,9 @@ DECISION_LOG = Table(
     Column("payload_sha256", LargeBinary),
     Column("hash", LargeBinary, nullable=False),
     CheckConstraint("event IN ('accept', 'defer', 'decide')", name="decision_log_event"),
+    # Partial: rows that prove nothing, most of them, cost no more than they did.
+    _partial("decision_log_scored", ("route", "at_s"), SCORED),
+    _partial("decision_log_ruled", ("answer_id", "item"), RULED),
     sqlite_with_rowid=False,
 )
 
@@ -177,4 +189,16 @@ FEEDBACK = Table(
     Column("route", Text, nullable=False),
     Column("label", Text, nullable=False),
     Column("at_s", Double, nullable=False),
+)
+
+CERTIFICATES = Table(
+    "certificates",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("route", Text, nullable=False),
+    Column("max_error", Double, nullable=False),
+    Column("created_s", Double, nullable=False),
+    Column("valid_until_s", Double, nullable=False),
+    Column("body", Text, nullable=False),  # the certificate as JSON; `id` is its hash
+    Index("certificates_route", "route", "created_s"),
 )

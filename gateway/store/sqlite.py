@@ -199,9 +199,31 @@ def read_untouched(options: StoreOptions, query: Callable[[Connection], _R]) -> 
         if not before.has_log and _look(path) != before:
             continue
         if isinstance(found, Exception):
-            reason = found.orig if isinstance(found, DBAPIError) else found
-            raise CannotOpenStore(f"store file {path}: {reason}; restore it, or check `path` of `store`") from found
+            raise _cannot_use(path, found) from found
         return found
+
+
+def write_beside(options: StoreOptions, work: Callable[[Connection], _R]) -> _R:
+    """What *work* does in one durable transaction on a store file, waiting for other writers as they wait for this one.
+
+    A writer without a slot: *work* gives no lease, and logs no decision. No file is made where none is.
+
+    Raises:
+        CannotOpenStore: there is no file, or it cannot be written; nothing was done.
+    """
+    module, path = find_module(), options.path.absolute()
+    _look(path)
+    url = URL.create("sqlite", database=path.as_uri(), query={"uri": "true", "mode": "rw"})
+    try:
+        with _engine(module, url, options, NullPool, "BEGIN IMMEDIATE").begin() as connection:
+            return work(connection)
+    except (module.Error, DBAPIError) as exc:
+        raise _cannot_use(path, exc) from exc
+
+
+def _cannot_use(path: Path, exc: Exception) -> CannotOpenStore:
+    reason = exc.orig if isinstance(exc, DBAPIError) else exc
+    return CannotOpenStore(f"store file {path}: {reason}; free or restore it, or check `path` of `store`")
 
 
 @dataclass(frozen=True, slots=True)

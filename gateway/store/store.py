@@ -23,10 +23,11 @@ from sqlalchemy.exc import DBAPIError
 
 from backends.errors import Code, Unavailable
 from gateway.answer import Answer, AnswerId
-from gateway.store import answers, keys, log, migrations, retention, reviews
+from gateway.store import answers, certificates, keys, labels, log, migrations, retention, reviews
 from gateway.store.answers import Commit, Feedback
 from gateway.store.contract import (
     KeyClaim,
+    LabelledItem,
     Maintenance,
     QueueDepth,
     RequestKey,
@@ -43,6 +44,7 @@ from gateway.store.reviews import Ruling
 from gateway.store.sqlite import SqliteDatabase
 from gateway.store.transaction import Identity, Transaction
 from gateway.store.writer import Writer
+from router.certificate import Certificate
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -232,6 +234,22 @@ class SqlStore:
                 self._waiting[answer_id].discard(changed)
                 if not self._waiting[answer_id]:
                     del self._waiting[answer_id]
+
+    async def labelled(self, tenant: str | None, route: str) -> Sequence[LabelledItem]:
+        """See `CertificationStore.labelled`."""
+        return await self._read(lambda connection: labels.read_labelled(connection, tenant, route))
+
+    async def certificates(self, route: str | None = None) -> Sequence[Certificate]:
+        """See `CertificationStore.certificates`."""
+        return await self._read(lambda connection: certificates.read(connection, route))
+
+    async def certificates_version(self) -> int:
+        """See `Store.certificates_version`."""
+        return await self._read(certificates.version)
+
+    async def add_certificate(self, certificate: Certificate) -> None:
+        """See `CertificationStore.add_certificate`; never refused for the disk limit: it is what ends deferring."""
+        await self._writer.run(lambda transaction: certificates.add(transaction.connection, certificate))
 
     async def queue_depths(self) -> Mapping[str, QueueDepth]:
         """See `Store.queue_depths`."""

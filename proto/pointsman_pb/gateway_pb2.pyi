@@ -283,6 +283,7 @@ class Item(_message.Message):
     DECIDED_BY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    REMARKS_FIELD_NUMBER: _builtins.int
     status: Global___Status.ValueType
     stage: _builtins.str
     """The last model that answered."""
@@ -297,6 +298,10 @@ class Item(_message.Message):
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]:
         """The route's outputs, with a batch axis of 1."""
 
+    @_builtins.property
+    def remarks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What routing had to say, and why stages were passed over, in words."""
+
     def __init__(
         self,
         *,
@@ -307,10 +312,11 @@ class Item(_message.Message):
         decided_by: _builtins.str | None = ...,
         reason: _builtins.str | None = ...,
         outputs: _abc.Iterable[Global___Tensor] | None = ...,
+        remarks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "_decided_by", b"_decided_by", "_label", b"_label", "_reason", b"_reason", "_stage", b"_stage", "confidence", b"confidence", "decided_by", b"decided_by", "label", b"label", "reason", b"reason", "stage", b"stage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "_decided_by", b"_decided_by", "_label", b"_label", "_reason", b"_reason", "_stage", b"_stage", "confidence", b"confidence", "decided_by", b"decided_by", "label", b"label", "outputs", b"outputs", "reason", b"reason", "stage", b"stage", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "_decided_by", b"_decided_by", "_label", b"_label", "_reason", b"_reason", "_stage", b"_stage", "confidence", b"confidence", "decided_by", b"decided_by", "label", b"label", "outputs", b"outputs", "reason", b"reason", "remarks", b"remarks", "stage", b"stage", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
     _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015

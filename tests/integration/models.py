@@ -28,6 +28,11 @@ def strong(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
     return _answer("strong", inputs)
 
 
+def tongue(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """A detector: says the language that the text tells it to, by a letter."""
+    return _answer("tongue", inputs)
+
+
 def double(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
     """Numbers in, twice as much out."""
     return {"y": inputs["x"] * 2}

@@ -60,6 +60,7 @@ routes:
 classify:
   - when: {route: auto, content_type: "text/*"}
     route: words
+  - otherwise: none
 
 store: {path: store.db, retention: 1d, limit: 1GiB}
 """

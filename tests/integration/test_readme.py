@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -60,6 +61,35 @@ def test_the_tritonclient_example_prints_the_label(demo: GatewayProcess) -> None
     assert re.match(r"\[\[b'\w+'\]\] (final|provisional)", run([sys.executable, "-c"], EXAMPLES["tritonclient"], demo))
 
 
+def shell(example: str, folder: Path) -> str:
+    """What the command line *example* prints when it is typed in *folder*, with the command of this environment."""
+    script = EXAMPLES[example].replace(".venv/bin/pointsman", f"{sys.executable} -m gateway.cli")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+        cwd=folder,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_explain_example_tells_the_language_and_who_decides(demo: GatewayProcess, tmp_path: Path) -> None:
+    told = shell("explain", tmp_path)
+
+    assert "trait    language: de" in told
+    assert "route    intake, straight to a person (routed_to_person: foreign text: language is 'de'" in told
+
+
+def test_the_certify_example_proves_a_threshold_and_draws_it(demo: GatewayProcess, tmp_path: Path) -> None:
+    assert "certified: of what is accepted at most 2.00% is wrong, 95.0% sure" in shell("certify", tmp_path)
+    assert (tmp_path / "digits.png").stat().st_size > 10_000
+
+
 def test_the_configuration_example_has_no_faults(tmp_path: Path) -> None:
     for name in ("fast", "strong"):
         onnx.save(tickets_model(), tmp_path / f"{name}.onnx")
@@ -74,7 +104,7 @@ def test_the_configuration_example_has_no_faults(tmp_path: Path) -> None:
         cwd=ROOT,
     )
 
-    assert "2 models, 1 routes, no faults" in done.stdout, done.stderr
+    assert "3 models, 1 routes, no faults" in done.stdout, done.stderr
 
 
 def tickets_model() -> onnx.ModelProto:

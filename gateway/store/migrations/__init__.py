@@ -31,6 +31,22 @@ def newest_revision() -> str:
     return head
 
 
+def check(connection: Connection, path: Path) -> None:
+    """Refuse any schema but the newest in the store file *path*: for those who must not upgrade it.
+
+    Raises:
+        CannotOpenStore: there is no schema of ours, or one of another version.
+    """
+    found, known = current_revision(connection), newest_revision()
+    if found is None:
+        raise CannotOpenStore(f"store file {path} is a database, and no store of Pointsman; check its path")
+    if found != known:
+        raise CannotOpenStore(
+            f"store file {path} has schema {found!r}, and this version of Pointsman works with {known!r}; use the"
+            " version that wrote it, or serve it with this one, which upgrades it",
+        )
+
+
 def upgrade(connection: Connection) -> None:
     """Bring the schema to the newest revision, within *connection*'s transaction.
 

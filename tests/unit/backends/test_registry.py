@@ -33,8 +33,8 @@ def test_a_built_in_kind_is_found_by_name() -> None:
 def test_the_built_in_kinds_are_there_without_installation_metadata() -> None:
     types = BackendTypes([])
 
-    assert list(types) == ["echo", "onnx", "python"]
-    assert [types[name].name for name in types] == ["echo", "onnx", "python"]
+    assert list(types) == ["echo", "langid", "magika", "onnx", "python"]
+    assert [types[name].name for name in types] == ["echo", "langid", "magika", "onnx", "python"]
 
 
 def test_the_built_in_kinds_are_those_that_the_package_declares() -> None:
@@ -44,7 +44,7 @@ def test_the_built_in_kinds_are_those_that_the_package_declares() -> None:
 
 
 def test_an_unknown_kind_is_refused_with_what_there_is_and_what_it_is_close_to() -> None:
-    with pytest.raises(NotFound, match=r"no backend 'onx'; did you mean 'onnx'\? there are echo, onnx, python"):
+    with pytest.raises(NotFound, match=r"no backend 'onx'; did you mean 'onnx'\? there are echo, langid, magika, onnx"):
         backend_type("onx")
 
 

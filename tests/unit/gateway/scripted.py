@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -94,6 +95,10 @@ class ScriptedService:
         async with self.changed:
             self.kept[answer_id] = self.kept[answer_id].decided(0, label, "ann")
             self.changed.notify_all()
+
+    async def explain(self, request: Request) -> dict[str, Any]:
+        self.requests.append(request)
+        return {"route": request.route, "size_bytes": request.payload.size_bytes}
 
     async def answer(self, caller: Caller, answer_id: AnswerId, wait_s: float = 0.0) -> Answer:
         if answer_id not in self.kept or self.kept[answer_id].tenant != caller.tenant:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from contextlib import aclosing, closing
 from pathlib import Path
@@ -66,3 +67,49 @@ def test_a_store_that_is_not_there_is_told_and_not_made(config: Path) -> None:
         f"Error: store file {config.with_name('store.db')}: No such file or directory; check `path` of `store`\n"
     )
     assert list(config.parent.iterdir()) == [config]
+
+
+RULES = """
+models: {tongue: {backend: echo, expose: true}}
+routes: {desk: {input: {content: {datatype: BYTES, shape: [1]}}, cascade: [], human: {queue: desk, form: text}}}
+classify:
+  - {name: pictures, when: {content_type: "image/*"}, route: desk}
+  - {when: {size: "<= 5B", parameters: {urgent: true}}, route: desk, to: human}
+  - otherwise: none
+store: {path: store.db}
+"""
+
+
+def explain(config: Path, sent: bytes, *arguments: str) -> Result:
+    config.write_text(RULES)
+    return CliRunner().invoke(main, ["explain", os.fspath(config), *arguments], input=sent)
+
+
+def test_a_request_is_explained_rule_by_rule_and_nothing_is_kept(config: Path) -> None:
+    result = explain(config, b"hello", "--content-type", "text/plain", "-p", "urgent=true", "-p", "team=billing")
+
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines() == [
+        "request  auto, text/plain, 5 bytes",
+        "rule     1 pictures: content_type is 'text/plain', not image/*",
+        "rule     2: matches, to desk",
+        "route    desk, straight to a person (routed_to_person: rule 2 of `classify`)",
+        "people   queue desk",
+    ]
+    assert list(config.parent.iterdir()) == [config]
+
+
+def test_an_explanation_is_json_too_and_a_refusal_ends_with_1(config: Path) -> None:
+    result = explain(config, b"hello", "--json")
+
+    assert result.exit_code == 1
+    told = json.loads(result.output)
+    assert (told["route"], told["reason"], told["request"]["content_type"]) == (None, "no_rule_matched", None)
+    assert explain(config, b"", "--route", "nowhere").output.splitlines()[-1] == "route    none"
+
+
+def test_a_parameter_without_a_value_is_told(config: Path) -> None:
+    result = explain(config, b"", "-p", "urgent")
+
+    assert result.exit_code == 2
+    assert "'urgent' is not of the form NAME=VALUE" in result.output

@@ -87,7 +87,7 @@ async def test_a_rule_can_send_requests_straight_to_a_person(tmp_path: Path) -> 
 
         (item,) = (await gateway.pipeline.decide(request)).items
 
-    assert (item.status, item.reason, item.trail) == ("pending", "routed_to_person", ())
+    assert (item.status, item.reason, item.remarks) == ("pending", "routed_to_person", ("rule 1 of `classify`",))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ async def test_two_routes_cannot_feed_one_model_differently(tmp_path: Path) -> N
         "  alone:\n    input: {text: {datatype: BYTES, shape: [2]}}",
     )
 
-    with pytest.raises(InvalidInput, match="model 'fast' gets different inputs from routes"):
+    with pytest.raises(InvalidInput, match="model 'fast' gets different inputs from route 'words', route 'alone'"):
         await check_models(settings_of(tmp_path, config))
 
 

@@ -24,12 +24,22 @@ from backends.onnx import OnnxOptions
 from batching.options import BatchingOptions
 from gateway.request import Role
 from gateway.security import ApiKey, SecurityOptions
-from gateway.settings import ServerOptions, Settings, SettingsError, load_settings, settings_schema
+from gateway.settings import (
+    CertifiedSettings,
+    DetectorSettings,
+    ServerOptions,
+    Settings,
+    SettingsError,
+    load_settings,
+    settings_schema,
+)
 from gateway.store.options import StoreOptions
 from router.calibration import Calibration, Isotonic, Temperature
+from router.certificate import Certificate, StageSubject, Subject
+from router.certification import Budget
 from router.confidence import Kind, Measure
-from router.contract import HumanPolicy, MinConfidence, OnDefer
-from router.table import Conditions, Default, Glob, ParameterTest, Range, RouteTable, Rule
+from router.contract import HumanPolicy, MinConfidence, Observe, OnDefer
+from router.table import Conditions, Glob, ParameterTest, Range, RouteTable, Rule, Target, TraitTest
 
 DIGEST = hashlib.sha256(b"key").hexdigest()
 
@@ -159,7 +169,7 @@ def test_classify_comes_to_a_route_table(folder: Path) -> None:
     assert table == RouteTable(
         routes=frozenset({"digits", "plain", "strong"}),
         rules=(Rule(first, "digits", to_person=True), Rule(second, "digits")),
-        default=Default("plain"),
+        default=Target("plain"),
     )
 
 
@@ -208,6 +218,100 @@ def test_keys_can_stand_in_a_file_of_their_own(folder: Path) -> None:
     assert load(folder, text).security == SecurityOptions((ApiKey("ci", DIGEST),))
 
 
+DETECTING = """\
+models:
+  tongue: {backend: echo, labels: [en, fr]}
+detectors:
+  language: {model: tongue, decode: utf8, min_confidence: 0.6, timeout: 50ms}
+  content_type: tongue
+routes:
+  desk: {input: {text: {datatype: BYTES, shape: [1]}}, cascade: [], human: {queue: desk, form: text}}
+classify:
+  - name: foreign
+    when: {traits: {language: {none_of: en, confidence: 90%}}}
+    route: desk
+    to: human
+  - {when: {traits: {language: [en, "e*"]}}, route: desk}
+  - unsure: {route: desk, to: human}
+  - otherwise: none
+"""
+
+
+def test_detectors_and_conditions_on_traits_come_to_a_table(folder: Path) -> None:
+    whole = load(folder, DETECTING)
+
+    assert whole.detectors == {
+        "language": DetectorSettings("language", "tongue", "utf8", 0.6, 0.05),
+        "content_type": DetectorSettings("content_type", "tongue", None, 0.0, 1.0),
+    }
+    foreign = Conditions(traits=(TraitTest("language", excluded=(Glob("en"),), floor=0.9),))
+    english = Conditions(traits=(TraitTest("language", (Glob("en"), Glob("e*"))),))
+    assert whole.table == RouteTable(
+        routes=frozenset({"desk"}),
+        rules=(Rule(foreign, "desk", to_person=True, name="foreign"), Rule(english, "desk")),
+        unsure=Target("desk", to_person=True),
+        detectors=frozenset({"language", "content_type"}),
+    )
+
+
+def test_a_route_of_people_alone_needs_no_rule_of_acceptance(folder: Path) -> None:
+    desk = load(folder, DETECTING).routes["desk"]
+
+    assert (desk.cascade, desk.human) == ((), HumanPolicy("desk", 86_400.0))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("model: tongue, decode", "model: tong, decode", "4:21: detectors.language.model: there is no model 'tong'; did you mean tongue?"),
+        ("decode: utf8", "decode: utf9", "4:37: detectors.language.decode: there is no decoder 'utf9'; did you mean utf8?"),
+        ("content_type: tongue", "content_type: tong", "5:17: detectors.content_type.model: there is no model 'tong'; did you mean tongue?"),
+        ("min_confidence: 0.6", "min_confidence: 6", "4:59: detectors.language.min_confidence: is 6; use at most 1.0"),
+        ("  - unsure: {route: desk, to: human}\n", "", "8:1: classify: does not say where requests go that detectors doubt; add `- unsure: {route: ROUTE, to: human}`"),
+        ("confidence: 90%", "confidance: 90%", "10:45: classify[0].when.traits.language.confidance: is an unknown key; did you mean confidence?"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_a_detector_is_told_with_its_place_and_remedy(folder: Path, old: str, new: str, told: str) -> None:
+    assert DETECTING.count(old) == 1
+    assert faults_of(folder, DETECTING.replace(old, new)) == [told]
+
+
+def certificate_for(route: str, max_error: float = 0.01, confidence: float = 0.95) -> Certificate:
+    """Of no models at all: what it is about is looked at elsewhere."""
+    subject = Subject(route, (StageSubject("strong", "1", "", ""),))
+    return Certificate(subject, max_error, confidence, 0.9, 1000, 500, 1, 0.009, 0.0, 1e12, "a test")
+
+
+def test_a_certificate_file_comes_with_the_budget_that_it_must_prove(folder: Path) -> None:
+    certificate = certificate_for("plain")
+    (folder / "plain.certificate.json").write_text(json.dumps(certificate.to_dict()))
+    accept = "{max_error: 2%, confidence: 90%, certificate: plain.certificate.json}"
+
+    plain = load(folder, changed("{min_confidence: 1}", accept)).routes["plain"]
+
+    assert plain.accept == CertifiedSettings(Budget(0.02, 0.9), certificate)
+    assert load(folder, changed("{min_confidence: 1}", "{max_error: 2%}")).routes["plain"].accept == CertifiedSettings(
+        Budget(0.02, 0.95)
+    )
+
+
+def test_a_certificate_file_that_proves_too_little_is_a_fault(folder: Path) -> None:
+    (folder / "plain.certificate.json").write_text(json.dumps(certificate_for("plain", max_error=0.03).to_dict()))
+    accept = "{max_error: 2%, certificate: plain.certificate.json}"
+
+    (told,) = faults_of(folder, changed("{min_confidence: 1}", accept))
+
+    assert told == (
+        "31:42: routes.plain.accept.certificate: proves 3.00% at 95.0%, less than the route asks; certify the route again"
+    )
+
+
+def test_a_route_can_observe(folder: Path) -> None:
+    observing = load(folder, changed("{min_confidence: 1}", "{observe: true, max_error: 1%}")).routes["plain"]
+
+    assert (observing.accept, observing.max_error) == (Observe(), 0.01)
+
+
 # --- one fault at a time ---
 
 FAULTS = [
@@ -219,7 +323,7 @@ FAULTS = [
     (
         "store: {path",
         "zzz: {path",
-        "41:1: zzz: is an unknown key; known: classify, models, routes, security, server, store",
+        "41:1: zzz: is an unknown key; known: classify, detectors, models, routes, security, server, store",
     ),
     (
         "    cost: 0.02",
@@ -252,10 +356,11 @@ FAULTS = [
     ('size: "<= 1MiB"', "size: 1MiB", "34:43: classify[0].when.size: is '1MiB', which compares nothing; write it like '<= 1MiB' or '>= 1KiB, < 1MiB'"),
     ("[billing, ", "[[x], ", "34:96: classify[0].when.parameters.team[0]: is ['x']; use text, a number, true or false, a pattern such as 'a*', or a range like '>= 3'"),
     # references
-    ("backend: echo", "backend: ech", "14:14: models.strong.backend: there is no backend 'ech'; did you mean 'echo'? there are echo, onnx, python; others come with packages of their own"),
+    ("backend: echo", "backend: ech", "14:14: models.strong.backend: there is no backend 'ech'; did you mean 'echo'? there are echo, langid, magika, onnx, python; others come with packages of their own"),
     ("[fast, strong]", "[fast, stron]", "22:21: routes.digits.cascade[1]: there is no model 'stron'; did you mean strong?"),
     ("[fast, strong]", "[fast, fast]", "22:21: routes.digits.cascade[1]: 'fast' is a stage already; keep one of them"),
-    ("[fast, strong]", "[]", "22:14: routes.digits.cascade: is empty; it needs at least one entry"),
+    ("[fast, strong]", "[]", "24:43: routes.digits.human.form: there are no labels to choose from; add labels to the models, or set form: text"),
+    ("cascade: [strong]", "cascade: []", "30:14: routes.plain.cascade: is empty, and there are no people; add models, or `human`"),
     ("decode: image", "decode: imag", "21:13: routes.digits.decode: there is no decoder 'imag'; did you mean image?"),
     ("decode: none", "decode: image", "28:5: routes.plain.input: a route that decodes takes one input; make it {datatype: BYTES, shape: [1]}, or set decode: none"),
     ("    route: digits\n    to: human", "    route: digit\n    to: human", "35:12: classify[0].route: there is no route 'digit'; known: digits, plain, strong"),
@@ -269,8 +374,16 @@ FAULTS = [
     ('["0", "1"]', '["1", "0"]', "22:21: routes.digits.cascade[1]: labels of 'strong' differ from those of 'fast'; stages of a route share theirs, in the same order"),
     ("labels_file: labels.txt", "labels_file: .", "16:18: models.strong.labels_file: {folder} is not a regular file; name one"),
     ("[softmax]", "[softmaxx]", "7:19: models.fast.postprocess[0]: step 1 of 1: unknown step 'softmaxx'; did you mean softmax?"),
-    ("min_confidence: 0.9, max_error", "max_error", "23:14: routes.digits.accept.max_error: certified error budgets are not available in this version; add min_confidence"),
-    ("{min_confidence: 1}", "{}", "31:5: routes.plain.accept.min_confidence: is missing; add it, such as 0.9"),
+    ("    accept: {min_confidence: 1}\n", "", "27:3: routes.plain.accept: is missing; add it, such as {min_confidence: 0.9}"),
+    ("{min_confidence: 1}", "{}", "31:5: routes.plain.accept.min_confidence: is missing, as are max_error and observe; write one of them, such as {max_error: 1%}"),
+    ("{min_confidence: 1}", "{min_confidence: 1, observe: true}", "31:33: routes.plain.accept.observe: stands beside min_confidence; keep one of them"),
+    ("max_error: 2%", "max_error: 2%, confidence: 95%", "23:50: routes.digits.accept.confidence: belongs to max_error alone; remove it"),
+    ("{min_confidence: 1}", "{max_error: 1%, certificate: no.json}", "31:42: routes.plain.accept.certificate: {folder}/no.json does not exist; correct the path"),
+    ("{min_confidence: 1}", "{max_error: 1%, certificate: fast.json}", "31:42: routes.plain.accept.certificate: {folder}/fast.json: not a certificate (no format 'pointsman-certificate/1'); certify the route again"),
+    ("  - otherwise: plain\n", "", "33:1: classify: has no default; end it with `- otherwise: ROUTE`, or `- otherwise: none`"),
+    ("  - otherwise: plain\n", "  - unsure: plain\n  - unsure: plain\n  - otherwise: none\n", "40:5: classify[3]: `unsure` stands here a second time; keep one of them"),
+    ("  - otherwise: plain\n", "  - unsure: plane\n  - otherwise: none\n", "39:13: classify[2].unsure: there is no route 'plane'; known: digits, plain, strong"),
+    ("when: {route: plain, ", "when: {route: plain, traits: {language: fr}, ", "37:45: classify[1].when.traits.language: nothing detects 'language'; known: none; add it to `detectors`"),
     ("  - otherwise: plain\n", "  - otherwise: plain\n  - otherwise: digits\n", "39:5: classify[2]: `otherwise` takes all that is left; move it to the end, once"),
     ('when: {route: plain, size: "> 0, < 2kB"}', "when: {}", "37:11: classify[1].when: admits every request; name a condition, or write it as `otherwise`"),
     ("http_port: 0, grpc_port: 0", "http_port: 9002", "40:58: server.control_port: is 9002, as http_port is; give each a port of its own"),
@@ -592,7 +705,7 @@ def test_the_schema_knows_every_key_and_no_others() -> None:
     data = yaml.safe_load(WHOLE)
 
     onnx = schema["$defs"]["Model-onnx"]
-    assert schema["properties"].keys() == data.keys()
+    assert schema["properties"].keys() == data.keys() | {"detectors"}
     assert data["models"]["fast"].keys() <= onnx["properties"].keys()
     assert (onnx["required"], onnx["additionalProperties"]) == (["backend", "path"], False)
     assert data["routes"]["digits"].keys() == schema["$defs"]["RouteSection"]["properties"].keys()

@@ -12,7 +12,21 @@ from hypothesis import strategies as st
 
 from backends.contract import Signature
 from router.cascade import Next, Skipped, judge, next_stage
-from router.contract import AcceptAny, Decision, MinConfidence, ModelState, OnDefer, Reason, Route, Stage, Verdict
+from router.contract import (
+    AcceptAny,
+    AcceptRule,
+    Certified,
+    Decision,
+    MinConfidence,
+    ModelState,
+    Observe,
+    OnDefer,
+    Reason,
+    Route,
+    Stage,
+    Uncertified,
+    Verdict,
+)
 
 READY = ModelState(ready=True, version="1", predicted_wait_s=0.01, latency_s=0.02)
 LOADING = ModelState(ready=False, version="1")
@@ -148,3 +162,55 @@ def test_each_item_is_judged_as_if_it_were_alone(values: list[float]) -> None:
     together = judge(TWO, 0, np.array(values, np.float64))
 
     assert together == tuple(judge(TWO, 0, np.array([value]))[0] for value in values)
+
+
+# --- error budgets ---
+
+SURE = np.array([0.95, 0.5, math.nan])
+
+
+def judged(accept: AcceptRule, stage: int, *, all_ran: bool = True) -> list[tuple[Decision, Reason | None]]:
+    return [(v.decision, v.reason) for v in judge(replace(TWO, accept=accept), stage, SURE, all_ran=all_ran)]
+
+
+def test_a_certified_route_accepts_at_its_threshold() -> None:
+    certified = Certified(0.9, "certificate")
+
+    assert judged(certified, 0) == [
+        (Decision.ACCEPT, None),
+        (Decision.ESCALATE, Reason.LOW_CONFIDENCE),
+        (Decision.ESCALATE, Reason.NO_CONFIDENCE),
+    ]
+
+
+def test_behind_a_skipped_stage_a_certified_route_accepts_nothing() -> None:
+    assert judged(Certified(0.9, "certificate"), 1, all_ran=False) == [
+        (Decision.DEFER, Reason.UNCERTIFIED_PATH),
+        (Decision.DEFER, Reason.UNCERTIFIED_PATH),
+        (Decision.DEFER, Reason.NO_CONFIDENCE),
+    ]
+
+
+def test_a_threshold_that_nobody_certified_does_not_mind_a_skipped_stage() -> None:
+    assert judged(MinConfidence(0.9), 1, all_ran=False)[0] == (Decision.ACCEPT, None)
+
+
+def test_a_route_without_its_certificate_asks_all_stages_and_accepts_nothing() -> None:
+    uncertified = Uncertified("there is none")
+
+    assert judged(uncertified, 0)[0] == (Decision.ESCALATE, Reason.NO_CERTIFICATE)
+    assert judged(uncertified, 1) == [(Decision.DEFER, Reason.NO_CERTIFICATE)] * 3
+
+
+def test_what_skipped_a_stage_is_not_told_as_scored_by_all() -> None:
+    assert judged(Uncertified("there is none"), 1, all_ran=False)[0] == (Decision.DEFER, Reason.UNCERTIFIED_PATH)
+    assert judged(Observe(), 1, all_ran=False)[0] == (Decision.ACCEPT, None)
+
+
+def test_a_route_that_observes_answers_with_its_last_stage_however_sure_it_is() -> None:
+    assert judged(Observe(), 0)[0] == (Decision.ESCALATE, Reason.OBSERVED)
+    assert judged(Observe(), 1) == [
+        (Decision.ACCEPT, Reason.OBSERVED),
+        (Decision.ACCEPT, Reason.OBSERVED),
+        (Decision.DEFER, Reason.OBSERVED),
+    ]

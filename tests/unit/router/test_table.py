@@ -13,7 +13,6 @@ from router.contract import Reason, Traits
 from router.table import (
     Accepted,
     Conditions,
-    Default,
     Glob,
     ParameterTest,
     Picked,
@@ -21,6 +20,7 @@ from router.table import (
     Refused,
     RouteTable,
     Rule,
+    Target,
     Unknown,
     explain,
     faults,
@@ -46,13 +46,13 @@ def test_a_rule_for_a_named_route_refines_it() -> None:
 
 
 def test_an_unknown_name_is_unknown_even_where_a_rule_would_take_any_name() -> None:
-    table = RouteTable(ROUTES, (Rule(Conditions(routes=(Glob("*"),)), "digits"),), Default("digits"))
+    table = RouteTable(ROUTES, (Rule(Conditions(routes=(Glob("*"),)), "digits"),), Target("digits"))
 
     assert route(table, Traits("digit")) == Unknown("digit")
 
 
 def test_auto_takes_the_default_where_no_rule_matches() -> None:
-    table = RouteTable(ROUTES, (Rule(IMAGES, "digits"),), Default("feedback", to_person=True))
+    table = RouteTable(ROUTES, (Rule(IMAGES, "digits"),), Target("feedback", to_person=True))
 
     assert route(table, Traits("auto", content_type="text/plain")) == Picked("feedback", to_person=True)
 
@@ -126,7 +126,7 @@ def test_explain_tells_of_a_parameter_that_was_not_given() -> None:
 
 
 def test_a_table_without_faults_has_none() -> None:
-    assert faults(RouteTable(ROUTES, (Rule(IMAGES, "digits"),), Default("feedback"))) == ()
+    assert faults(RouteTable(ROUTES, (Rule(IMAGES, "digits"),), Target("feedback"))) == ()
 
 
 def test_all_faults_of_a_table_are_found_at_once() -> None:
@@ -139,12 +139,12 @@ def test_all_faults_of_a_table_are_found_at_once() -> None:
         Rule(Conditions(tenants=(Glob("a"),)), "feedback"),
     )
 
-    found = [(f.rule, f.field, f.message) for f in faults(RouteTable(ROUTES, rules, Default("auto")))]
+    found = [(f.rule, f.field, f.message) for f in faults(RouteTable(ROUTES, rules, Target("auto")))]
 
     assert found == [
         (0, "route", "there is no route 'digit'; known: digits, feedback"),
         (1, "route", "'auto' would ask these rules again; name a route"),
-        (None, "route", "'auto' would ask these rules again; name a route"),
+        (None, "otherwise", "'auto' would ask these rules again; name a route"),
         (2, "when.route", "no route matches 'digit'; known: digits, feedback"),
         (3, "when.size", "no size is >= 5, <= 2; swap or widen the ends"),
         (1, "when", "rule 0 takes every such request first; reorder or remove it"),
@@ -182,12 +182,12 @@ CONDITIONS = st.builds(
     ).map(tuple),
 )
 RULES = st.lists(st.builds(Rule, CONDITIONS, st.sampled_from(sorted(ROUTES)), st.booleans()), max_size=5).map(tuple)
-DEFAULTS = st.none() | st.builds(Default, st.sampled_from(sorted(ROUTES)), st.booleans())
+DEFAULTS = st.none() | st.builds(Target, st.sampled_from(sorted(ROUTES)), st.booleans())
 
 
 @given(RULES, DEFAULTS, TRAITS)
 def test_the_first_rule_that_matches_alone_is_the_one_that_decides(
-    rules: tuple[Rule, ...], default: Default | None, traits: Traits
+    rules: tuple[Rule, ...], default: Target | None, traits: Traits
 ) -> None:
     alone = [isinstance(c := route(RouteTable(ROUTES, (rule,)), traits), Picked) and c.rule == 0 for rule in rules]
 
@@ -205,7 +205,7 @@ def test_the_first_rule_that_matches_alone_is_the_one_that_decides(
 
 
 @given(RULES, DEFAULTS, TRAITS)
-def test_explain_agrees_with_route(rules: tuple[Rule, ...], default: Default | None, traits: Traits) -> None:
+def test_explain_agrees_with_route(rules: tuple[Rule, ...], default: Target | None, traits: Traits) -> None:
     table = RouteTable(ROUTES, rules, default)
     choice = route(table, traits)
 
@@ -222,7 +222,7 @@ def test_disjoint_rules_may_stand_in_any_order(order: list[str], content_type: s
     targets = {"image/png": "digits", "image/tiff": "feedback", "text/plain": "feedback"}
     rules = tuple(Rule(Conditions(content_types=(Glob(one),)), targets[one]) for one in order)
 
-    choice = route(RouteTable(ROUTES, rules, Default("digits")), Traits("auto", content_type))
+    choice = route(RouteTable(ROUTES, rules, Target("digits")), Traits("auto", content_type))
 
     assert isinstance(choice, Picked)
     assert choice.route == targets.get(content_type, "digits")

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx2 as httpx
 import pytest
@@ -115,6 +115,9 @@ class ReadyService:
     async def feedback(self, caller: Caller, answer_id: AnswerId, item: int, label: str) -> None:
         raise AssertionError
 
+    async def explain(self, request: Request) -> dict[str, Any]:
+        raise AssertionError
+
     def metadata(self, name: str, version: str = "") -> ModelMetadata:
         raise AssertionError
 
@@ -137,7 +140,7 @@ class Unobserved:
 
 OVERVIEW = Overview(
     1,
-    (RouteRow("tickets", ("fast", "<b>strong</b>"), "tickets"), RouteRow("open", ("fast",), None)),
+    (RouteRow("tickets", ("fast", "<b>strong</b>"), "<i>sure</i>", "tickets"), RouteRow("open", (), "-", None)),
     (ModelRow("fast", "ready", "7", BatchingStatistics(3, 100, 1, 10, 25, 0.0042, 0.001)),),
 )
 

@@ -56,16 +56,16 @@ def test_splits_are_disjoint_and_complete(
 ) -> None:
     parts = split(labels, train=train, calibration=calibration, seed=seed)
 
-    every = np.concatenate([parts.train, parts.fit, parts.choose, parts.held_out])
+    every = np.concatenate([parts.train, parts.fit, parts.certify, parts.held_out])
     assert sorted(every) == list(range(len(labels)))
     assert len(parts.train) == train
-    assert len(parts.fit) + len(parts.choose) == calibration
+    assert len(parts.fit) + len(parts.certify) == calibration
 
 
 def test_every_split_has_its_share_of_every_class(digits: Digits) -> None:
     parts = split(digits.labels, train=2000, calibration=2000, seed=1)
 
-    for part in (parts.train, parts.fit, parts.choose, parts.held_out):
+    for part in (parts.train, parts.fit, parts.certify, parts.held_out):
         counts = np.bincount(digits.labels[part])
         assert counts.max() - counts.min() <= 3
 

@@ -13,12 +13,14 @@ import pytest
 import yaml
 from rich.console import Console
 
+from gateway.certify.files import read_scores
 from gateway.demo.data import Digits
 from gateway.demo.items import Item, write_items
 from gateway.demo.load import pick
+from gateway.demo.mail import INTAKE, odd_mail
 from gateway.demo.run import DemoOptions, main, own_configuration, run_demo
 from gateway.demo.server import Addresses, GatewayEnded, Listening, parse_ready, serving
-from gateway.demo.train import CONFIG, ITEMS, Sizes, build_digits, configuration
+from gateway.demo.train import CONFIG, ITEMS, Sizes, build_digits, export_scores, write_configuration
 
 FREE = Listening("127.0.0.1", 0, 0, 0)
 OPTIONS = DemoOptions(items=40, once=True, as_json=True, http_port=0, grpc_port=0, control_port=0)
@@ -28,9 +30,9 @@ OPTIONS = DemoOptions(items=40, once=True, as_json=True, http_port=0, grpc_port=
 def prepared(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo of one route, trained on little."""
     folder = tmp_path_factory.mktemp("prepared")
-    built = build_digits(folder, digits, Sizes(digits_train=300, digits_calibration=400), 0.2, lambda step: None)
-    write_items(folder / ITEMS, built.held_out[:300])
-    (folder / CONFIG).write_text(yaml.safe_dump(configuration({"digits": max(0.9, built.threshold.value)})))
+    built = build_digits(folder, digits, Sizes(digits_train=300, digits_calibration=800), 0.1, lambda step: None)
+    write_items(folder / ITEMS, [*built.held_out[:300], *odd_mail()])
+    write_configuration(folder, {"digits": built})
     return folder
 
 
@@ -63,13 +65,16 @@ async def test_the_demo_answers_every_item_and_tells_it_last(
     assert status == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     route = summary["by_route"]["digits"]
-    assert summary["requests"] == route["requests"] == 40
+    intake = summary["by_route"]["intake"]
+    assert (summary["requests"], route["requests"], intake["requests"]) == (40, 38, 2)
     assert summary["errors"] == 0
-    assert route["accepted"] + route["human"] + route["refused"] + route["errors"] == 40
+    assert (intake["human"], intake["accuracy_human"]) == (2, 1.0)
+    assert route["accepted"] + route["human"] + route["refused"] + route["errors"] == 38
     assert route["human"] > 0
-    assert route["human"] <= route["escalated"] < 40
+    assert route["human"] <= route["escalated"] < 38
     assert route["accuracy_human"] >= 0.8
-    assert route["certified"] is False
+    assert route["certified"] is True
+    assert 0.0 < route["bound"] <= route["max_error"] == 0.1
     assert 0 < summary["p50_ms"] <= summary["p99_ms"]
     assert _children() == before
 
@@ -137,3 +142,20 @@ def test_routes_take_turns_and_start_over_where_items_run_out() -> None:
     assert picked == list(pick(items, 9))
     assert {item.payload for item in picked[::2]} == {b"a 0", b"a 1"}
     assert len({item.payload for item in picked[1::2]}) == 4
+
+
+def test_every_twentieth_is_odd_mail() -> None:
+    items = [Item("a", "text/plain", b"a", "x"), Item(INTAKE, "text/plain", b"odd", "French")]
+
+    assert [n for n, item in enumerate(pick(items, 45)) if item.route == INTAKE] == [19, 39]
+
+
+def test_preparing_alone_leaves_labelled_scores_of_every_item(prepared: Path) -> None:
+    (prepared / "feedback.scores.csv").touch()  # this demo has no such route
+
+    export_scores(prepared, lambda step: None)
+
+    found = read_scores(prepared / "digits.scores.csv")
+    assert found.stages == ("fast", "strong")
+    assert (found.scores.shape, found.fit.sum()) == ((2, 800 + 300), 400)
+    assert 0.6 < found.right[1].mean() < 1.0

@@ -71,6 +71,7 @@ def test_a_route_is_summarised_by_stage_person_and_accuracy() -> None:
         "accuracy_accepted": 0.75,
         "accuracy_human": 1.0,
         "max_error": 0.02,
+        "bound": None,
         "certified": False,
         "kept": True,
     }
@@ -107,7 +108,7 @@ def test_the_table_shows_shares_promises_and_speed() -> None:
 
     assert "3 (75%)" in shown
     assert "1 (25%)" in shown
-    assert "98% kept" in shown
+    assert "≤ 2% kept" in shown
     assert "first reply p50 10 ms, p99 10 ms; 2 requests/s" in shown
 
 
@@ -116,3 +117,13 @@ def test_a_table_of_nothing_is_drawn_too() -> None:
 
     assert "feedback" in shown
     assert "p50 -" in shown
+
+
+def test_the_table_shows_the_bound_of_a_certified_route_and_nothing_for_people_alone() -> None:
+    promises = {"digits": Promise(("digits-fast", "digits-strong"), 0.02, 0.0123), "intake": Promise((), None)}
+    results = [_result(certified=True), _result("intake", Ended.HUMAN, None, "7")]
+
+    shown = _drawn(summarise(results, promises, 1.0))
+
+    assert "≤ 1.2%" in shown
+    assert "intake" in shown

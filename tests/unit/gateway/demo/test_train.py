@@ -11,6 +11,7 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
+from gateway.certify.files import read_scores
 from gateway.demo import models
 from gateway.demo.data import Digits, Snippet
 from gateway.demo.items import Item, read_items, write_items
@@ -28,6 +29,7 @@ from gateway.demo.train import (
 )
 from kernels.decode import decode
 from router.calibration import Calibration, Temperature
+from router.certification import Budget
 
 SMALL = Sizes(digits_train=100, digits_calibration=200, feedback_train=80, feedback_calibration=80)
 LENIENT = 0.5
@@ -50,7 +52,7 @@ def test_digits_are_trained_alike_in_every_run(digits: Digits, tmp_path: Path) -
         folder.mkdir()
     first, second = (build_digits(folder, digits, SMALL, LENIENT, _quiet) for folder in (one, two))
 
-    assert first.threshold == second.threshold
+    assert first.selection == second.selection
     for file in one.iterdir():
         assert file.read_bytes() == (two / file.name).read_bytes(), file.name
     assert len(first.held_out) == 5000 - 100 - 200
@@ -64,7 +66,10 @@ def test_feedback_is_built_from_its_two_models(
 
     built = build_feedback(tmp_path, snippets[::10], encoder, SMALL, LENIENT, _quiet)
 
-    assert 0.0 < built.threshold.value < 1.0
+    assert built.budget == Budget(LENIENT, 0.95)
+    assert built.selection.threshold is not None
+    scores = read_scores(tmp_path / "feedback.calibration.csv")
+    assert (scores.stages, scores.scores.shape, scores.fit.sum()) == (("fast", "strong"), (2, 80), 40)
     assert len(built.held_out) == len(snippets[::10]) - 80 - 80
     assert all(item.votes for item in built.held_out)
     calibration = Calibration.from_dict(json.loads((tmp_path / "feedback-strong.json").read_text()))
@@ -75,6 +80,7 @@ def test_feedback_is_built_from_its_two_models(
         "feedback-fast.onnx",
         "feedback-strong.json",
         "feedback-strong.onnx",
+        "feedback.calibration.csv",
         "tokenizer.json",
     ]
 
@@ -162,8 +168,8 @@ def test_items_are_read_as_written(tmp_path: Path) -> None:
 def test_a_run_names_files_in_full_and_has_a_store_of_its_own(tmp_path: Path) -> None:
     prepared, run = tmp_path / "prepared", tmp_path / "run"
     prepared.mkdir()
-    written = yaml.safe_dump(configuration({"digits": 0.9, "feedback": 0.7}))
-    (prepared / CONFIG).write_text(written)
+    budgets = {"digits": Budget(0.02, 0.95), "feedback": Budget(0.2, 0.9)}
+    (prepared / CONFIG).write_text(yaml.safe_dump(configuration(budgets, certified=True)))
 
     own = own_configuration(prepared, run)
 
@@ -171,4 +177,5 @@ def test_a_run_names_files_in_full_and_has_a_store_of_its_own(tmp_path: Path) ->
     assert own["models"]["feedback-strong"]["preprocess"][0]["tokenize"]["file"] == str(prepared / "tokenizer.json")
     assert own["models"]["feedback-fast"]["calibration"] == str(prepared / "feedback-fast.json")
     assert own["store"]["path"] == str(run / "demo.db")
-    assert own["routes"] == configuration({"digits": 0.9, "feedback": 0.7})["routes"]
+    assert own["routes"]["digits"]["accept"]["certificate"] == str(prepared / "digits.certificate.json")
+    assert own["routes"]["intake"] == configuration(budgets)["routes"]["intake"]

@@ -12,11 +12,12 @@ import orjson
 import pytest
 
 from backends.contract import Datatype, Tensor
-from gateway.answer import Answer, AnswerId, ItemAnswer, Status
+from gateway.answer import Answer, AnswerId, ItemAnswer, StageRecord, Status
 from gateway.http.messages import HttpResponse
 from gateway.http.v1 import answer_json
 from gateway.request import JsonInputs, Protocol, RawBody
-from tests.unit.gateway.http.conftest import LIMITS, Plane
+from router.contract import Decision, Reason
+from tests.unit.gateway.http.conftest import KEY, LIMITS, OPERATOR_KEY, Plane
 
 DECIDE = "/v1/routes/tickets:decide"
 TEXT = {"content-type": "text/plain"}
@@ -52,6 +53,59 @@ async def test_a_text_is_answered_at_once(plane: Plane) -> None:
         "max_error": 0.01,
         "certified": False,
     }
+
+
+async def test_what_routing_had_to_say_is_told(plane: Plane) -> None:
+    answer_id = await deferred(plane)
+    (item,) = plane.service.kept[answer_id].items
+    remark = StageRecord("classify", "", None, None, Decision.DEFER, Reason.ROUTED_TO_PERSON, "language is 'fr'")
+    scored = StageRecord("fast", "1", "a", 0.5, Decision.ESCALATE, Reason.NO_CERTIFICATE, "a digest")
+    plane.service.kept[answer_id] = replace(
+        plane.service.kept[answer_id], items=(replace(item, trail=(remark, scored)),)
+    )
+
+    assert told(await plane.send("GET", f"/v1/answers/{answer_id}"))["remarks"] == ["language is 'fr'"]
+
+
+# --- explain ---
+
+
+async def test_explain_is_told_of_the_same_request_that_would_be_decided(plane: Plane) -> None:
+    response = await plane.send("POST", "/v1/explain?route=tickets", b"hello", TEXT)
+    unnamed = await plane.send("POST", "/v1/explain", b"hello", TEXT)
+
+    assert told(response) == {"route": "tickets", "size_bytes": 5}
+    assert told(unnamed)["route"] == "auto"
+    assert plane.service.requests[0].payload == RawBody(b"hello", "text/plain")
+    assert not plane.service.kept
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "status"),
+    [
+        ("?route=", b"x", 400),
+        ("?route=../etc", b"x", 400),
+        ("?rout=tickets", b"x", 400),
+        ("?route", b"x", 400),
+        ("?", b"", 400),
+    ],
+)
+async def test_an_explanation_needs_a_route_that_can_be_and_a_body(
+    plane: Plane, query: str, body: bytes, status: int
+) -> None:
+    assert (await plane.send("POST", f"/v1/explain{query}", body, TEXT)).status == status
+
+
+async def test_explanations_are_for_operators(locked_plane: Plane) -> None:
+    def key(secret: str) -> dict[str, str]:
+        return {**TEXT, "authorization": f"Bearer {secret}"}
+
+    statuses = [
+        (await locked_plane.send("POST", "/v1/explain", b"hello", headers)).status
+        for headers in (TEXT, key(KEY), key(OPERATOR_KEY))
+    ]
+
+    assert statuses == [401, 403, 200]
 
 
 async def test_json_carries_inputs_and_parameters(plane: Plane) -> None:

@@ -21,6 +21,7 @@ from gateway.store.contract import (
     Done,
     Fresh,
     InProgress,
+    LabelledItem,
     Mismatch,
     QueueDepth,
     RequestKey,
@@ -34,8 +35,11 @@ from tests.unit.gateway.store.samples import (
     Clock,
     accepted,
     assert_same_answer,
+    certificate,
     deferred,
     every_datatype,
+    observed,
+    uncertified,
 )
 
 KEY = RequestKey(TENANT, "pets", "key-1")
@@ -549,6 +553,136 @@ async def feedback_is_for_items_there_are(opener: Opener) -> None:
             await store.add_feedback(TENANT, kept.id, 0, "\0", "caller")
 
 
+async def certificates_come_back_newest_first_for_good(opener: Opener) -> None:
+    old, new = certificate(created_s=1.0), certificate(created_s=2.0)
+    other = certificate(route="digits", created_s=1.5)
+    async with aclosing(await opener()) as store:
+        assert await store.certificates() == []
+        for one in (new, old, other):
+            await store.add_certificate(one)
+        assert await store.certificates() == [new, other, old]
+        assert await store.certificates("pets") == [new, old]
+        assert await store.certificates("no such route") == []
+        opener.wall_clock.now += 3650 * DAY_S
+        await store.maintain()
+    async with aclosing(await opener()) as store:
+        assert await store.certificates("pets") == [new, old]
+
+
+async def adding_a_certificate_again_is_harmless(opener: Opener) -> None:
+    one = certificate()
+    async with aclosing(await opener()) as store, aclosing(await opener()) as other:
+        await asyncio.gather(*(s.add_certificate(one) for s in (store, other) for _ in range(10)))
+        assert await store.certificates() == [one]
+        assert await store.certificates_version() == await other.certificates_version()
+
+
+async def another_process_s_certificate_is_noticed_by_the_version(opener: Opener) -> None:
+    async with aclosing(await opener()) as store, aclosing(await opener()) as other:
+        versions = [await store.certificates_version()]
+        for created_s in (2.0, 1.0):
+            await other.add_certificate(certificate(created_s=created_s))
+            versions.append(await store.certificates_version())
+        assert len(set(versions)) == 3
+        await store.commit(*uncertified())
+        await decide_all(store)
+        assert await store.certificates_version() == versions[-1]
+
+
+async def items_that_every_stage_scored_are_listed_and_no_others(opener: Opener) -> None:
+    sent, tasks = uncertified(items=2, at_s=2.0)
+    stands = observed(at_s=1.0)
+    # Its route has no person: the strongest answer stands, uncertain, and a caller may still tell the truth.
+    alone, _ = uncertified(at_s=3.0)
+    alone = replace(alone, items=(replace(alone.items[0], decided_by="model:strong"),))
+    elsewhere, elsewhere_tasks = uncertified()
+    async with aclosing(await opener()) as store:
+        await store.commit(sent, tasks)
+        for answer in (stands, alone, accepted()):
+            await store.record(answer)
+        await store.commit(*deferred())
+        await store.commit(replace(elsewhere, route="digits"), elsewhere_tasks)
+    async with aclosing(await opener()) as store:
+        assert await store.labelled(None, "pets") == [
+            LabelledItem(answer.id, item, answer.created_s, TENANT, answer.items[item].trail, None)
+            for answer, item in ((stands, 0), (sent, 0), (sent, 1), (alone, 0))
+        ]
+        assert [item.answer_id for item in await store.labelled(None, "digits")] == [elsewhere.id]
+        assert await store.labelled(None, "no such route") == []
+
+
+async def labelled_items_come_in_the_order_of_their_requests(opener: Opener) -> None:
+    times = [5.0, 3.0, 4.0, 1.0, 2.0, 6.0]
+    async with aclosing(await opener()) as one, aclosing(await opener()) as other:
+        for at_s, store in zip(times, (one, other) * 3, strict=True):
+            await store.commit(*uncertified(items=2, at_s=at_s))
+        found = await one.labelled(None, "pets")
+        assert [(item.at_s, item.item) for item in found] == [(at_s, i) for at_s in sorted(times) for i in (0, 1)]
+        assert await other.labelled(None, "pets") == found
+
+
+async def labels_are_the_person_s_else_what_callers_agree_on(opener: Opener) -> None:
+    answer, tasks = uncertified(items=2)
+    stands = observed(items=4, at_s=answer.created_s + 1.0)
+    async with aclosing(await opener()) as store:
+        await store.commit(answer, tasks)
+        await store.commit(stands, [])
+        for item, label, source in (
+            (0, "dog", "one"),
+            (0, "dog", "other"),
+            (1, "owl", "one"),
+            (1, "dog", "other"),
+            (2, "owl", "one"),
+            (2, "dog", "one"),
+            (2, "dog", "other"),
+        ):
+            await store.add_feedback(TENANT, stands.id, item, label, source)
+        for label, source in (("dog", "one"), ("owl", "other")):
+            await store.add_feedback(TENANT, answer.id, 0, label, source)
+        found = await store.labelled(None, "pets")
+        assert [(item.label, item.disputed) for item in found] == [
+            *[(None, True), (None, False)],
+            *[("dog", False), (None, True), ("dog", False), (None, False)],
+        ]
+        await decide_all(store)
+        await store.add_feedback(TENANT, answer.id, 1, "owl", "one")
+        decided = await store.labelled(None, "pets")
+        assert [(item.label, item.disputed) for item in decided[:2]] == [(LABELS[0], False)] * 2
+        assert decided[2:] == found[2:]
+
+
+async def a_tenant_s_labelled_items_are_its_own(opener: Opener) -> None:
+    async with aclosing(await opener()) as store:
+        mine, other = observed(at_s=1.0), observed(tenant="other", at_s=2.0)
+        for answer in (mine, other):
+            await store.commit(answer, [])
+            await store.add_feedback(answer.tenant, answer.id, 0, "dog", "caller")
+        everybody = await store.labelled(None, "pets")
+        assert [(item.tenant, item.answer_id, item.label) for item in everybody] == [
+            (TENANT, mine.id, "dog"),
+            ("other", other.id, "dog"),
+        ]
+        assert await store.labelled(TENANT, "pets") == everybody[:1]
+        assert await store.labelled("other", "pets") == everybody[1:]
+        assert await store.labelled("nobody", "pets") == []
+
+
+async def labels_outlive_their_answers(opener: Opener) -> None:
+    answer, tasks = uncertified()
+    stands = observed(at_s=answer.created_s + 1.0)
+    async with aclosing(await opener()) as store:
+        await store.commit(answer, tasks)
+        await store.commit(stands, [])
+        await store.add_feedback(TENANT, stands.id, 0, "dog", "caller")
+        await decide_all(store)
+        before = await store.labelled(None, "pets")
+        assert [item.label for item in before] == [LABELS[0], "dog"]
+        opener.wall_clock.now += 8 * DAY_S
+        assert (await store.maintain()).answers_purged == 2
+        assert await store.answer(TENANT, answer.id) is None
+        assert await store.labelled(None, "pets") == before
+
+
 async def reopening_frees_what_a_closed_process_held(opener: Opener) -> None:
     async with aclosing(await opener()) as store:
         await store.commit(*deferred())
@@ -632,6 +766,8 @@ async def closing_twice_is_harmless_and_then_everything_is_refused(opener: Opene
         store.record(accepted()),
         store.answer(TENANT, AnswerId("0" * 32)),
         store.claim_key(KEY, BODY),
+        store.certificates(),
+        store.add_certificate(certificate()),
         store.maintain(),
     ):
         with pytest.raises(Unavailable, match="the store is closed; this process is going away"):
@@ -698,6 +834,14 @@ CHECKS: tuple[Check, ...] = (
     two_processes_share_reviews_keys_and_a_whole_log,
     queues_are_counted_over_all_tenants_and_never_vanish,
     feedback_is_for_items_there_are,
+    certificates_come_back_newest_first_for_good,
+    adding_a_certificate_again_is_harmless,
+    another_process_s_certificate_is_noticed_by_the_version,
+    items_that_every_stage_scored_are_listed_and_no_others,
+    labelled_items_come_in_the_order_of_their_requests,
+    labels_are_the_person_s_else_what_callers_agree_on,
+    a_tenant_s_labelled_items_are_its_own,
+    labels_outlive_their_answers,
     reopening_frees_what_a_closed_process_held,
     final_answers_are_purged_by_age_and_open_ones_never,
     a_wall_clock_that_jumps_leaves_leases_as_they_are,

@@ -1,4 +1,4 @@
-"""Answers, tasks and clocks for the store's tests."""
+"""Answers, tasks, certificates and clocks for the store's tests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from backends.contract import Datatype, Ragged, Tensor, Tensors
 from gateway.answer import Answer, ItemAnswer, StageRecord, Status, new_answer_id
 from gateway.store.contract import Proposal, ReviewTask
+from router.certificate import Certificate, StageSubject, Subject
 from router.contract import Decision, Reason
 
 TENANT = "acme"
@@ -45,6 +46,50 @@ def deferred(
     item = ItemAnswer(Status.PROVISIONAL, "fast", "cat", every_datatype(), 0.4, None, Reason.LOW_CONFIDENCE, trail)
     answer = Answer(new_answer_id(), tenant, "pets", 1_700_000_000.5, (item,) * items)
     return answer, [task(i, queue, due_s) for i in range(items)]
+
+
+def uncertified(
+    *, tenant: str = TENANT, items: int = 1, at_s: float = 1_700_000_000.5
+) -> tuple[Answer, list[ReviewTask]]:
+    """An answer of a route without a certificate: every stage scored its items, and a person decides."""
+    answer, tasks = deferred(tenant=tenant, items=items)
+    trail = (
+        StageRecord("fast", "3", "cat", 0.4, Decision.ESCALATE, Reason.NO_CERTIFICATE),
+        StageRecord("strong", "1", "cat", 0.9, Decision.DEFER, Reason.NO_CERTIFICATE, "no certificate is valid"),
+    )
+    return _scored(answer, Reason.NO_CERTIFICATE, trail, at_s), tasks
+
+
+def observed(*, tenant: str = TENANT, items: int = 1, at_s: float = 1_700_000_000.5) -> Answer:
+    """An answer of a route that gathers labels: every stage scored its items, and the last one's answer stands."""
+    trail = (
+        StageRecord("fast", "3", "cat", 0.4, Decision.ESCALATE, Reason.OBSERVED),
+        StageRecord("strong", "1", "cat", 0.9, Decision.ACCEPT, Reason.OBSERVED),
+    )
+    return _scored(accepted(tenant=tenant, items=items), Reason.OBSERVED, trail, at_s)
+
+
+def _scored(answer: Answer, reason: Reason, trail: tuple[StageRecord, ...], at_s: float) -> Answer:
+    items = tuple(replace(item, reason=reason, trail=trail) for item in answer.items)
+    return replace(answer, items=items, created_s=at_s)
+
+
+def certificate(*, route: str = "pets", created_s: float = 1_700_000_000.0, threshold: float = 0.75) -> Certificate:
+    """A certificate for *route*, valid for a day."""
+    stages = (StageSubject("fast", "3", "resize", "isotonic"), StageSubject("strong", "1", "resize", "isotonic"))
+    return Certificate(
+        subject=Subject(route, stages),
+        max_error=0.05,
+        confidence=0.95,
+        threshold=threshold,
+        items=5000,
+        accepted=4000,
+        wrong=120,
+        bound=0.035,
+        created_s=created_s,
+        valid_until_s=created_s + 86_400.0,
+        evidence="0" * 64,
+    )
 
 
 def task(item: int, queue: str, due_s: float) -> ReviewTask:

@@ -125,6 +125,7 @@ def test_ragged_rows_keep_their_own_shapes() -> None:
             confidences,
             st.sampled_from(Decision),
             st.none() | st.sampled_from(Reason),
+            texts,
         )
     )
 )
@@ -141,3 +142,13 @@ def test_proposals_and_labels_come_back_equal(proposals: list[Proposal], choices
 def test_a_confidence_that_is_no_number_becomes_none() -> None:
     record = StageRecord("fast", "1", None, math.nan, Decision.DEFER, Reason.NO_CONFIDENCE)
     assert codec.decode_trail(codec.encode_trail([record]))[0].confidence is None
+
+
+def test_a_stage_without_details_is_written_as_ever() -> None:
+    record = StageRecord("fast", "1", "cat", 0.5, Decision.ESCALATE, Reason.LOW_CONFIDENCE)
+    text = (
+        '[{"stage":"fast","version":"1","label":"cat","confidence":0.5,"decision":"escalate",'
+        '"reason":"low_confidence"}]'
+    )
+    assert codec.encode_trail([record]) == text
+    assert codec.decode_trail(text) == (record,)

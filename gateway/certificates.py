@@ -1,0 +1,195 @@
+"""Which certificate a route's error budget rests on, kept in step with what is loaded and what the store holds.
+
+A certificate is about models, their versions, everything around them and their calibrators (`Subject`). What is loaded
+has a subject too; only a certificate of that very subject counts, that has not expired and proves as much as the route
+asks. Without one the route accepts nothing: all stages are asked, people decide, and the route says why.
+
+Accept rules are looked up anew every few seconds, so that a certificate which is issued, or runs out, counts at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from gateway.catalog import Catalog
+from gateway.settings import CertifiedSettings, ModelSettings, RouteSettings, Settings
+from gateway.store.contract import Store
+from router.certificate import Certificate, StageSubject, Subject
+from router.certification import Budget
+from router.contract import Certified, Observe, Route, Uncertified
+
+log = logging.getLogger("pointsman.certificates")
+
+NOT_LOOKED_UP = Uncertified("its certificate has not been looked up yet")
+
+
+def subject_of(route: RouteSettings, models: Mapping[str, ModelSettings], versions: Mapping[str, str]) -> Subject:
+    """What a certificate of *route* is about.
+
+    Reads the files that its models name; call it off the event loop.
+
+    Args:
+        versions: of the loaded models, by name.
+    """
+    stages = (_stage_subject(models[name], versions[name], route.decode) for name in route.cascade)
+    return Subject(route.name, tuple(stages))
+
+
+def _stage_subject(model: ModelSettings, version: str, decode: str | None) -> StageSubject:
+    around = {
+        "decode": decode,
+        "preprocess": [_by_content(model, step) for step in model.preprocess],
+        "postprocess": [_by_content(model, step) for step in model.postprocess],
+        "labels": model.labels,
+        "measure": str(model.measure),
+        "files": dict(_files_of(model)),
+    }
+    calibration = "" if model.calibration is None else _digest(model.calibration.to_dict())
+    return StageSubject(model.name, version, _digest(around), calibration)
+
+
+def _files_of(model: ModelSettings) -> Iterator[tuple[str, str]]:
+    """The digests of the model's own files, by option: where they lie does not matter."""
+    for field in fields(model.options):
+        value = getattr(model.options, field.name)
+        if isinstance(value, Path) and value.is_file():
+            yield field.name, _sha256(value.read_bytes())
+
+
+def _by_content(model: ModelSettings, step: Any) -> Any:  # Any: a step as it is written
+    """*step* with the digest of a file in place of its path."""
+    if isinstance(step, dict):
+        return {name: _by_content(model, arguments) for name, arguments in step.items() if name != "file"} | (
+            {"file": _sha256((model.base / step["file"]).read_bytes())} if "file" in step else {}
+        )
+    return step
+
+
+def digest_of(subject: Subject) -> str:
+    """What items that were scored by *subject* are known by."""
+    return _digest(asdict(subject))[:32]
+
+
+def _digest(value: Any) -> str:  # Any: JSON
+    return _sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def rule_of(
+    budget: Budget, subject: Subject, certificates: Sequence[Certificate], now_s: float
+) -> Certified | Uncertified:
+    """The rule that the first of *certificates* proves which is about *subject* and proves as much as *budget* asks.
+
+    Args:
+        certificates: newest first.
+        now_s: Unix time, in seconds.
+    """
+    obstacles = []
+    for certificate in certificates:
+        obstacle = _too_weak(budget, certificate) or certificate.covers(subject, now_s)
+        if obstacle is None:
+            return Certified(certificate.threshold, certificate.id)
+        obstacles.append(obstacle)
+    return Uncertified(obstacles[0] if obstacles else "there is no certificate for this route")
+
+
+def _too_weak(budget: Budget, certificate: Certificate) -> str | None:
+    if certificate.max_error <= budget.max_error and certificate.confidence >= budget.confidence:
+        return None
+    return (
+        f"the certificate proves {certificate.max_error:.2%} at {certificate.confidence:.1%}, "
+        f"and the route asks for {budget.max_error:.2%} at {budget.confidence:.1%}"
+    )
+
+
+class Certificates:
+    """Keeps the accept rules of a catalog's routes."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        subjects: Mapping[str, Subject],
+        store: Store,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Args:
+        subjects: by route, of those with an error budget.
+        clock: Unix time, in seconds.
+        """
+        self._routes = {
+            name: route.accept for name, route in settings.routes.items() if isinstance(route.accept, CertifiedSettings)
+        }
+        self._subjects = subjects
+        self._store = store
+        self._clock = clock
+        self._version = -1
+        self._stored: dict[str, list[Certificate]] = {}
+
+    async def applied(self, catalog: Catalog) -> Catalog:
+        """*catalog* with the rules that hold now; the same object where nothing has changed.
+
+        Raises:
+            Unavailable: the store cannot be read.
+        """
+        if not self._routes:
+            return catalog
+        await self._read_anew()
+        changed = {}
+        for name, settings in self._routes.items():
+            own = [settings.certificate] if settings.certificate else self._stored.get(name, [])
+            rule = rule_of(settings.budget, self._subjects[name], own, self._clock())
+            if rule != catalog.routes[name].accept:
+                changed[name] = replace(catalog.routes[name], accept=rule)
+                _tell(changed[name])
+        return (
+            replace(catalog, version=catalog.version + 1, routes={**catalog.routes, **changed}) if changed else catalog
+        )
+
+    async def _read_anew(self) -> None:
+        """Read the store's certificates where it has others than were read last."""
+        if all(settings.certificate for settings in self._routes.values()):
+            return
+        version = await self._store.certificates_version()
+        if version == self._version:
+            return
+        found: dict[str, list[Certificate]] = {}
+        for certificate in await self._store.certificates():
+            found.setdefault(certificate.subject.route, []).append(certificate)
+        self._stored, self._version = found, version
+
+
+def _tell(route: Route) -> None:
+    match route.accept:
+        case Certified(threshold, certificate):
+            log.info("route %s accepts from %.4f on, by certificate %.12s", route.name, threshold, certificate)
+        case Uncertified(why):
+            log.warning("route %s accepts nothing, people decide: %s", route.name, why)
+
+
+def subjects_of(settings: Settings, versions: Mapping[str, str]) -> Mapping[str, Subject]:
+    """The subjects of the routes that have an error budget, or gather labels for one.
+
+    Reads files; call it off the event loop.
+    """
+    return {
+        name: subject_of(route, settings.models, versions)
+        for name, route in settings.routes.items()
+        if isinstance(route.accept, CertifiedSettings | Observe) and route.cascade
+    }
+
+
+def with_subjects(catalog: Catalog, subjects: Mapping[str, Subject]) -> Catalog:
+    """*catalog* whose routes know their subjects."""
+    told = {name: replace(catalog.routes[name], subject=digest_of(subject)) for name, subject in subjects.items()}
+    return replace(catalog, routes={**catalog.routes, **told})

@@ -1,0 +1,120 @@
+"""Classifying a request: rules are tried, and detectors asked for what the rules need to know.
+
+A request's content goes to a detector's model as any item goes to a stage.
+
+A detector looks at the one BYTES input that a request has, whatever it came in. A request that has none (numbers,
+several inputs) has nothing to look at, and that is no doubt: rules on such traits are simply not met. A detector that
+is late, overloaded or broken is a doubt, and never an error: the request goes where the table sends doubts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+from backends.contract import Batch, Datatype, Deadline, Signature, TensorSpec
+from backends.errors import InvalidInput, PointsmanError
+from gateway.answer import labels_of
+from gateway.binding import bind
+from gateway.catalog import Catalog, Detector
+from gateway.decoding import Workshop, decode_batch
+from gateway.explain import Classified
+from gateway.observe import DetectorReport, PipelineObserver
+from gateway.request import JsonInputs, Payload, Request, TensorInputs
+from router.classify import Signal, Signals, Silence, classify
+from router.contract import Traits
+from router.table import Needs, route
+
+_NOTHING = "the request has no single BYTES input"
+
+
+class Detection:
+    """Asks the detectors of a catalog. Single event loop."""
+
+    def __init__(self, workshop: Workshop, observer: PipelineObserver, clock: Callable[[], float]) -> None:
+        self._workshop = workshop
+        self._observer = observer
+        self._clock = clock
+
+    async def classified(self, catalog: Catalog, request: Request, deadline: Deadline) -> Classified:
+        """What the rules of *catalog* make of *request*; detectors are asked only where the rules need them."""
+        traits = _stated(request)
+        floors = {trait: detector.floor for trait, detector in catalog.detectors.items()}
+        signals: dict[str, Signals] = {}
+        while isinstance(choice := route(catalog.table, traits), Needs):
+            found = await self._all(catalog, choice.traits, request.payload, deadline)
+            signals |= found
+            traits = classify(traits, found, floors)
+        return Classified(choice, traits, signals)
+
+    async def _all(
+        self, catalog: Catalog, traits: Sequence[str], payload: Payload, deadline: Deadline
+    ) -> Mapping[str, Signals]:
+        """What the detectors of *traits* say of *payload*, side by side; a detector that fails is silent."""
+        found = await asyncio.gather(*(self._ask(catalog.detectors[trait], payload, deadline) for trait in traits))
+        return dict(zip(traits, found, strict=True))
+
+    async def _ask(self, detector: Detector, payload: Payload, deadline: Deadline) -> Signals:
+        started = self._clock()
+        signals = await self._answered(detector, payload, Deadline(min(deadline, started + detector.timeout_s)))
+        failed = isinstance(signals, Silence) and signals.failed
+        self._observer.on_detector(DetectorReport(detector.trait, self._clock() - started, failed))
+        return signals
+
+    async def _answered(self, detector: Detector, payload: Payload, deadline: Deadline) -> Signals:
+        try:
+            content = await self._content(payload, deadline)
+            items = await decode_batch(detector.decode, content, self._workshop, deadline - self._clock())
+        except InvalidInput as error:
+            return Silence(str(error), failed=False)
+        except PointsmanError as error:
+            return Silence(str(error), failed=True)
+        model = detector.model
+        (tensor,) = items.inputs.values()
+        try:
+            outputs = await model.run(Batch({model.backend.signature.inputs[0].name: tensor}, items.size), deadline)
+        except PointsmanError as error:
+            return Silence(f"model {model.name!r} did not answer: {error}", failed=True)
+        labels = labels_of(outputs)
+        confidences = model.confidences(outputs, items.size).tolist()
+        found = [Signal(label, sure) for label, sure in zip(labels, confidences, strict=True) if label is not None]
+        return found if len(found) == len(labels) else Silence(f"model {model.name!r} gave no label", failed=True)
+
+    async def _content(self, payload: Payload, deadline: Deadline) -> Batch:
+        """The one BYTES input, an item a row.
+
+        Raises:
+            InvalidInput: there is none.
+        """
+        spec = TensorSpec(_only_input(payload), Datatype.BYTES, (1,))
+        signature = Signature((spec,), ())
+        if not isinstance(payload, JsonInputs):
+            return bind(signature, payload)
+        left_s = deadline - self._clock()
+        return await self._workshop.run(lambda: bind(signature, payload), payload.size_bytes, left_s, inline=True)
+
+
+def _stated(request: Request) -> Traits:
+    payload = request.payload
+    return Traits(
+        route=request.route,
+        content_type=payload.content_type,
+        size_bytes=payload.size_bytes,
+        tenant=request.caller.tenant,
+        parameters=request.parameters,
+    )
+
+
+def _only_input(payload: Payload) -> str:
+    names: Sequence[str]
+    match payload:
+        case TensorInputs(tensors=tensors):
+            names = [name for name, tensor in tensors.items() if tensor.datatype is Datatype.BYTES]
+            count = len(tensors)
+        case JsonInputs(values=values):
+            names, count = list(values), len(values)
+        case _:
+            return "content"
+    if len(names) != 1 or count != 1:
+        raise InvalidInput(_NOTHING)
+    return names[0]
