@@ -150,7 +150,7 @@ def explanation(table: RouteTable, found: Classified, route: RoutePreview | None
         "rules": rules,
         **_chosen(found.choice),
         "stages": [asdict(stage) for stage in route.stages] if route else [],
-        "accepts": route.accept if route else None,
+        "accepts": route.accept if route and route.stages else None,
         "queue": route.queue if route else None,
     }
 
@@ -193,7 +193,7 @@ def told(explained: Mapping[str, Any]) -> str:
             *(f"rule     {_rule_text(rule)}" for rule in explained["rules"]),
             f"route    {_route_text(explained)}",
             *(f"stage    {stage['model']}: {stage['why']}" for stage in explained["stages"]),
-            *([f"accepts  {explained['accepts']}"] if explained["stages"] else []),
+            *([f"accepts  {explained['accepts']}"] if explained["accepts"] else []),
             *([f"people   queue {explained['queue']}"] if explained["queue"] else []),
         ]
     )

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -235,7 +236,7 @@ def select_threshold(scores: Scores, budget: Budget) -> Selection:
 
 def select_along(curve: RiskCoverage, budget: Budget) -> Selection:
     """`select_threshold` for items whose risk-coverage *curve* is at hand."""
-    starts = _starts(curve, minimal_accepted(budget))
+    starts = starting_points(curve, minimal_accepted(budget))
     ends = (fixed_sequence(curve, start, budget.max_error, budget.level) for start in starts)
     reached = [end for end in ends if end is not None]
     tested = tuple(float(curve.thresholds[start]) for start in starts)
@@ -248,16 +249,19 @@ def select_along(curve: RiskCoverage, budget: Budget) -> Selection:
     return Selection(float(curve.thresholds[loosest]), curve.items, accepted, wrong, bound, tested, budget.level)
 
 
-def _starts(curve: RiskCoverage, least: int) -> list[int]:
-    """Indices where the sequences start; none where no threshold accepts *least* items.
+def starting_points(curve: RiskCoverage, least: int, percents: Sequence[int] = STARTS_PERCENT) -> list[int]:
+    """Indices where sequences start, strict to loose; none where no threshold accepts *least* items.
 
     Each is the loosest threshold that accepts no more than its share of the items, but *least* in any case. Calibrated
     confidences come in large ties, and a start behind the tie that crosses its share could lie far behind it.
+
+    Args:
+        percents: shares of all items, rising.
     """
     strictest = curve.first_accepting(least)
     if strictest is None:
         return []
-    shares = [curve.items * percent // 100 for percent in STARTS_PERCENT]
+    shares = [curve.items * percent // 100 for percent in percents]
     within = np.searchsorted(curve.accepted, shares, side="right") - 1
     return [max(strictest, int(index)) for index in within]
 
@@ -318,7 +322,7 @@ def shortfall(selection: Selection, scores: Scores, budget: Budget) -> str | Non
     curve = risk_coverage(scores)
     if not len(curve.thresholds):
         return f"none of {scores.items:,} labelled items has a confidence; label items that the stages have scored"
-    at = _starts(curve, 1)[0]
+    at = starting_points(curve, 1)[0]
     accepted, wrong = int(curve.accepted[at]), int(curve.wrong[at])
     observed = (
         f"{scores.items:,} labelled items do not prove {budget}: "

@@ -28,7 +28,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeAlias
@@ -297,7 +297,7 @@ def route(table: RouteTable, traits: Traits) -> Choice:
         return _unsure(table, doubtful)
     if table.default is None:
         return Refused()
-    detail = "no rule of `classify` matched" if table.default.to_person else ""
+    detail = _with_facts("no rule of `classify` matched", traits.detected) if table.default.to_person else ""
     return Picked(table.default.route, table.default.to_person, detail=detail)
 
 
@@ -310,9 +310,17 @@ def _unsure(table: RouteTable, trait: Trait) -> Choice:
 
 
 def _because(index: int, rule: Rule, traits: Traits) -> str:
-    found = ((test.name, traits.detected[test.name]) for test in rule.when.traits)
-    facts = "; ".join(f"{name} is {trait.value!r} ({confidence_text(trait.confidence)})" for name, trait in found)
-    return ": ".join(part for part in (rule.name or f"rule {index + 1} of `classify`", facts) if part)
+    found = {test.name: traits.detected[test.name] for test in rule.when.traits}
+    return _with_facts(rule.name or f"rule {index + 1} of `classify`", found)
+
+
+def _with_facts(why: str, found: Mapping[str, Trait]) -> str:
+    facts = (
+        f"{name} is {trait.value!r} ({confidence_text(trait.confidence)})"
+        for name, trait in found.items()
+        if trait.value is not None
+    )
+    return ": ".join(filter(None, (why, "; ".join(facts))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,12 +29,14 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from gateway.demo.items import Item, read_items
 from gateway.demo.load import RATE_PER_S, Callers, pick
+from gateway.demo.mail import INTAKE
 from gateway.demo.packages import SetupFailed, cache_folder
 from gateway.demo.raters import RATERS, opinions, work
 from gateway.demo.server import Addresses, GatewayEnded, Listening, Server, serving
 from gateway.demo.summary import Ended, Promise, Result, Summary, summarise, table
 from gateway.demo.train import CONFIG, ITEMS, export_scores, prepare
 from router.certificate import Certificate
+from router.contract import AUTO
 
 LEFT_OPEN = 5
 """Reviews that wait in the inbox for the reader."""
@@ -229,7 +231,7 @@ class _Desk:
         """Leave some reviews to the reader, and say how to go on by hand."""
         deferred = [result.item for result in results if result.ended is Ended.HUMAN][:LEFT_OPEN]
         for item in deferred:
-            await self.callers.decide(item, item.route)
+            await self.callers.decide(item, AUTO if item.route == INTAKE else item.route)
         digit = next((result.item for result in results if result.item.route == "digits"), None)
         picture = self.run / "digit.png"
         picture.write_bytes(digit.payload if digit else b"")

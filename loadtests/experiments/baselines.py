@@ -7,21 +7,24 @@ looks at the items and names a threshold for each stage. Where nothing is to be 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from router.binomial import critical_counts
+from router.binomial import critical_counts, least_trials
 from router.certification import (
+    STARTS_PERCENT,
     Budget,
     RiskCoverage,
     Scores,
     fixed_sequence,
     select_along,
     select_threshold,
+    starting_points,
 )
 
 Method: TypeAlias = Callable[[RiskCoverage, Budget], float]
@@ -40,31 +43,34 @@ def three_starts(curve: RiskCoverage, budget: Budget) -> float:
     return NOTHING if threshold is None else threshold
 
 
-def handed_on(curve: RiskCoverage, budget: Budget) -> float:
-    """Three fixed sequences, where one that reaches the start of the next hands its level on to it.
+def handed_on(percents: Sequence[int]) -> Method:
+    """Fixed sequences of equal levels from *percents* on, where one that reaches the next hands its level on to it.
 
     Source:
         B. L. Wiens and A. Dmitrienko, "The fallback procedure for evaluating a single family of hypotheses", Journal of
-        Biopharmaceutical Statistics 15, 2005: valid at the same level in all, and never stricter.
+        Biopharmaceutical Statistics 15, 2005: valid at the same level in all, and never stricter than sequences apart.
     """
-    starts = [int(np.searchsorted(-curve.thresholds, -start)) for start in select_along(curve, budget).starts]
-    loosest, held = None, 0
-    for number, start in enumerate(starts):
-        held += 1
-        reached = fixed_sequence(curve, start, budget.max_error, held * budget.level)
-        loosest = reached if reached is not None else loosest
-        following = starts[number + 1] if number + 1 < len(starts) else math.inf
-        arrives = reached is not None and reached + 1 >= following
-        if start < following and not arrives:
-            held = 0
-    return _threshold(curve, loosest)
+
+    def method(curve: RiskCoverage, budget: Budget) -> float:
+        level = (1.0 - budget.confidence) / len(percents)
+        starts = starting_points(curve, least_trials(0, budget.max_error, level), percents)
+        loosest, held = None, 0
+        for start, following in pairwise([*starts, math.inf]):
+            held += 1
+            reached = fixed_sequence(curve, int(start), budget.max_error, held * level)
+            loosest = loosest if reached is None else reached
+            arrives = reached is not None and reached + 1 >= following
+            if start < following and not arrives:
+                held = 0
+        return _threshold(curve, loosest)
+
+    return method
 
 
 def strict_start(curve: RiskCoverage, budget: Budget) -> float:
     """One fixed sequence with the whole level, from the strictest threshold that could prove anything."""
     level = 1.0 - budget.confidence
-    least = math.ceil(math.log(level) / math.log1p(-budget.max_error))
-    start = curve.first_accepting(least)
+    start = curve.first_accepting(least_trials(0, budget.max_error, level))
     return _threshold(curve, None if start is None else fixed_sequence(curve, start, budget.max_error, level))
 
 
@@ -100,11 +106,14 @@ def fixed(threshold: float) -> Method:
     return lambda curve, budget: threshold
 
 
-OURS, HANDED_ON, SGR = "three starts", "three starts, handed on", "SGR"
+SGR = "SGR"
+CANDIDATES = ("three starts", "three starts, handed on", "four starts, handed on")
+"""The rule as it is, and what it could become; each is compared with SGR."""
 
 METHODS: dict[str, Method] = {
-    OURS: three_starts,
-    HANDED_ON: handed_on,
+    CANDIDATES[0]: three_starts,
+    CANDIDATES[1]: handed_on(STARTS_PERCENT),
+    CANDIDATES[2]: handed_on((0, *STARTS_PERCENT)),
     SGR: sgr,
     "one strict start": strict_start,
     "empirical": empirical,

@@ -35,9 +35,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtests.experiments.baselines import (
-    HANDED_ON,
+    CANDIDATES,
     METHODS,
-    OURS,
     SGR,
     Practice,
     as_one,
@@ -228,7 +227,7 @@ def goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     by_case = {tuple(row[name] for name in ("table", *Case._fields)): row for row in rows}
     compared = []
     for row in rows:
-        if row["who"] not in (OURS, HANDED_ON):
+        if row["who"] not in CANDIDATES:
             continue
         place = {name: row[name] for name in ("table", "system", "max_error", "labels")}
         covered = by_case[*place.values(), SGR]["coverage"]

@@ -162,9 +162,10 @@ def draw_curves(populations: Sequence[Population], max_errors: Mapping[str, Sequ
             population.stages, population.scores.confidence, population.scores.right, strict=True
         ):
             found = reliability(stated, right)
-            held = found.count > 0
-            lower.plot(found.confidence[held], found.accuracy[held], marker=".", label=stage)
-        lower.set(xlabel="calibrated confidence", ylabel="share right")
+            lower.scatter(
+                found.confidence, found.accuracy, s=600 * found.count / found.count.max(), alpha=0.6, label=stage
+            )
+        lower.set(xlabel="calibrated confidence", ylabel="share right; areas are numbers of items")
         lower.legend()
     figure.savefig(place, dpi=110)
     plt.close(figure)
