@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 
 from router.binomial import critical_counts, least_trials
 from router.certification import (
-    STARTS_PERCENT,
     Budget,
     RiskCoverage,
     Scores,
@@ -37,32 +35,20 @@ def _threshold(curve: RiskCoverage, index: int | None) -> float:
     return NOTHING if index is None else float(curve.thresholds[index])
 
 
-def three_starts(curve: RiskCoverage, budget: Budget) -> float:
-    """Pointsman's: three fixed sequences."""
+def pointsmans(curve: RiskCoverage, budget: Budget) -> float:
+    """Pointsman's: fixed sequences from four starts that hand their levels on."""
     threshold = select_along(curve, budget).threshold
     return NOTHING if threshold is None else threshold
 
 
-def handed_on(percents: Sequence[int]) -> Method:
-    """Fixed sequences of equal levels from *percents* on, where one that reaches the next hands its level on to it.
-
-    Source:
-        B. L. Wiens and A. Dmitrienko, "The fallback procedure for evaluating a single family of hypotheses", Journal of
-        Biopharmaceutical Statistics 15, 2005: valid at the same level in all, and never stricter than sequences apart.
-    """
+def apart(percents: Sequence[int]) -> Method:
+    """Fixed sequences of equal levels from *percents* on, each by itself."""
 
     def method(curve: RiskCoverage, budget: Budget) -> float:
         level = (1.0 - budget.confidence) / len(percents)
         starts = starting_points(curve, least_trials(0, budget.max_error, level), percents)
-        loosest, held = None, 0
-        for start, following in pairwise([*starts, math.inf]):
-            held += 1
-            reached = fixed_sequence(curve, int(start), budget.max_error, held * level)
-            loosest = loosest if reached is None else reached
-            arrives = reached is not None and reached + 1 >= following
-            if start < following and not arrives:
-                held = 0
-        return _threshold(curve, loosest)
+        ends = (fixed_sequence(curve, start, budget.max_error, level) for start in starts)
+        return _threshold(curve, max((end for end in ends if end is not None), default=None))
 
     return method
 
@@ -107,13 +93,12 @@ def fixed(threshold: float) -> Method:
 
 
 SGR = "SGR"
-CANDIDATES = ("three starts", "three starts, handed on", "four starts, handed on")
-"""The rule as it is, and what it could become; each is compared with SGR."""
+CANDIDATES = ("Pointsman", "three starts apart")
+"""The rule as it is, and a simpler one; each is compared with SGR."""
 
 METHODS: dict[str, Method] = {
-    CANDIDATES[0]: three_starts,
-    CANDIDATES[1]: handed_on(STARTS_PERCENT),
-    CANDIDATES[2]: handed_on((0, *STARTS_PERCENT)),
+    CANDIDATES[0]: pointsmans,
+    CANDIDATES[1]: apart((20, 40, 60)),
     SGR: sgr,
     "one strict start": strict_start,
     "empirical": empirical,
