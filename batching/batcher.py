@@ -47,7 +47,15 @@ from batching.latency import RecentLatency, predicted_wait_s
 from batching.merge import Key, compatibility, cut, join, merge, split
 from batching.options import BatchingOptions
 from batching.policy import Policy, SizeAndDelay
-from batching.report import BatchingStatistics, BatchObserver, BatchReport, IgnoreBatches, Outcome
+from batching.report import (
+    BatchingCounters,
+    BatchingStatistics,
+    BatchingTotals,
+    BatchObserver,
+    BatchReport,
+    IgnoreBatches,
+    Outcome,
+)
 
 _ANY_SIZE: Final = Limits(max_batch=sys.maxsize)
 _SHORTEST_RETRY_S: Final = 0.1
@@ -92,7 +100,7 @@ class _Entry:
 class _Flight:
     """A batch at the backend, and what else is to be run in its slot where it is part of one that failed."""
 
-    __slots__ = ("batches", "callers", "entries", "isolation", "size", "started_s", "task")
+    __slots__ = ("batches", "callers", "entries", "isolation", "merged_s", "size", "started_s", "task")
 
     def __init__(self, entries: Sequence[_Entry], now: float, isolation: Isolation[_Entry] | None) -> None:
         self.entries = entries
@@ -101,6 +109,7 @@ class _Flight:
         self.size = sum(entry.size for entry in entries)
         self.callers = len(entries)
         self.started_s = now
+        self.merged_s = now
         self.task: asyncio.Task[None] | None = None
 
     def is_abandoned(self) -> bool:
@@ -190,6 +199,7 @@ class Batcher:
         self._lined_up = 0  # groups that wait in a slot to be run again
         self._batches = 0
         self._items = 0
+        self._counters = BatchingCounters()
         self._is_open = False
         self._is_flying = False
         self._turn_is_due = False
@@ -280,6 +290,16 @@ class Batcher:
         nbytes = sum(tensor.nbytes for reply in replies for tensor in reply.values())
         return await self._off_loop(nbytes, join, replies)
 
+    @property
+    def max_batch(self) -> int:
+        """Most items in one call of the backend."""
+        return self._max_batch
+
+    @property
+    def max_delay_s(self) -> float:
+        """Seconds that an item waits at most for others, while the backend could take it."""
+        return self._options.max_delay_s
+
     def statistics(self) -> BatchingStatistics:
         """What is going on now."""
         latency_s = self._latency.typical_s(self._max_batch, self._clock())
@@ -299,6 +319,10 @@ class Batcher:
                 latency_s=latency_s,
             ),
         )
+
+    def totals(self) -> BatchingTotals:
+        """What was answered since the start."""
+        return self._counters.totals()
 
     # Arrivals.
 
@@ -517,6 +541,7 @@ class Batcher:
         nbytes = sum(entry.nbytes for entry in flight.entries) if len(flight.entries) > 1 else 0
         batches, flight.batches = flight.batches, []
         batch = await self._off_loop(nbytes, merge, batches, self._memory)
+        flight.merged_s = self._clock()
         return await self._backend.infer(batch, max(entry.deadline for entry in flight.entries))
 
     def _deliver(self, flight: _Flight, outputs: Tensors, now: float) -> BaseException | None:
@@ -541,6 +566,9 @@ class Batcher:
     def _observe(self, flight: _Flight, now: float, outcome: Outcome, error: BaseException | None) -> None:
         self._batches += 1
         self._items += flight.size
+        if outcome is Outcome.ANSWERED:
+            instants_s = (flight.started_s, flight.merged_s, now, self._clock())
+            self._counters.answered(flight.size, [entry.arrived_s for entry in flight.entries], instants_s)
         report = BatchReport(
             model=self._model,
             size=flight.size,

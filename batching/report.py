@@ -1,10 +1,11 @@
-"""What batching tells of itself: a record per batch, pushed, and a snapshot, pulled.
+"""What batching tells of itself: a record per batch, pushed; a snapshot, and totals that only grow, pulled.
 
 No metrics or logging library is known here; whoever watches implements `BatchObserver`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -77,3 +78,117 @@ class BatchingStatistics:
     items: int
     latency_s: float
     predicted_wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SizeTotals:
+    """The batches of one size that were answered.
+
+    Attributes:
+        size: items in each.
+        input_ns: nanoseconds that merging took, over all of them.
+        infer_ns: that the backend took.
+        output_ns: that handing out the rows took.
+    """
+
+    size: int
+    batches: int
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchingTotals:
+    """What a batcher has answered since its start.
+
+    Attributes:
+        entries: callers' batches, or parts of large ones.
+        queue_ns: nanoseconds that these waited, over all of them.
+        input_ns, infer_ns, output_ns: that their batches took, as in `SizeTotals`; every entry counts the whole.
+        by_size: in ascending order.
+    """
+
+    entries: int
+    queue_ns: int
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+    by_size: tuple[SizeTotals, ...]
+
+    @property
+    def batches(self) -> int:
+        """Calls of the backend that were answered."""
+        return sum(row.batches for row in self.by_size)
+
+
+class BatchingCounters:
+    """Counts what is answered, in numbers that only grow; single event loop."""
+
+    __slots__ = ("_by_size", "_entries", "_infer_ns", "_input_ns", "_output_ns", "_queue_ns")
+
+    def __init__(self) -> None:
+        self._entries = 0
+        self._queue_ns = 0
+        self._input_ns = 0
+        self._infer_ns = 0
+        self._output_ns = 0
+        self._by_size: dict[int, list[int]] = {}  # batches, input_ns, infer_ns, output_ns
+
+    def answered(self, size: int, arrivals_s: Sequence[float], instants_s: tuple[float, float, float, float]) -> None:
+        """A batch was answered.
+
+        Args:
+            size: items in it.
+            arrivals_s: when each of its entries came.
+            instants_s: when it was formed, merged, answered and handed out. Timers that ring early may put one
+                slightly before the one it follows, which counts as no time.
+        """
+        formed, merged, inferred, delivered = instants_s
+        entries = len(arrivals_s)
+        input_ns, infer_ns = _ns(merged - formed), _ns(inferred - merged)
+        output_ns = _ns(delivered - inferred)
+        self._entries += entries
+        self._queue_ns += sum([_ns(formed - arrived) for arrived in arrivals_s])
+        self._input_ns += entries * input_ns
+        self._infer_ns += entries * infer_ns
+        self._output_ns += entries * output_ns
+        row = self._by_size.get(size)
+        if row is None:
+            row = self._by_size[size] = [0, 0, 0, 0]
+        row[0] += 1
+        row[1] += input_ns
+        row[2] += infer_ns
+        row[3] += output_ns
+
+    def totals(self) -> BatchingTotals:
+        """What was counted until now."""
+        rows = tuple(SizeTotals(size, *row) for size, row in sorted(self._by_size.items()))
+        return BatchingTotals(self._entries, self._queue_ns, self._input_ns, self._infer_ns, self._output_ns, rows)
+
+
+def together(parts: Iterable[BatchingTotals]) -> BatchingTotals:
+    """The totals of several batchers as one."""
+    found = tuple(parts)
+    by_size: dict[int, SizeTotals] = {}
+    for row in (row for part in found for row in part.by_size):
+        other = by_size.get(row.size, SizeTotals(row.size, 0, 0, 0, 0))
+        by_size[row.size] = SizeTotals(
+            row.size,
+            other.batches + row.batches,
+            other.input_ns + row.input_ns,
+            other.infer_ns + row.infer_ns,
+            other.output_ns + row.output_ns,
+        )
+    return BatchingTotals(
+        sum(part.entries for part in found),
+        sum(part.queue_ns for part in found),
+        sum(part.input_ns for part in found),
+        sum(part.infer_ns for part in found),
+        sum(part.output_ns for part in found),
+        tuple(by_size[size] for size in sorted(by_size)),
+    )
+
+
+def _ns(seconds: float) -> int:
+    return max(0, int(seconds * 1e9))

@@ -5,7 +5,7 @@ A request takes the snapshot once and keeps it to its end; a reload builds anoth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,9 +88,19 @@ class Catalog:
     detectors: Mapping[str, Detector] = field(default_factory=dict)
 
     def deadline_s(self, name: str) -> float:
-        """Seconds that a request for *name* may take at most; for `auto` those of the slowest route."""
-        routes = [self.routes[name]] if name in self.routes else self.routes.values()
-        return max((route.deadline_s for route in routes), default=0.0)
+        """Seconds that a request for *name* may take at most; for `auto` those of the slowest route it can come to."""
+        return max(self._deadlines_s(name), default=0.0)
+
+    def detection_s(self, name: str) -> float:
+        """Seconds that detectors may take for a request for *name*: half of what the fastest route leaves it."""
+        return min(self._deadlines_s(name), default=0.0) / 2
+
+    def _deadlines_s(self, name: str) -> Sequence[float]:
+        if name in self.routes:
+            return [self.routes[name].deadline_s]
+        names = [rule.route for rule in self.table.rules]
+        names += [target.route for target in (self.table.default, self.table.unsure) if target is not None]
+        return [self.routes[target].deadline_s for target in names]
 
     def states(self, route: Route) -> Mapping[str, ModelState]:
         """A snapshot of the models of *route*."""

@@ -9,6 +9,7 @@ Accept rules are looked up anew every few seconds, so that a certificate which i
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import logging
 import time
@@ -43,25 +44,41 @@ def subject_of(route: RouteSettings, models: Mapping[str, ModelSettings], versio
     return Subject(route.name, tuple(stages))
 
 
+_RUNNING_ONLY = frozenset({"threads", "parallel_branches", "arena", "max_batch", "max_in_flight"})
+"""Options that decide how a model runs, and not what it answers."""
+
+
 def _stage_subject(model: ModelSettings, version: str, decode: str | None) -> StageSubject:
     around = {
+        "backend": model.backend,
+        "options": dict(_options_of(model)),
         "decode": decode,
         "preprocess": [_by_content(model, step) for step in model.preprocess],
         "postprocess": [_by_content(model, step) for step in model.postprocess],
         "labels": model.labels,
         "measure": str(model.measure),
-        "files": dict(_files_of(model)),
     }
     calibration = "" if model.calibration is None else _digest(model.calibration.to_dict())
     return StageSubject(model.name, version, _digest(around), calibration)
 
 
-def _files_of(model: ModelSettings) -> Iterator[tuple[str, str]]:
-    """The digests of the model's own files, by option: where they lie does not matter."""
+def _options_of(model: ModelSettings) -> Iterator[tuple[str, Any]]:  # Any: JSON
+    """The backend's options; files by their content, as it does not matter where they lie."""
     for field in fields(model.options):
+        if field.name in _RUNNING_ONLY:
+            continue
         value = getattr(model.options, field.name)
-        if isinstance(value, Path) and value.is_file():
-            yield field.name, _sha256(value.read_bytes())
+        yield field.name, _content_of(value) if isinstance(value, Path) else repr(value)
+
+
+def _content_of(place: Path) -> Mapping[str, str]:
+    """Digests of a file, and of what lies beside it under its name (as external data does); or of a whole folder."""
+    if place.is_dir():
+        files = sorted(file for file in place.rglob("*") if file.is_file())
+        return {str(file.relative_to(place)): _sha256(file.read_bytes()) for file in files}
+    beside = sorted(place.parent.glob(f"{glob.escape(place.stem)}.*"))
+    data = [file for file in beside if file != place and file.name.startswith((f"{place.name}.", f"{place.stem}.data"))]
+    return {f"{place.suffix} {number}": _sha256(file.read_bytes()) for number, file in enumerate([place, *data])}
 
 
 def _by_content(model: ModelSettings, step: Any) -> Any:  # Any: a step as it is written
@@ -99,7 +116,7 @@ def rule_of(
     for certificate in certificates:
         obstacle = _too_weak(budget, certificate) or certificate.covers(subject, now_s)
         if obstacle is None:
-            return Certified(certificate.threshold, certificate.id)
+            return Certified(certificate.threshold, certificate.id, certificate.valid_until_s)
         obstacles.append(obstacle)
     return Uncertified(obstacles[0] if obstacles else "there is no certificate for this route")
 
@@ -111,6 +128,13 @@ def _too_weak(budget: Budget, certificate: Certificate) -> str | None:
         f"the certificate proves {certificate.max_error:.2%} at {certificate.confidence:.1%}, "
         f"and the route asks for {budget.max_error:.2%} at {budget.confidence:.1%}"
     )
+
+
+def in_force(route: Route, now_s: float) -> Route:
+    """*route* as it accepts at *now_s* (Unix time, seconds): a certificate ends at its moment, whatever upkeep does."""
+    if isinstance(route.accept, Certified) and now_s >= route.accept.valid_until_s:
+        return replace(route, accept=Uncertified("its certificate has expired"))
+    return route
 
 
 class Certificates:

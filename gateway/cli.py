@@ -108,13 +108,18 @@ def explain(
     """Tell what would become of the request on standard input, and why, without answering it."""
     from gateway.compose import explain as explain_request
     from gateway.explain import told
+    from gateway.http.headers import content_type as read_content_type
+    from gateway.http.v1 import read_body
     from gateway.request import Caller, Protocol, RawBody, Request
 
     settings = _load(config)
-    payload = RawBody(sys.stdin.buffer.read(), content_type.lower())
-    caller = Caller(tenant=tenant)
-    request = Request(route, payload, Protocol.V1_HTTP, caller, parameters=dict(map(_parameter, parameter)))
+    body = sys.stdin.buffer.read()
     try:
+        media = read_content_type({"content-type": content_type})
+        payload, own = read_body(media, body) if content_type else (RawBody(body, ""), {})
+        caller = Caller(tenant=tenant)
+        parameters = {**own, **dict(map(_parameter, parameter))}
+        request = Request(route, payload, Protocol.V1_HTTP, caller, parameters=parameters)
         explained: dict[str, Any] = asyncio.run(explain_request(settings, request))
     except PointsmanError as error:
         raise click.ClickException(str(error)) from error
@@ -154,13 +159,14 @@ class _Share(click.ParamType[float]):
 @click.option("--confidence", type=_Share(), help="How sure the proof must be. [95%]")
 @click.option("--route", metavar="NAME", help="The route to certify; its certificate is kept in the store.")
 @click.option("--config", type=click.Path(path_type=Path), help="The configuration with the route and the store.")
-@click.option("--missing", type=click.Choice(["hold", "wrong", "drop"]), default="hold", show_default=True,
-              help="The store's items without a label: end before the first, count as wrong, or (labels are a random "
-              "sample) leave out.")  # fmt: skip
+@click.option("--missing", type=click.Choice(["hold", "wrong", "drop"]),
+              help="The store's items without a label: end at the first, count all as wrong, or (labels are a random "
+              "sample) leave them out. [hold]")  # fmt: skip
+@click.option("--people-only", is_flag=True, help="Of the store's labels, take people's decisions alone.")
 @click.option("--fit", type=_Share(), help="Share of SCORES that calibrators are fitted on first.")
-@click.option("--seed", default=0, show_default=True, help="Of the choice of rows for --fit.")
-@click.option("--valid", default="30d", show_default=True, help="How long a certificate holds, as 30d.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the certificate to this file too.")
+@click.option("--seed", type=int, help="Of the choice of rows for --fit. [0]")
+@click.option("--valid", help="How long a route's certificate holds. [30d]")
+@click.option("--out", type=click.Path(path_type=Path), help="Write a route's certificate to this file too.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw reliability, risk and coverage (.png, .svg).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, curves included.")
 def certify(
@@ -177,27 +183,47 @@ def certify(
     """Find the loosest threshold that keeps an error rate, with proof.
 
     On SCORES, a file of labelled scores (.csv, .jsonl or .parquet: score_STAGE and right_STAGE for every stage); with
-    --route and no SCORES, on the labels in the store of --config. Exit status 1 where nothing can be certified.
+    --route and no SCORES, on the labels in the store of --config. Exit status 1 where nothing can be certified, 2 where
+    something is wrong.
     """
-    from gateway.certify.commands import certify_file, certify_route, write_json
+    from gateway.certify.commands import certify_file, certify_route, keep, write_json
 
     if (route is None) != (config is None) or (scores is None and route is None):
         raise click.UsageError("give SCORES, or --route and --config, or all of them")
+    _refuse_idle({"out": out, "valid": how["valid"]}, "belongs to --route", route is not None)
+    _refuse_idle({"missing": how["missing"], "people-only": how["people_only"]}, "is about the store", scores is None)
+    _refuse_idle({"fit": how["fit"], "seed": how["seed"]}, "is about SCORES", scores is not None)
     try:
         options = _certify_options(max_error, confidence, **how)
-        if route is None or config is None:
+        settings = _load(config) if config is not None else None
+        if settings is None or route is None:
             assert scores is not None
             report = certify_file(scores, options)
         else:
-            report = asyncio.run(certify_route(_load(config), route, scores, options))
+            report = asyncio.run(certify_route(settings, route, scores, options))
         if plot is not None:
             report.draw(plot)
-        if out is not None and report.certificate is not None:
-            write_json(out, report.certificate.to_dict())
+        if report.certificate is not None and settings is not None:
+            if out is not None:
+                write_json(out, report.certificate.to_dict())
+            asyncio.run(keep(settings, report.certificate))
     except (PointsmanError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+        raise _Failed(str(error)) from error
     click.echo(json.dumps(report.to_dict()) if as_json else report.text())
     sys.exit(0 if report.selection.threshold is not None else 1)
+
+
+class _Failed(click.ClickException):
+    """Something is wrong, which is another thing than a budget that cannot be proven."""
+
+    exit_code = 2
+
+
+def _refuse_idle(options: dict[str, Any], why: str, applies: bool) -> None:
+    """Refuse options that were given and would do nothing."""
+    for name, value in options.items():
+        if value and not applies:
+            raise click.UsageError(f"--{name} {why}; leave it out")
 
 
 def _certify_options(max_error: float | None, confidence: float | None, **how: Any) -> Any:
@@ -208,8 +234,17 @@ def _certify_options(max_error: float | None, confidence: float | None, **how: A
 
     if confidence is not None and max_error is None:
         raise click.UsageError("--confidence belongs to --max-error; give both, or neither for the route's own")
-    budget = None if max_error is None else Budget(max_error, confidence or DEFAULT_BUDGET_CONFIDENCE)
-    return CertifyOptions(budget, how["fit"], how["seed"], Missing(how["missing"]), duration_s(how["valid"]))
+    valid_s = duration_s(how["valid"] or "30d")
+    if valid_s <= 0:
+        raise click.UsageError("--valid is 0; give a time, such as 30d")
+    return CertifyOptions(
+        budget=None if max_error is None else Budget(max_error, confidence or DEFAULT_BUDGET_CONFIDENCE),
+        fit=how["fit"],
+        seed=how["seed"] or 0,
+        missing=Missing(how["missing"] or Missing.HOLD),
+        people_only=how["people_only"],
+        valid_s=valid_s,
+    )
 
 
 @main.command()

@@ -31,7 +31,7 @@ from gateway.control.app import control_app
 from gateway.control.overview import overview
 from gateway.decoding import Workshop, decoded_spec
 from gateway.detection import Detection
-from gateway.explain import configured, explanation
+from gateway.explain import configured, explanation, straight_to_people
 from gateway.grpc_server import GrpcLimits, GrpcServer
 from gateway.http.asgi import AsgiApp
 from gateway.http.handler import Handler, HttpLimits
@@ -97,8 +97,10 @@ class Gateway:
 
     async def maintain(self) -> None:
         """One round of upkeep: the store's, and the routes' certificates."""
-        await self.store.maintain()
-        self.pipeline.catalog = await self.certificates.applied(self.pipeline.catalog)
+        try:
+            await self.store.maintain()
+        finally:
+            self.pipeline.catalog = await self.certificates.applied(self.pipeline.catalog)
 
     async def refuse_the_rest(self) -> None:
         """End what is still queued or running, as UNAVAILABLE."""
@@ -190,6 +192,8 @@ async def explain(settings: Settings, request: Request) -> dict[str, Any]:
         catalog = await open_catalog(without_routes, IgnoreBatches(), stack, Patience())
         detection = Detection(workshop, Telemetry(), time.monotonic)
         found = await detection.classified(catalog, request, NO_DEADLINE)
+    people_alone = {name for name, route in settings.routes.items() if not route.cascade}
+    found = replace(found, choice=straight_to_people(found.choice, people_alone.__contains__))
     match found.choice:
         case Picked(name, to_person) if name in settings.routes:
             return explanation(settings.table, found, configured(settings.routes[name], to_person=to_person))
@@ -310,9 +314,10 @@ def _decoded(spec: TensorSpec, decoder: str | None) -> TensorSpec:
 
 def _detector(detector: DetectorSettings, models: Mapping[str, Model]) -> Detector:
     model = models[detector.model]
-    if LABEL not in (spec.name for spec in model.backend.signature.outputs):
+    if TensorSpec(LABEL, Datatype.BYTES, (1,)) not in model.backend.signature.outputs:
         raise InvalidInput(
-            f"detector {detector.trait!r}: model {model.name!r} has no output {LABEL!r}; give it `labels`"
+            f"detector {detector.trait!r}: model {model.name!r} has no output {LABEL!r}, one BYTES an item; give it "
+            "`labels`"
         )
     return Detector(detector.trait, model, detector.decode, detector.floor, detector.timeout_s)
 

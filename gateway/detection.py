@@ -4,13 +4,13 @@ A request's content goes to a detector's model as any item goes to a stage.
 
 A detector looks at the one BYTES input that a request has, whatever it came in. A request that has none (numbers,
 several inputs) has nothing to look at, and that is no doubt: rules on such traits are simply not met. A detector that
-is late, overloaded or broken is a doubt, and never an error: the request goes where the table sends doubts.
+is late, overloaded or broken, or is given more items than it can look at, is a doubt, and never an error: the request
+goes where the table sends doubts.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from backends.contract import Batch, Datatype, Deadline, Signature, TensorSpec
 from backends.errors import InvalidInput, PointsmanError
@@ -24,6 +24,9 @@ from gateway.request import JsonInputs, Payload, Request, TensorInputs
 from router.classify import Signal, Signals, Silence, classify
 from router.contract import Traits
 from router.table import Needs, route
+
+MOST_ITEMS = 64
+"""Most items of one request that a detector is asked about: some take milliseconds for each, and others wait."""
 
 _NOTHING = "the request has no single BYTES input"
 
@@ -42,17 +45,10 @@ class Detection:
         floors = {trait: detector.floor for trait, detector in catalog.detectors.items()}
         signals: dict[str, Signals] = {}
         while isinstance(choice := route(catalog.table, traits), Needs):
-            found = await self._all(catalog, choice.traits, request.payload, deadline)
+            found = {choice.trait: await self._ask(catalog.detectors[choice.trait], request.payload, deadline)}
             signals |= found
             traits = classify(traits, found, floors)
         return Classified(choice, traits, signals)
-
-    async def _all(
-        self, catalog: Catalog, traits: Sequence[str], payload: Payload, deadline: Deadline
-    ) -> Mapping[str, Signals]:
-        """What the detectors of *traits* say of *payload*, side by side; a detector that fails is silent."""
-        found = await asyncio.gather(*(self._ask(catalog.detectors[trait], payload, deadline) for trait in traits))
-        return dict(zip(traits, found, strict=True))
 
     async def _ask(self, detector: Detector, payload: Payload, deadline: Deadline) -> Signals:
         started = self._clock()
@@ -71,6 +67,10 @@ class Detection:
             return Silence(str(error), failed=True)
         model = detector.model
         (tensor,) = items.inputs.values()
+        if items.size > MOST_ITEMS:
+            return Silence(
+                f"the request has {items.size} items; at most {MOST_ITEMS} are classified at once", failed=True
+            )
         try:
             outputs = await model.run(Batch({model.backend.signature.inputs[0].name: tensor}, items.size), deadline)
         except PointsmanError as error:

@@ -6,8 +6,8 @@ anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gateway.settings import CertifiedSettings, RouteSettings
@@ -38,6 +38,13 @@ class Classified:
     choice: Choice
     traits: Traits
     signals: Mapping[str, Signals]
+
+
+def straight_to_people(choice: Choice, has_people_alone: Callable[[str], bool]) -> Choice:
+    """*choice*, which goes straight to people where the route that it picks has nobody else."""
+    if not isinstance(choice, Picked) or not has_people_alone(choice.route):
+        return choice
+    return replace(choice, to_person=True, detail=choice.detail or "people decide everything on this route")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from grpc import aio
 from gateway.grpc_edge import gateway_v1, health, oip
 from gateway.grpc_edge.calls import CallServer, GrpcObserver
 from gateway.security import Authenticator
-from gateway.service import Service
+from gateway.service import DataPlane
 
 _HINT = "this server is older than its caller"
 
@@ -35,7 +35,7 @@ class GrpcServer:
 
     def __init__(
         self,
-        service: Service,
+        service: DataPlane,
         authenticator: Authenticator,
         observer: GrpcObserver,
         host: str = "127.0.0.1",
@@ -95,6 +95,7 @@ class GrpcServer:
     async def drain(self, grace_s: float) -> None:
         """Say NOT_SERVING, take no new calls, and give those in flight *grace_s* seconds. Harmless when repeated."""
         self._health.drain()
+        self._calls.drain()
         server, self._server = self._server, None
         if server is not None:
             await server.stop(grace_s)

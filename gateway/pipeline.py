@@ -24,19 +24,21 @@ from backends.errors import DeadlineExceeded, InvalidInput, NotFound, PointsmanE
 from gateway.answer import Answer, AnswerId, Status, new_answer_id
 from gateway.binding import bind, rename_only_input, rows_of
 from gateway.catalog import Catalog, Model
+from gateway.certificates import in_force
 from gateway.decoding import INLINE_BYTES, Workshop, decode_batch
 from gateway.detection import Detection
-from gateway.explain import explanation, preview
+from gateway.explain import explanation, preview, straight_to_people
 from gateway.idempotency import Held, Idempotency
 from gateway.observe import Outcome, PipelineObserver, RequestReport, StageReport
 from gateway.oip.shapes import shorten
+from gateway.oip.statistics import ModelStatistics, RequestCounters
 from gateway.progress import Progress
-from gateway.request import Caller, JsonInputs, Request
+from gateway.request import MAX_ITEMS, Caller, JsonInputs, Request
 from gateway.review import tasks_of
 from gateway.service import ModelMetadata
 from gateway.store.contract import ReviewTask, Store
 from router.cascade import judge, next_stage
-from router.contract import AUTO, Certified, Observe, Reason, Route, Uncertified
+from router.contract import AUTO, Certified, Observe, OnDefer, Reason, Route, Uncertified
 from router.table import Choice, Picked, Refused
 
 MAX_WAIT_S = 60.0
@@ -44,7 +46,7 @@ MAX_WAIT_S = 60.0
 
 
 class Pipeline:
-    """The data plane: implements `gateway.service.Service`. Safe on one event loop."""
+    """The data plane: implements `gateway.service.DataPlane`. Safe on one event loop."""
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class Pipeline:
         self._clock = clock
         self._idempotency = Idempotency(store, clock)
         self._detection = Detection(workshop, observer, clock)
+        self._counters: dict[str, RequestCounters] = {}
         self._draining = asyncio.Event()
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -75,6 +78,7 @@ class Pipeline:
         started = self._clock()
         outcome = Outcome.ERROR
         name = ""
+        items = 0
         self._in_flight += 1
         self._idle.clear()
         try:
@@ -88,14 +92,18 @@ class Pipeline:
 
             async def work(held: Held | None) -> Answer:
                 nonlocal name
-                picked = await self._pick(catalog, request, deadline)
+                picked = await self._pick(
+                    catalog, request, Deadline(min(deadline, started + catalog.detection_s(name)))
+                )
                 name = picked.route
                 within = Deadline(min(deadline, started + catalog.deadline_s(name)))
                 return await self._answer(request, catalog, picked, within, held)
 
             answer = await self._idempotency.run(request, deadline, work)
             outcome = Outcome.ACCEPTED if answer.status is Status.FINAL else Outcome.DEFERRED
-            return replace(answer, on_defer=request.on_defer or catalog.routes[answer.route].on_defer)
+            name, items = answer.route, len(answer.items)
+            route = catalog.routes.get(name)  # a replay may be of a route that is gone
+            return replace(answer, on_defer=request.on_defer or (route.on_defer if route else OnDefer.PROVISIONAL))
         except PointsmanError as error:
             outcome = Outcome.of(error.code)
             raise
@@ -106,7 +114,20 @@ class Pipeline:
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
-            self._observer.on_request(RequestReport(name, request.protocol, outcome, self._clock() - started))
+            duration_s = self._clock() - started
+            self._count(name, items, duration_s)
+            if name != AUTO and request.route == AUTO:
+                self._count(AUTO, items, duration_s)
+            self._observer.on_request(RequestReport(name, request.protocol, outcome, duration_s))
+
+    def _count(self, name: str, items: int, duration_s: float) -> None:
+        """Count a request for *name* that ended ("": for no route that exists); *items* is 0 where it failed."""
+        if not name:
+            return
+        counters = self._counters.get(name)
+        if counters is None:
+            counters = self._counters[name] = RequestCounters()
+        counters.ended(items, duration_s)
 
     async def _pick(self, catalog: Catalog, request: Request, deadline: Deadline) -> Picked:
         """The route that *request* takes; detectors are asked where the rules need them.
@@ -114,10 +135,8 @@ class Pipeline:
         Raises:
             InvalidInput: no rule takes it.
         """
-        picked = _picked((await self._detection.classified(catalog, request, deadline)).choice)
-        if catalog.routes[picked.route].cascade:
-            return picked
-        return replace(picked, to_person=True, detail=picked.detail or "people decide everything on this route")
+        choice = (await self._detection.classified(catalog, request, deadline)).choice
+        return _picked(straight_to_people(choice, lambda name: not catalog.routes[name].cascade))
 
     async def explain(self, request: Request) -> dict[str, Any]:
         """What would become of *request*, as `gateway.explain.explanation` tells it (Any: JSON); nothing does.
@@ -126,9 +145,10 @@ class Pipeline:
             NotFound: there is no such route or version.
         """
         catalog = self.catalog
-        within_s = catalog.deadline_s(_known(catalog, request))
+        within_s = catalog.detection_s(_known(catalog, request))
         deadline = Deadline(min(request.deadline, self._clock() + within_s))
         found = await self._detection.classified(catalog, request, deadline)
+        found = replace(found, choice=straight_to_people(found.choice, lambda name: not catalog.routes[name].cascade))
         match found.choice:
             case Picked(name, to_person):
                 route = catalog.routes[name]
@@ -140,7 +160,8 @@ class Pipeline:
         self, request: Request, catalog: Catalog, picked: Picked, deadline: Deadline, held: Held | None
     ) -> Answer:
         """The path from a route to an answer that is kept."""
-        route = catalog.routes[picked.route]
+        now_s = time.time()
+        route = in_force(catalog.routes[picked.route], now_s)
         batch = await self._bind(route, request, deadline)
         items = await decode_batch(route.decode, batch, self._workshop, self._left_s(deadline))
 
@@ -161,7 +182,7 @@ class Pipeline:
             id=new_answer_id(),
             tenant=request.caller.tenant,
             route=route.name,
-            created_s=time.time(),
+            created_s=now_s,
             items=progress.settle(route),
             max_error=route.max_error,
             certified=isinstance(route.accept, Certified),
@@ -268,14 +289,40 @@ class Pipeline:
         Raises:
             NotFound: there is no such name or version.
         """
-        if name == AUTO and self._serves_auto:
+        if name == AUTO and self._serves_auto and version in ("", ROUTE_VERSION):
             return ModelMetadata(AUTO, (ROUTE_VERSION,), "pointsman", (_ANYTHING,), ())
         route = self._route(name, version)
-        return ModelMetadata(name, (ROUTE_VERSION,), "pointsman", route.signature.inputs, route.signature.outputs)
+        batchers = [self.catalog.models[stage.model].batcher for stage in route.cascade]
+        return ModelMetadata(
+            name,
+            (ROUTE_VERSION,),
+            "pointsman",
+            route.signature.inputs,
+            route.signature.outputs,
+            labels=route.human.labels if route.human else (),
+            max_batch=min([MAX_ITEMS, *(batcher.max_batch for batcher in batchers)]),
+            max_delay_s=max((batcher.max_delay_s for batcher in batchers if batcher.max_batch > 1), default=None),
+        )
 
     def names(self) -> Sequence[str]:
         """Every route, and every exposed model."""
         return tuple(self.catalog.routes)
+
+    def statistics(self, name: str = "", version: str = "") -> Sequence[ModelStatistics]:
+        """What was answered so far for *name*, or for each of `names`; `auto` has no models of its own.
+
+        Raises:
+            NotFound: there is no such name or version.
+        """
+        if not name:
+            return tuple(self._statistics(route) for route in self.names())
+        self.metadata(name, version)
+        return (self._statistics(name),)
+
+    def _statistics(self, name: str) -> ModelStatistics:
+        cascade = self.catalog.routes[name].cascade if name in self.catalog.routes else ()
+        models = (self.catalog.models[stage.model].batcher.totals() for stage in cascade)
+        return self._counters.get(name, RequestCounters()).statistics(name, ROUTE_VERSION, models)
 
     def is_ready(self) -> bool:
         """Whether new requests are welcome: not draining, and no route without a stage that is ready."""
@@ -345,7 +392,7 @@ def _picked(choice: Choice) -> Picked:
         case Picked() as picked:
             return picked
         case Refused(Reason.NO_RULE_MATCHED):
-            raise InvalidInput("no rule of `classify` matches this request; name a route, or add `otherwise`")
+            raise InvalidInput("no rule of `classify` matches this request; name a route")
         case Refused(_, detail):
             raise InvalidInput(f"this request cannot be routed: {detail}; name a route")
         case _:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from backends.contract import Tensors
 from backends.errors import BackendFailed, Code, DeadlineExceeded, PointsmanError, Unavailable
 from gateway.answer import CLASSIFY, ItemAnswer, StageRecord, Status, labels_of
+from router.cascade import gathering_reason
 from router.contract import Decision, OnDefer, Reason, Route, Verdict
 from router.table import Picked
 
@@ -20,6 +21,10 @@ _REASONS = {
     Code.UNAVAILABLE: Reason.STAGE_UNAVAILABLE,
     Code.BACKEND_FAILED: Reason.STAGE_FAILED,
 }
+
+
+_BEFORE_STAGES = (Reason.ROUTED_TO_PERSON, Reason.UNCLEAR_CLASSIFICATION, Reason.CONTRADICTORY_CLASSIFICATION)
+"""Reasons of items that no stage was asked about."""
 
 
 @dataclass(slots=True)
@@ -104,8 +109,11 @@ class Progress:
             BackendFailed: the last stage failed, and there is no person.
             Unavailable: no stage was sure, or none was ready, and there is no person.
         """
+        gathers = gathering_reason(route)
         for index in self.open:
             item = self._items[index]
+            if gathers and item.reason not in _BEFORE_STAGES:
+                item.reason = gathers
             if route.human is None and (route.on_defer is OnDefer.ERROR or item.outputs is None):
                 raise _refusal(route, item)
         return tuple(_answer(item, deferred=route.human is not None) for item in self._items)
@@ -135,6 +143,14 @@ def _refusal(route: Route, item: _Item) -> PointsmanError:
     match item.reason:
         case Reason.OUT_OF_TIME:
             return DeadlineExceeded(f"no stage of route {route.name!r} could answer by the deadline; allow more time")
+        case Reason.NO_CERTIFICATE:
+            return Unavailable(f"route {route.name!r} has no certificate for its error budget, and no person to ask")
+        case Reason.UNCERTIFIED_PATH:
+            return Unavailable(
+                f"a stage of route {route.name!r} was skipped that its certificate counts on, and it has no person to "
+                "ask; try again",
+                retry_after_s=1.0,
+            )
         case Reason.STAGE_FAILED:
             return BackendFailed(f"the last stage of route {route.name!r} failed on this input")
         case Reason.STAGE_UNAVAILABLE:

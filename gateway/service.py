@@ -11,18 +11,28 @@ from typing import Any, Protocol
 
 from backends.contract import TensorSpec
 from gateway.answer import Answer, AnswerId
-from gateway.request import Caller, Request
+from gateway.oip.statistics import ModelStatistics
+from gateway.request import MAX_ITEMS, Caller, Request
 
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """A route or an exposed model, as `GET /v2/models/{name}` describes it (shapes without the batch axis)."""
+    """A route or an exposed model, as `GET /v2/models/{name}` describes it (shapes without the batch axis).
+
+    Attributes:
+        labels: of its classes, by index; empty where it has none.
+        max_batch: most items that reach a model in one call; a request may have more, up to `MAX_ITEMS`.
+        max_delay_s: seconds that an item waits for others to share a call; None where no model shares one.
+    """
 
     name: str
     versions: tuple[str, ...]
     platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    labels: tuple[str, ...] = ()
+    max_batch: int = MAX_ITEMS
+    max_delay_s: float | None = None
 
 
 class Service(Protocol):
@@ -78,6 +88,18 @@ class Service(Protocol):
 
     def is_model_ready(self, name: str, version: str = "") -> bool:
         """Whether *name* would be answered.
+
+        Raises:
+            NotFound: there is no such name or version.
+        """
+        ...
+
+
+class DataPlane(Service, Protocol):
+    """What the edges of the Open Inference Protocol ask beside."""
+
+    def statistics(self, name: str = "", version: str = "") -> Sequence[ModelStatistics]:
+        """What was answered so far for the route *name*, or for each of `names` where it is "".
 
         Raises:
             NotFound: there is no such name or version.

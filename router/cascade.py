@@ -122,9 +122,9 @@ def judge(route: Route, stage: int, confidences: NDArray[np.float64], *, all_ran
     is_last = stage + 1 >= len(route.cascade)
     unsure = Decision.DEFER if is_last else Decision.ESCALATE
     threshold, accepted, refused = _rule(route, is_last, all_ran)
-    gathers = refused in (Reason.NO_CERTIFICATE, Reason.OBSERVED)
+    gathers = gathering_reason(route)
     # A verdict without a confidence says nothing of its item, so all of them share one.
-    unknown = Verdict(unsure, None, refused if gathers else Reason.NO_CONFIDENCE)
+    unknown = Verdict(unsure, None, gathers or Reason.NO_CONFIDENCE)
     # A verdict an item is made in Python whatever the comparison costs; on Python floats it costs least.
     return tuple(
         unknown
@@ -136,6 +136,20 @@ def judge(route: Route, stage: int, confidences: NDArray[np.float64], *, all_ran
     )
 
 
+def gathering_reason(route: Route) -> Reason | None:
+    """What every item of *route* is told as, whatever its stages say, since a certificate will rest on all of them.
+
+    None where the route does not gather labels.
+    """
+    match route.accept:
+        case Uncertified():
+            return Reason.NO_CERTIFICATE
+        case Observe():
+            return Reason.OBSERVED
+        case _:
+            return None
+
+
 def _rule(route: Route, is_last: bool, all_ran: bool) -> tuple[float, Reason | None, Reason]:
     """The threshold that accepts at this stage (infinite: nothing is), the reason where it does, and where not."""
     match route.accept:
@@ -143,11 +157,9 @@ def _rule(route: Route, is_last: bool, all_ran: bool) -> tuple[float, Reason | N
             return value, None, Reason.LOW_CONFIDENCE
         case Certified(threshold) if all_ran:
             return threshold, None, Reason.LOW_CONFIDENCE
-        case Uncertified() if all_ran:
+        case Uncertified():
             return math.inf, None, Reason.NO_CERTIFICATE
-        case Observe() if all_ran:
-            return (0.0 if is_last else math.inf), Reason.OBSERVED, Reason.OBSERVED
         case Observe():
-            return (0.0 if is_last else math.inf), None, Reason.UNCERTIFIED_PATH
+            return (0.0 if is_last else math.inf), Reason.OBSERVED, Reason.OBSERVED
         case _:
             return math.inf, None, Reason.UNCERTIFIED_PATH

@@ -45,6 +45,7 @@ STARTS_PERCENT = (0, 20, 40, 60)
 """Where the sequences start: percent of all items that are accepted there, and `minimal_accepted` of them at least."""
 
 _SUREST_PERCENT = 20
+_FIRST_LOOK = 0.8
 
 MAX_LABELS = 1_000_000
 """More labels than anybody gathers: where more would be needed, the answer is that none suffice."""
@@ -308,6 +309,17 @@ def fixed_sequence(curve: RiskCoverage, start: int, max_error: float, level: flo
     failed = curve.wrong[start:] > critical[curve.accepted[start:]]
     steps = int(failed.argmax()) if failed.any() else len(failed)
     return start + steps - 1 if steps else None
+
+
+def at_look(budget: Budget, look: int) -> Budget:
+    """*budget* at what is left of its level when labels that grow are looked at for the *look*th time, from 1.
+
+    Whoever looks at them every now and then, and stops when they prove the budget, takes the best of many tries. So the
+    first look gets four fifths of the level, and the others share the rest: look j gets 1 / (j (j - 1)) of it. All
+    together spend no more than the whole.
+    """
+    share = _FIRST_LOOK if look == 1 else (1.0 - _FIRST_LOOK) / (look * (look - 1))
+    return Budget(budget.max_error, 1.0 - share * (1.0 - budget.confidence))
 
 
 def minimal_accepted(budget: Budget) -> int:

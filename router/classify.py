@@ -25,20 +25,40 @@ from router.contract import Reason, Trait, Traits
 CONTENT_TYPE = "content_type"
 """The trait that a caller states and a detector checks."""
 
+_SHOWN = 64
+"""Most characters of a stated type that are repeated."""
+
 _SAYS_NOTHING = frozenset({"", "application/octet-stream", "application/json"})
 _TEXT_SUFFIXES = ("+json", "+xml")
+_TEXT_TYPES = frozenset({"message/rfc822", "text-ocaml"})
 _TEXT_SUBTYPES = frozenset(
     {
         "ecmascript",
         "javascript",
         "json",
         "ld+json",
+        "pgp-signature",
+        "sgml",
+        "sla",
         "sql",
         "toml",
+        "typescript",
         "x-httpd-php",
+        "x-java-jnlp-file",
         "x-javascript",
+        "x-mimearchive",
+        "x-mswinurl",
         "x-ndjson",
+        "x-pem-file",
+        "x-plist",
+        "x-powershell",
+        "x-ruby",
+        "x-rust",
+        "x-scala",
         "x-sh",
+        "x-smali",
+        "x-sql",
+        "x-tcl",
         "x-tex",
         "x-yaml",
         "xml",
@@ -122,27 +142,29 @@ def _with_statement(stated: str, trait: Trait) -> Trait:
     """The content type that counts, where the sender states *stated* and the detector found *trait*.
 
     1. the detector had nothing to look at: what is stated
-    2. the sender says nothing, or items differ: what was detected, doubts included
-    3. the detector is in doubt: what is stated
+    2. the sender says nothing, items differ, or the detector failed: what was detected, doubts included
+    3. the detector is not sure: what is stated
     4. both say the same family: the more telling of the two
     5. they contradict each other: doubt
     """
     if trait.value is None and trait.doubt is None:
         return Trait(stated) if stated else trait
-    if stated in _SAYS_NOTHING or trait.doubt is Reason.CONTRADICTORY_CLASSIFICATION:
+    if stated in _SAYS_NOTHING or trait.value is None:
         return trait
-    if trait.doubt is not None or trait.value is None:
+    if trait.doubt is not None:
         return Trait(stated)
     family = _family(stated)
     if family == _family(trait.value):
         return Trait(stated, trait.confidence) if family == "text" else trait
-    detail = f"the request says {CONTENT_TYPE} {stated!r}, and its content is {trait.value!r}"
+    detail = f"the request says {CONTENT_TYPE} {stated[:_SHOWN]!r}, and its content is {trait.value!r}"
     return Trait(None, trait.confidence, Reason.CONTRADICTORY_CLASSIFICATION, detail)
 
 
 def _family(media_type: str) -> str:
     top, _, subtype = media_type.partition("/")
-    if top == "text" or subtype in _TEXT_SUBTYPES or (top == "application" and subtype.endswith(_TEXT_SUFFIXES)):
+    if top == "text" or media_type in _TEXT_TYPES:
+        return "text"
+    if top == "application" and (subtype in _TEXT_SUBTYPES or subtype.endswith(_TEXT_SUFFIXES)):
         return "text"
     return top
 

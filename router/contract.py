@@ -9,6 +9,7 @@ outside `router.cascade` may assume that; the pipeline asks `next_stage` and obe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -117,10 +118,12 @@ class Certified:
     Attributes:
         threshold: in [0, 1].
         certificate: id of the certificate that proves the route's error budget at this threshold.
+        valid_until_s: Unix time from which on it proves nothing, in seconds.
     """
 
     threshold: float
     certificate: str
+    valid_until_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

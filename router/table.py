@@ -9,14 +9,14 @@ Decisions
 - **People answer within a route.** A rule may send a request straight to the people of the route it picks
   (`to_person`). It names a route all the same: the route gives the answer its labels, queue and due time.
 - **The default is for `auto` alone**, and is considered last. Without one, `auto` refuses what no rule matched.
-- **Detectors are asked late.** A condition on what only a detector can tell (`Conditions.traits`, and `content_types`
-  where content types are detected) is looked at when all other conditions of its rule are met, and `route` then says
-  which detectors it `Needs`; whoever asks them comes back with more traits. A request that an earlier rule takes, or
-  whose rules need none, costs none.
-- **Doubt stops.** Where a rule depends on a trait in doubt, neither it nor any later rule may take the request: it
-  goes where the table sends what is in doubt. So does a request that no rule took, where one was in doubt about it and
-  failed on something else. A condition with a confidence floor of its own decides by itself instead: below its floor
-  it is not met. A rule that refines a named route and is in doubt leaves the request alone.
+- **Detectors are asked late.** When a condition is looked at that only a detector can tell (`Conditions.traits`, and
+  `content_types` where content types are detected), `route` says which one it `Needs`; whoever asks it comes back with
+  one more trait. A request that an earlier rule takes, or whose rules need none, costs none.
+- **Conditions are looked at in order**: what the request states, then the content type, then traits as they are
+  written. The first that is not met decides about the rule, and what stands behind it is not looked at.
+- **Doubt stops.** Where the condition that is looked at needs a trait in doubt, neither this rule nor any later one may
+  take the request: it goes where the table sends what is in doubt, or stays on the route that it names. A condition
+  with a confidence floor of its own decides by itself instead: below its floor it is not met.
 - Globs know `*` and `?` only; character classes would make a condition such as `[urgent]` surprising.
 
 Rejected: scoring rules by specificity (nobody can predict the winner), and a rule language with `or` and `not` (two
@@ -246,9 +246,9 @@ class Picked:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """The table cannot decide before detectors have told these *traits*, which it has not been told yet."""
+    """The table cannot decide before a detector has told *trait*, which it has not been told yet."""
 
-    traits: tuple[str, ...]
+    trait: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +277,6 @@ def route(table: RouteTable, traits: Traits) -> Choice:
     """The route that *traits* take: the first rule that matches, else the route they name, else the default."""
     if traits.route != AUTO and traits.route not in table.routes:
         return Unknown(traits.route)
-    doubtful: Trait | None = None
     for index, rule in enumerate(table.rules):
         match _tried(table, rule, traits):
             case None:
@@ -285,25 +284,23 @@ def route(table: RouteTable, traits: Traits) -> Choice:
                 return Picked(rule.route, rule.to_person, index, detail=detail)
             case Needs() as needs:
                 return needs
-            case _Doubt(trait) if traits.route == AUTO:
-                return _unsure(table, trait)
-            case _Failing(doubt=trait):
-                doubtful = doubtful or trait
+            case _Doubt(trait):
+                return _unsure(table, traits, trait)
             case _:
                 pass
     if traits.route != AUTO:
         return Picked(traits.route)
-    if doubtful is not None:
-        return _unsure(table, doubtful)
     if table.default is None:
         return Refused()
     detail = _with_facts("no rule of `classify` matched", traits.detected) if table.default.to_person else ""
     return Picked(table.default.route, table.default.to_person, detail=detail)
 
 
-def _unsure(table: RouteTable, trait: Trait) -> Choice:
-    target = table.unsure or table.default
+def _unsure(table: RouteTable, traits: Traits, trait: Trait) -> Choice:
     assert trait.doubt is not None
+    if traits.route != AUTO:
+        return Picked(traits.route, doubt=trait.doubt, detail=trait.detail)
+    target = table.unsure or table.default
     if target is None:
         return Refused(trait.doubt, trait.detail)
     return Picked(target.route, target.to_person, doubt=trait.doubt, detail=trait.detail)
@@ -338,29 +335,22 @@ def explain(table: RouteTable, traits: Traits) -> tuple[Considered, ...]:
     for index, rule in enumerate(table.rules):
         outcome = _tried(table, rule, traits)
         considered.append(Considered(index, rule.route, None if outcome is None else _why_not(outcome, traits)))
-        if outcome is None or isinstance(outcome, Needs) or (isinstance(outcome, _Doubt) and traits.route == AUTO):
+        if not isinstance(outcome, _Failing):
             break
     return tuple(considered)
 
 
 @dataclass(frozen=True, slots=True)
 class _Failing:
-    """The first condition that is not met.
-
-    Attributes:
-        name: of the condition.
-        wanted: by it.
-        doubt: a trait in doubt, beside that, which the rule depends on too.
-    """
+    """The first condition that is not met: its name, and what it wants."""
 
     name: str
     wanted: object
-    doubt: Trait | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Doubt:
-    """The rule depends on a trait that is in doubt."""
+    """The first condition that is not met cannot be: its trait is in doubt."""
 
     trait: Trait
 
@@ -370,7 +360,7 @@ _Outcome: TypeAlias = _Failing | _Doubt | Needs | None
 
 
 def _tried(table: RouteTable, rule: Rule, traits: Traits) -> _Outcome:
-    """The cheapest conditions are tried first, and what a detector must tell last: failing, it needs no other."""
+    """The cheapest conditions are tried first, and what a detector must tell last."""
     when = rule.when
     if not _any(when.routes, traits.route):
         return _Failing("route", when.routes)
@@ -389,15 +379,15 @@ def _tried(table: RouteTable, rule: Rule, traits: Traits) -> _Outcome:
 
 
 def _detected(tests: tuple[TraitTest, ...], traits: Traits) -> _Outcome:
-    """A test that fails settles it; then what is missing is asked for; then a doubt counts."""
-    known = [(test, traits.detected[test.name]) for test in tests if test.name in traits.detected]
-    doubt = next((trait for test, trait in known if test.in_doubt(trait)), None)
-    for test, trait in known:
-        if not test.in_doubt(trait) and not test.admits(trait):
-            return _Failing("traits", test, doubt)
-    if len(known) < len(tests):
-        return Needs(tuple(dict.fromkeys(test.name for test in tests if test.name not in traits.detected)))
-    return _Doubt(doubt) if doubt else None
+    for test in tests:
+        trait = traits.detected.get(test.name)
+        if trait is None:
+            return Needs(test.name)
+        if test.in_doubt(trait):
+            return _Doubt(trait)
+        if not test.admits(trait):
+            return _Failing("traits", test)
+    return None
 
 
 def _any(globs: tuple[Glob, ...], text: str) -> bool:
@@ -406,8 +396,8 @@ def _any(globs: tuple[Glob, ...], text: str) -> bool:
 
 def _why_not(outcome: _Failing | _Doubt | Needs, traits: Traits) -> str:
     match outcome:
-        case Needs(names):
-            return f"needs a detector of {', '.join(names)}"
+        case Needs(name):
+            return f"needs a detector of {name}"
         case _Doubt(trait):
             return f"in doubt: {trait.detail}"
         case _Failing("size", wanted):

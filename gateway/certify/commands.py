@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from backends.errors import InvalidInput, NotFound
 from gateway.certificates import digest_of, subject_of
 from gateway.certify.files import LabelledScores, ScoresError, read_scores
-from gateway.certify.labels import Missing, evidence_of
+from gateway.certify.labels import Evidence, Missing, evidence_of
 from gateway.certify.report import Report
 from gateway.compose import open_versions
 from gateway.settings import CertifiedSettings, RouteSettings, Settings
 from gateway.store import open_beside, open_store, verify_log_file
 from router.calibration import Calibration, expected_calibration_error, fit_isotonic
 from router.certificate import Certificate, Subject, issue
-from router.certification import Budget, Scores, select_threshold
+from router.certification import Budget, Scores, at_look, select_threshold
 from router.confidence import Measure
 
 DEFAULT_BUDGET_CONFIDENCE = 0.95
@@ -39,6 +39,7 @@ class CertifyOptions:
         fit: share of a file's rows that calibrators are fitted on, where the file does not say which.
         seed: of that choice.
         missing: what becomes of the store's items that have no label.
+        people_only: callers' feedback is no label.
         valid_s: lifetime of a certificate, in seconds.
     """
 
@@ -46,6 +47,7 @@ class CertifyOptions:
     fit: float | None = None
     seed: int = 0
     missing: Missing = Missing.HOLD
+    people_only: bool = False
     valid_s: float = 30 * _DAY_S
 
 
@@ -100,7 +102,7 @@ def _curved(labelled: LabelledScores, stage: int, fit: NDArray[np.bool_]) -> NDA
 
 
 async def certify_route(settings: Settings, name: str, scores: Path | None, options: CertifyOptions) -> Report:
-    """Certify route *name*: on the file *scores*, or on the labels in the store; keep the certificate in the store.
+    """Certify route *name*: on the file *scores*, or on the labels in the store; `keep` makes the certificate count.
 
     Raises:
         ScoresError: there is no such evidence.
@@ -113,34 +115,54 @@ async def certify_route(settings: Settings, name: str, scores: Path | None, opti
     versions = await open_versions(settings, route.cascade)
     subject = await asyncio.to_thread(subject_of, route, settings.models, versions)
     if scores is None:
-        found, source, words = await _from_store(settings, route, subject, options.missing)
+        evidence, look = await _from_store(settings, route, subject, options)
+        found, source = evidence, f"the store's labels of route {name}"
     else:
-        found, source, words = _from_file(scores, route, options)
-    selection = await asyncio.to_thread(select_threshold, found, budget)
+        found, source, look = _from_file(scores, route, options), str(scores), 1
+    tested = budget if scores is not None else at_look(budget, look)
+    selection = await asyncio.to_thread(select_threshold, found.scores, tested)
     certificate = None
     if selection.threshold is not None:
-        certificate = issue(selection, subject, budget, time.time(), options.valid_s, words)
-        await _keep(settings, certificate)
-    return Report(source, route.cascade, found, budget, selection, certificate)
+        certificate = issue(selection, subject, budget, time.time(), options.valid_s, found.words)
+    return Report(source, route.cascade, found.scores, budget, selection, certificate, tested, found.words)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """Labelled scores, and what a certificate says of them."""
+
+    scores: Scores
+    words: str
 
 
 async def _from_store(
-    settings: Settings, route: RouteSettings, subject: Subject, missing: Missing
-) -> tuple[Scores, str, str]:
-    """The scores, what to call them, and what the certificate says of them; a log that was altered is no evidence."""
+    settings: Settings, route: RouteSettings, subject: Subject, options: CertifyOptions
+) -> tuple[_Found, int]:
+    """The labels of the store, and which look at them this is; a log that was altered is no evidence."""
     if faults := await verify_log_file(settings.store):
         raise ScoresError(f"the decision log is broken ({faults[0]}), and proves nothing; see pointsman verify-log")
+    digest = digest_of(subject)
     async with open_beside(settings.store) as store:
         items = await store.labelled(None, route.name)
-    evidence = evidence_of(items, route.cascade, digest_of(subject), missing)
-    if evidence.scores is None:
-        raise ScoresError(_nothing(route.name, evidence.foreign, evidence.unlabelled))
-    source = f"the store's labels of route {route.name}"
-    return evidence.scores, source, f"{source}: {evidence.used} items; what has no label: {missing}"
+        evidence = evidence_of(items, route.cascade, digest, options.missing, people_only=options.people_only)
+        if evidence.scores is None:
+            raise ScoresError(_nothing(route.name, evidence))
+        look = await store.add_look(route.name, digest, _digest_of(evidence.scores))
+    words = f"the store's labels: {evidence}; without a label: {evidence.unlabelled}, {options.missing}; look {look}"
+    return _Found(evidence.scores, words), look
 
 
-async def _keep(settings: Settings, certificate: Certificate) -> None:
-    """Add *certificate* to the store, which is made where no gateway has served yet."""
+def _digest_of(scores: Scores) -> str:
+    parts = (scores.confidence, scores.right, scores.ran)
+    return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
+
+
+async def keep(settings: Settings, certificate: Certificate) -> None:
+    """Add *certificate* to the store, which is made where no gateway has served yet.
+
+    Raises:
+        PointsmanError: the store cannot be opened, or written.
+    """
     if settings.store.path.exists():
         async with open_beside(settings.store) as store:
             await store.add_certificate(certificate)
@@ -157,32 +179,33 @@ def _budget_of(route: RouteSettings) -> Budget:
     return Budget(route.max_error, DEFAULT_BUDGET_CONFIDENCE)
 
 
-def _from_file(path: Path, route: RouteSettings, options: CertifyOptions) -> tuple[Scores, str, str]:
-    """The scores, what to call them, and what the certificate says of them."""
+def _from_file(path: Path, route: RouteSettings, options: CertifyOptions) -> _Found:
     labelled = read_scores(path)
     if labelled.stages not in (route.cascade, ("",) * len(route.cascade)):
-        raise ScoresError(
-            f"{path} has scores of {', '.join(labelled.stages)}; route {route.name!r} runs {', '.join(route.cascade)}"
-        )
+        given, runs = ", ".join(labelled.stages), ", ".join(route.cascade)
+        raise ScoresError(f"{path} has scores of {given}; route {route.name!r} runs {runs}")
     if labelled.has_split or options.fit is not None:
         raise ScoresError(
             "a route's scores go through its models' own calibrations; certify scores that have, without a fit split"
         )
+    try:
+        scores = Scores(labelled.scores, labelled.right, labelled.ran)
+    except ValueError as error:
+        raise ScoresError(f"{path}: {error}; a route's scores go through its models' own calibrations") from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    name = path.name.encode(errors="replace").decode()
-    return calibrated(labelled, None, 0), str(path), f"{name}, sha256 {digest}"
+    return _Found(scores, f"{path.name.encode(errors='replace').decode()}, sha256 {digest}")
 
 
-def _nothing(route: str, foreign: int, unlabelled: int) -> str:
-    if unlabelled:
+def _nothing(route: str, evidence: Evidence) -> str:
+    if evidence.unlabelled:
         return (
-            f"no item of route {route!r} can be used: {unlabelled} have no label yet, and an early one of them holds "
-            "all later ones up; decide or label them, or say with --missing what becomes of them"
+            f"no item of route {route!r} can be used: {evidence.unlabelled} have no label yet; decide or label them, "
+            "or say with --missing what becomes of them"
         )
-    if foreign:
+    if evidence.foreign:
         return (
-            f"the {foreign} labelled items of route {route!r} were scored by other models, plans or calibrations than "
-            "are configured now; gather new ones"
+            f"the {evidence.foreign} labelled items of route {route!r} were scored by other models, plans or "
+            "calibrations than are configured now; gather new ones"
         )
     return (
         f"the store has no items of route {route!r} that all stages have scored; serve it with "

@@ -35,6 +35,8 @@ class Report:
     Attributes:
         source: what the labels are, in words.
         certificate: where one was issued.
+        tested: the budget that the threshold was chosen under: stricter where labels may be looked at again.
+        evidence: what the labels are, as the certificate says it.
     """
 
     source: str
@@ -43,6 +45,8 @@ class Report:
     budget: Budget
     selection: Selection
     certificate: Certificate | None = None
+    tested: Budget | None = None
+    evidence: str = ""
 
     @property
     def coverage(self) -> float:
@@ -64,7 +68,7 @@ class Report:
             "coverage": self.coverage,
             "bound": selection.bound,
             "by_stage": dict(zip(self.stages, self._shares(), strict=True)),
-            "shortfall": shortfall(selection, self.scores, self.budget),
+            "shortfall": shortfall(selection, self.scores, self.tested or self.budget),
             "certificate": self.certificate.to_dict() if self.certificate else None,
             "risk_coverage": _curve(risk_coverage(self.scores)),
             "reliability": {name: _bins(bins) for name, bins in zip(self.stages, self._reliability(), strict=True)},
@@ -78,8 +82,10 @@ class Report:
         lines = [
             f"{self.source}: {selection.items:,} labelled items, {len(self.stages)} {many}" + (names and f" ({names})")
         ]
+        if self.evidence:
+            lines.append(f"evidence: {self.evidence}")
         if selection.threshold is None:
-            lines.append(f"not certified: {shortfall(selection, self.scores, budget)}")
+            lines.append(f"not certified: {shortfall(selection, self.scores, self.tested or budget)}")
             return "\n".join(lines)
         lines.append(
             f"certified: of what is accepted at most {budget.max_error:.2%} is wrong, {budget.confidence:.1%} sure"

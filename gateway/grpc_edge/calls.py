@@ -9,6 +9,9 @@ and clients then never retry it. `grpc-status-details-bin` carries google.rpc.Er
 RetryInfo; no pushback metadata, which says the same to fewer clients. The exception is an answer that waits for a
 person: it is UNAVAILABLE, which clients with a retry policy repeat, and each repetition would be one more task for that
 person, so pushback tells them not to.
+
+A conversation (requests and replies both in a stream) is admitted once. Each of its requests is then answered for
+itself, and refused in a reply of its own, so that one bad request does not end the others.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol, TypeAlias, cast
 
 import grpc
@@ -26,7 +30,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
 from backends.contract import NO_DEADLINE, Deadline
-from backends.errors import InvalidInput
+from backends.errors import InvalidInput, Unavailable
 from gateway.grpc_edge.wire import check_structure
 from gateway.request import Caller, Role
 from gateway.security import Authenticator, require_role
@@ -35,6 +39,9 @@ from pointsman_pb import rich_error_pb2
 
 ERROR_DOMAIN = "pointsman"
 """The domain of google.rpc.ErrorInfo; its reason is the upper-case `Code`."""
+
+MAX_TALKING = 64
+"""Requests of one conversation that are answered at the same time; the next is read when one of them is."""
 
 INLINE_BYTES = 64 * 1024
 """Messages up to this size are read where they arrive, in a millisecond or so; longer ones in a thread."""
@@ -87,7 +94,24 @@ class Streaming:
     role: Role | None = Role.CALLER
 
 
-Method: TypeAlias = Unary | Streaming
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A method with a stream of requests, each of which gets one reply, in the order in which these are ready.
+
+    Attributes:
+        request: the type of its messages.
+        answer: makes the reply to one; raises PointsmanError to refuse it.
+        refused: the reply that says so; its request is None where it could not be read.
+        role: what the caller must be allowed to do; None: anybody, unauthenticated.
+    """
+
+    request: type[Message]
+    answer: Callable[[Call, Any], Awaitable[Message]]
+    refused: Callable[[Any, Refusal], Message]
+    role: Role | None = Role.CALLER
+
+
+Method: TypeAlias = Unary | Streaming | Conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +145,19 @@ class CallServer:
         self._authenticator = authenticator
         self._observer = observer
         self._clock = clock
+        self._talks: set[_Talk] = set()
+
+    def drain(self) -> None:
+        """Take no further requests in conversations: each ends, as UNAVAILABLE, with its last reply."""
+        for talk in self._talks:
+            talk.stop()
 
     def handlers(self, service: ServiceDescriptor, methods: Mapping[str, Method], hint: str) -> grpc.GenericRpcHandler:
         """Handlers of every method of *service*: those in *methods*, and a refusal with *hint* for all others."""
         found = {
-            method.name: self._handler(f"{service.full_name}/{method.name}", methods.get(method.name), hint)
-            if not method.client_streaming
-            else grpc.stream_stream_rpc_method_handler(_unimplemented(method.name, hint))
+            method.name: grpc.stream_stream_rpc_method_handler(_unimplemented(method.name, hint))
+            if method.client_streaming and method.name not in methods
+            else self._handler(f"{service.full_name}/{method.name}", methods.get(method.name), hint)
             for method in service.methods
         }
         return grpc.method_handlers_generic_handler(service.full_name, found)
@@ -140,6 +170,8 @@ class CallServer:
                 return grpc.unary_stream_rpc_method_handler(
                     self._streaming(name, method), response_serializer=_serialized
                 )
+            case Conversation():
+                return grpc.stream_stream_rpc_method_handler(self._conversation(name, method))
             case None:
                 return grpc.unary_unary_rpc_method_handler(_unimplemented(name.rpartition("/")[2], hint))
 
@@ -181,6 +213,30 @@ class CallServer:
 
         return serve
 
+    def _conversation(
+        self, name: str, method: Conversation
+    ) -> Callable[[AsyncIterator[bytes], _Context], Awaitable[None]]:
+        async def serve(requests: AsyncIterator[bytes], context: _Context) -> None:
+            started, code = self._clock(), grpc.StatusCode.CANCELLED
+            try:
+                refusal = None
+                try:
+                    talk = _Talk(method, self._admit(method.role, context, 0), context)
+                    self._talks.add(talk)
+                    try:
+                        await talk.go_on(requests)
+                    finally:
+                        self._talks.discard(talk)
+                except Exception as error:
+                    refusal = refusal_of(error)
+                code = grpc.StatusCode.OK if refusal is None else refusal.wire.grpc
+                if refusal is not None:
+                    await abort(context, refusal)
+            finally:
+                self._observer.on_grpc(GrpcExchange(name, code, self._clock() - started))
+
+        return serve
+
     def _admit(self, role: Role | None, context: _Context, size_bytes: int) -> Call:
         remaining_s = context.time_remaining()
         deadline = NO_DEADLINE if remaining_s is None else Deadline(self._clock() + remaining_s)
@@ -190,6 +246,56 @@ class CallServer:
         caller = self._authenticator.authenticate(metadata)
         require_role(caller, role)
         return Call(caller, metadata, deadline, size_bytes)
+
+
+class _Talk:
+    """One conversation: reads requests while fewer than `MAX_TALKING` of them are being answered."""
+
+    def __init__(self, method: Conversation, call: Call, context: _Context) -> None:
+        self._method = method
+        self._call = call
+        self._context = context
+        self._slots = asyncio.Semaphore(MAX_TALKING)
+        self._writing = asyncio.Lock()  # grpc takes one message at a time
+        self._listening: asyncio.Task[None] | None = None
+
+    def stop(self) -> None:
+        """Read no further requests."""
+        if self._listening is not None:
+            self._listening.cancel()
+
+    async def go_on(self, requests: AsyncIterator[bytes]) -> None:
+        """Answer *requests* until they end; whoever cancels this cancels what is being answered.
+
+        Raises:
+            Unavailable: it was stopped before they ended; what had been read is answered.
+        """
+        async with asyncio.TaskGroup() as group:
+            self._listening = group.create_task(self._listen(requests, group))
+        if self._listening.cancelled():
+            raise Unavailable("this gateway is shutting down; open a stream to another", retry_after_s=1.0)
+
+    async def _listen(self, requests: AsyncIterator[bytes], group: asyncio.TaskGroup) -> None:
+        await self._slots.acquire()
+        with suppress(aio.BaseError):  # its caller has just left
+            async for data in requests:
+                group.create_task(self._reply(data))
+                await self._slots.acquire()
+
+    async def _reply(self, data: bytes) -> None:
+        request = None
+        try:
+            try:
+                request = await _read(self._method.request, data)
+                reply = await self._method.answer(replace(self._call, size_bytes=len(data)), request)
+            except Exception as error:
+                reply = self._method.refused(request, refusal_of(error))
+            written = _serialized(reply)
+            async with self._writing:
+                with suppress(aio.BaseError):  # its caller has just left
+                    await self._context.write(written)
+        finally:
+            self._slots.release()
 
 
 async def _read(kind: type[Message], data: bytes) -> Message:

@@ -13,7 +13,7 @@ from gateway.answer import Answer, ItemAnswer, Status
 from gateway.grpc_edge.calls import INLINE_BYTES, Call, Method, Streaming, Unary
 from gateway.keys import parse_answer_id, parse_idempotency_key, parse_label
 from gateway.oip import fingerprint, raw
-from gateway.oip.parameters import MAX_PARAMETERS
+from gateway.oip.parameters import MAX_PARAMETERS, media_type
 from gateway.oip.render import take_on_defer, told
 from gateway.oip.shapes import claim, route_name, shorten, unique
 from gateway.request import Payload, Protocol, RawBody, Request, TensorInputs
@@ -131,7 +131,7 @@ def _payload(request: pb.DecideRequest) -> Payload:
 
 
 def _file(file: pb.File) -> RawBody:
-    content_type = file.content_type.lower()
+    content_type = media_type(file.content_type)
     if not content_type.startswith("image/") and content_type != "application/octet-stream":
         raise UnsupportedMedia(
             f"content_type {shorten(content_type)} is not read here; send image/* or application/octet-stream"

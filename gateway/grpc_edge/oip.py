@@ -15,27 +15,35 @@ from typing import Any
 from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2
 
-from gateway.grpc_edge.calls import Call, Method, Unary
+from backends.errors import InvalidInput
+from gateway.grpc_edge.calls import Call, Conversation, Method, Unary
 from gateway.grpc_edge.contents import is_quick, parameters, set_parameter, tensors
 from gateway.keys import parse_idempotency_key
 from gateway.oip import raw
+from gateway.oip.classification import class_count
 from gateway.oip.inference import Inference, infer
-from gateway.oip.metadata import EXTENSIONS, SERVER_NAME, SERVER_VERSION
+from gateway.oip.metadata import EXTENSIONS, SERVER_NAME, SERVER_VERSION, model_config
 from gateway.oip.parameters import deadline_of, refuse_extensions, sort
 from gateway.oip.render import Rendered, told
+from gateway.oip.repository import index, refuse_change, refuse_repository
 from gateway.oip.shapes import route_name, tensor_name, unique
+from gateway.oip.statistics import model_stats
 from gateway.request import Protocol
-from gateway.service import Service
+from gateway.service import DataPlane
+from gateway.status import Refusal
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
-HINT = "use ModelInfer, ModelMetadata, ModelReady, ServerMetadata, ServerReady or ServerLive"
+HINT = "ServerMetadata lists the extensions that are"
 """What a caller of a method that is not served is told."""
+
+_FINAL = "triton_final_response"
+"""The parameter of a stream's reply that says that no other follows for its request."""
 
 # Any, throughout: tritonclient's messages are untyped.
 
 
-def oip_methods(service: Service, clock: Callable[[], float] = time.monotonic) -> Mapping[str, Method]:
+def oip_methods(service: DataPlane, clock: Callable[[], float] = time.monotonic) -> Mapping[str, Method]:
     """The methods that are served; ServerLive and ServerReady need no key."""
     oip = _Oip(service, clock)
     return {
@@ -44,7 +52,13 @@ def oip_methods(service: Service, clock: Callable[[], float] = time.monotonic) -
         "ModelReady": Unary(service_pb2.ModelReadyRequest, oip.model_ready),
         "ServerMetadata": Unary(service_pb2.ServerMetadataRequest, oip.server),
         "ModelMetadata": Unary(service_pb2.ModelMetadataRequest, oip.model),
+        "ModelConfig": Unary(service_pb2.ModelConfigRequest, oip.config),
+        "ModelStatistics": Unary(service_pb2.ModelStatisticsRequest, oip.statistics),
+        "RepositoryIndex": Unary(service_pb2.RepositoryIndexRequest, oip.index),
+        "RepositoryModelLoad": Unary(service_pb2.RepositoryModelLoadRequest, oip.load),
+        "RepositoryModelUnload": Unary(service_pb2.RepositoryModelUnloadRequest, oip.unload),
         "ModelInfer": Unary(service_pb2.ModelInferRequest, oip.infer),
+        "ModelStreamInfer": Conversation(service_pb2.ModelInferRequest, oip.stream_infer, _stream_refused),
     }
 
 
@@ -52,7 +66,7 @@ def oip_methods(service: Service, clock: Callable[[], float] = time.monotonic) -
 class _Oip:
     """The methods over one service."""
 
-    service: Service
+    service: DataPlane
     clock: Callable[[], float]
 
     async def live(self, call: Call, request: Any) -> Message:
@@ -83,43 +97,93 @@ class _Oip:
                 described.add(name=spec.name, datatype=spec.datatype.value, shape=[-1, *spec.shape])
         return _as_message(reply)
 
+    async def config(self, call: Call, request: Any) -> Message:
+        """A route as Triton configures models."""
+        config = model_config(self.service.metadata(route_name(request.name), request.version))
+        return _message("ModelConfigResponse", config=config)
+
+    async def statistics(self, call: Call, request: Any) -> Message:
+        """What was answered so far, for a route or for all."""
+        name = route_name(request.name) if request.name else ""
+        return _message("ModelStatisticsResponse", **model_stats(self.service.statistics(name, request.version)))
+
+    async def index(self, call: Call, request: Any) -> Message:
+        """Every route, and whether it is ready."""
+        refuse_repository(request.repository_name)
+        return _message("RepositoryIndexResponse", models=index(self.service, ready_only=request.ready))
+
+    async def load(self, call: Call, request: Any) -> Message:
+        """Refused."""
+        refuse_change("load")
+
+    async def unload(self, call: Call, request: Any) -> Message:
+        """Refused."""
+        refuse_change("unload")
+
     async def infer(self, call: Call, request: Any) -> Message:
         """Answer an inference request."""
+        reply = _message("ModelInferResponse")
+        await self._infer(call, request, reply)
+        return reply
+
+    async def stream_infer(self, call: Call, request: Any) -> Message:
+        """Answer an inference request of a stream."""
+        if "idempotency-key" in call.metadata:
+            raise InvalidInput("an idempotency key names one request, and a stream has many; send it with ModelInfer")
+        reply: Any = _message("ModelStreamInferResponse")
+        await self._infer(call, request, reply.infer_response)
+        set_parameter(reply.infer_response.parameters[_FINAL], True)
+        return _as_message(reply)
+
+    async def _infer(self, call: Call, request: Any, reply: Any) -> None:
+        """Answer an inference request in *reply*, a ModelInferResponse."""
         sorted_parameters = sort(parameters(request.parameters))
         inputs = tensors(request) if is_quick(request, call.size_bytes) else await asyncio.to_thread(tensors, request)
+        wanted = _wanted(request)
         answer, rendered = await infer(
             self.service,
             Inference(
                 route=route_name(request.model_name),
                 version=request.model_version,
                 tensors=inputs,
-                wanted=_wanted(request),
+                wanted=tuple(wanted),
                 parameters=sorted_parameters,
                 protocol=Protocol.OIP_GRPC,
                 deadline=min(call.deadline, deadline_of(self.clock(), sorted_parameters.timeout_s)),
                 key=parse_idempotency_key(call.metadata.get("idempotency-key")),
                 caller=call.caller,
+                classes={name: count for name, count in wanted.items() if count},
             ),
         )
-        return await told(answer, _reply, request, answer.route, rendered)
+        await told(answer, _fill, reply, request, answer.route, rendered)
 
 
-def _reply(request: Any, route: str, rendered: Rendered) -> Message:
-    reply: Any = _message("ModelInferResponse", model_name=route, model_version=request.model_version, id=request.id)
+def _fill(reply: Any, request: Any, route: str, rendered: Rendered) -> None:
+    reply.model_name, reply.model_version, reply.id = route, request.model_version, request.id
     for name, value in rendered.parameters.items():
         set_parameter(reply.parameters[name], value)
     for name, tensor in rendered.outputs.items():
         reply.outputs.add(name=name, datatype=tensor.datatype.value, shape=tensor.shape)
         reply.raw_output_contents.append(bytes(raw.encode(tensor)))
+
+
+def _stream_refused(request: Any, refusal: Refusal) -> Message:
+    """The reply that refuses *request* and leaves the stream open."""
+    reply: Any = _message("ModelStreamInferResponse", error_message=refusal.message)
+    if request is not None:
+        reply.infer_response.id = request.id
     return _as_message(reply)
 
 
-def _wanted(request: Any) -> tuple[str, ...]:
-    names = tuple(tensor_name(output.name, "output") for output in request.outputs)
-    unique(names, "output")
+def _wanted(request: Any) -> dict[str, int]:
+    """The outputs asked for, in order, and of each how many of its greatest elements (0: it is wanted as it is)."""
+    unique([tensor_name(output.name, "output") for output in request.outputs], "output")
+    found: dict[str, int] = {}
     for output in request.outputs:
-        refuse_extensions(parameters(output.parameters), output.name)
-    return names
+        stated = parameters(output.parameters)
+        refuse_extensions(stated, output.name)
+        found[output.name] = class_count(stated.get("classification"), output.name)
+    return found
 
 
 def _message(kind: str, **fields: Any) -> Message:

@@ -9,26 +9,43 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends.contract import TensorSpec
-from backends.errors import UnsupportedMedia
+from backends.errors import TooLarge, UnsupportedMedia
 from gateway.http import headers
 from gateway.http.handler import HttpLimits
 from gateway.http.messages import HttpRequest, HttpResponse, PathParameters, json_response
-from gateway.http.oip_body import HEADER_LENGTH, InferBody, header_length, is_quick, parse, write
+from gateway.http.oip_body import (
+    HEADER_LENGTH,
+    InferBody,
+    coding_wanted,
+    header_length,
+    is_packed_quickly,
+    is_quick,
+    packed,
+    parse,
+    parse_raw,
+    pays,
+    write,
+)
 from gateway.http.paths import PathEntry
+from gateway.http.strict_json import loads
+from gateway.http.strict_json import parameters as json_parameters
 from gateway.keys import parse_idempotency_key
 from gateway.oip.inference import Inference, infer
-from gateway.oip.metadata import EXTENSIONS, SERVER_NAME, SERVER_VERSION
+from gateway.oip.metadata import EXTENSIONS, SERVER_NAME, SERVER_VERSION, model_config
 from gateway.oip.parameters import deadline_of
 from gateway.oip.render import told
+from gateway.oip.repository import index, refuse_change, wants_ready
 from gateway.oip.shapes import route_name
+from gateway.oip.statistics import model_stats
 from gateway.request import Caller, Protocol
-from gateway.service import Service
+from gateway.service import DataPlane
 
+_INDEX_BYTES = 4096
 _BODY_TYPES = ("", "application/json", "application/octet-stream")
 
 
 def oip_endpoints(
-    service: Service, limits: HttpLimits, clock: Callable[[], float] = time.monotonic
+    service: DataPlane, limits: HttpLimits, clock: Callable[[], float] = time.monotonic
 ) -> Sequence[PathEntry]:
     """The entries of `/v2`; health needs no key."""
     oip = _Oip(service, limits, clock)
@@ -39,6 +56,11 @@ def oip_endpoints(
         PathEntry("GET", "/v2/health/ready", oip.ready, role=None),
         *(PathEntry("GET", model, oip.model) for model in models),
         *(PathEntry("GET", f"{model}/ready", oip.model_ready) for model in models),
+        *(PathEntry("GET", f"{model}/config", oip.config) for model in models),
+        *(PathEntry("GET", f"{model}/stats", oip.statistics) for model in ("/v2/models", *models)),
+        PathEntry("POST", "/v2/repository/index", oip.index),
+        PathEntry("POST", "/v2/repository/models/{model}/load", oip.load),
+        PathEntry("POST", "/v2/repository/models/{model}/unload", oip.unload),
         *(PathEntry("POST", f"{model}/infer", oip.infer) for model in models),
     )
 
@@ -47,7 +69,7 @@ def oip_endpoints(
 class _Oip:
     """The endpoints over one service."""
 
-    service: Service
+    service: DataPlane
     limits: HttpLimits
     clock: Callable[[], float]
 
@@ -85,6 +107,30 @@ class _Oip:
             return json_response({"name": name, "ready": True})
         return json_response({"name": name, "ready": False, "error": f"{name!r} has no model ready"}, 503)
 
+    async def config(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
+        """A route as Triton configures models."""
+        return json_response(model_config(self.service.metadata(route_name(path["model"]), path.get("version", ""))))
+
+    async def statistics(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
+        """What was answered so far, for a route or for all."""
+        name = route_name(path["model"]) if "model" in path else ""
+        return json_response(model_stats(self.service.statistics(name, path.get("version", ""))))
+
+    async def index(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
+        """Every route, and whether it is ready."""
+        if len(request.body) > _INDEX_BYTES:
+            raise TooLarge(f"the body has {len(request.body)} bytes; a repository index request has a few")
+        asked = json_parameters(loads(request.body)) if request.body else {}
+        return json_response(index(self.service, ready_only=wants_ready(asked.get("ready"))))
+
+    async def load(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
+        """Refused."""
+        refuse_change("load")
+
+    async def unload(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
+        """Refused."""
+        refuse_change("unload")
+
     async def infer(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
         """Answer an inference request."""
         started = self.clock()
@@ -94,7 +140,7 @@ class _Oip:
             raise UnsupportedMedia("inference requests are application/json, or application/octet-stream behind JSON")
         timeout_s = headers.timeout_s(request.headers)
         key = parse_idempotency_key(request.headers.get("idempotency-key"))
-        body = await self._parsed(request)
+        body = await self._parsed(request, route, version)
         answer, rendered = await infer(
             self.service,
             Inference(
@@ -107,15 +153,25 @@ class _Oip:
                 deadline=deadline_of(started, timeout_s, body.parameters.timeout_s),
                 key=key,
                 caller=caller,
+                classes={want.name: want.classes for want in body.wanted if want.classes},
             ),
         )
         text, json_bytes = await told(answer, write, answer.route, version, body, rendered.outputs, rendered.parameters)
-        if json_bytes is None:
-            return HttpResponse(200, [("content-type", "application/json")], text)
-        return HttpResponse(200, [("content-type", "application/octet-stream"), (HEADER_LENGTH, str(json_bytes))], text)
+        fields = [("content-type", "application/json")]
+        if json_bytes is not None:
+            fields = [("content-type", "application/octet-stream"), (HEADER_LENGTH, str(json_bytes))]
+        coding = coding_wanted(request.headers.get("accept-encoding")) if pays(text) else ""
+        if coding:
+            inline = is_packed_quickly(text)
+            shorter = packed(text, coding) if inline else await asyncio.to_thread(packed, text, coding)
+            if shorter is not None:
+                return HttpResponse(200, [*fields, ("content-encoding", coding)], shorter)
+        return HttpResponse(200, fields, text)
 
-    async def _parsed(self, request: HttpRequest) -> InferBody:
+    async def _parsed(self, request: HttpRequest, route: str, version: str) -> InferBody:
         json_bytes = header_length(request.headers.get(HEADER_LENGTH), len(request.body))
+        if json_bytes == 0:
+            return parse_raw(request.body, self.service.metadata(route, version).inputs)
         if is_quick(request.body, json_bytes):
             return parse(request.body, json_bytes, self.limits.json_bytes)
         return await asyncio.to_thread(parse, request.body, json_bytes, self.limits.json_bytes)

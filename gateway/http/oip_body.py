@@ -9,24 +9,31 @@ members. Members that the protocol does not know are ignored, as other servers o
 The reader works on two counts: every byte behind the JSON belongs to exactly one input, and every input has exactly one
 of the two forms.
 
-Source: Open Inference Protocol v2 and Triton's binary tensor data extension. Not served yet: a header length of 0,
-which means a body that is one input's bytes alone.
+A length of 0 means a raw body: it is the elements of one item of the route's one input, and nothing else. An axis of
+varying length is as long as makes the bytes come out; a BYTES input is one element, without its length before it. All
+outputs go raw.
+
+Source: Open Inference Protocol v2 and Triton's binary tensor data extension, raw binary requests included.
 """
 
 from __future__ import annotations
 
+import math
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import orjson
 
-from backends.contract import ParameterValue, Tensor
-from backends.errors import InvalidInput, TooLarge, Unimplemented
+from backends.contract import Datatype, ParameterValue, Tensor, TensorSpec
+from backends.errors import InvalidInput, TooLarge
 from gateway.http.strict_json import loads
 from gateway.http.strict_json import parameters as json_parameters
 from gateway.oip import json_data, raw
+from gateway.oip.classification import class_count
 from gateway.oip.parameters import Parameters, refuse_extensions, sort
 from gateway.oip.shapes import MAX_TENSORS, claim, shorten, tensor_name, unique
 
@@ -34,6 +41,11 @@ HEADER_LENGTH = "inference-header-content-length"
 
 _QUICK_BYTES = 64 * 1024
 _QUICK_COPY_BYTES = 4 * 1024 * 1024
+
+_CONTAINERS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_LEAST_PACKED_BYTES = 1400
+_QUICK_PACKED_BYTES = 32 * 1024
+_SAMPLE_BYTES = 16 * 1024
 
 MAX_ID = 4096
 """Longest request id, in characters."""
@@ -45,10 +57,12 @@ class WantedOutput:
 
     Attributes:
         binary: whether it goes raw.
+        classes: how many of its greatest elements it is to be told as; 0: as it is.
     """
 
     name: str
     binary: bool
+    classes: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +90,6 @@ def header_length(value: str | None, body_bytes: int) -> int | None:
 
     Raises:
         InvalidInput: it is not a whole number, or beyond the body.
-        Unimplemented: it is 0.
     """
     if value is None:
         return None
@@ -85,8 +98,6 @@ def header_length(value: str | None, body_bytes: int) -> int | None:
     length = int(value)
     if length > body_bytes:
         raise InvalidInput(f"Inference-Header-Content-Length is {length}, but the body has {body_bytes} bytes")
-    if length == 0:
-        raise Unimplemented("an Inference-Header-Content-Length of 0 (a raw body) is not served; send the JSON header")
     return length
 
 
@@ -108,7 +119,7 @@ def parse(body: bytes, json_bytes: int | None, json_limit_bytes: int) -> InferBo
     """Read a request.
 
     Args:
-        json_bytes: length of the JSON in *body*; None: it is all JSON.
+        json_bytes: length of the JSON in *body*, not 0; None: it is all JSON.
         json_limit_bytes: most JSON that is read.
 
     Raises:
@@ -130,6 +141,50 @@ def parse(body: bytes, json_bytes: int | None, json_limit_bytes: int) -> InferBo
     wanted = tuple(_wanted(output, parameters.binary_output) for output in _objects(message, "outputs"))
     unique([want.name for want in wanted], "output")
     return InferBody(_id(message.get("id", "")), tensors, wanted, parameters)
+
+
+def parse_raw(body: bytes, inputs: Sequence[TensorSpec]) -> InferBody:
+    """Read a request that is one item of the one input of a route; takes no time worth a thread.
+
+    Args:
+        inputs: what the route takes.
+
+    Raises:
+        InvalidInput: it takes several inputs, or *body* does not tell the shape of its one.
+    """
+    if len(inputs) != 1:
+        names = ", ".join(spec.name for spec in inputs)
+        raise InvalidInput(f"a raw body is one input, but this model takes {len(inputs)} ({names}); send a JSON header")
+    spec = inputs[0]
+    if spec.datatype is Datatype.BYTES:
+        if not set(spec.shape) <= {1, -1}:
+            raise InvalidInput(
+                f"a raw body is one BYTES element, but input {spec.name!r} has shape {[-1, *spec.shape]}; "
+                "send a JSON header"
+            )
+        element = np.empty((1, *(1 for _ in spec.shape)), dtype=object)
+        element.reshape(-1)[0] = body
+        tensor = Tensor.of(element, Datatype.BYTES)
+    else:
+        shape = (1, *_inferred(spec, len(body)))
+        tensor = raw.decode(claim(spec.name, spec.datatype.value, shape), body)
+    return InferBody("", {spec.name: tensor}, (), Parameters(binary_output=True))
+
+
+def _inferred(spec: TensorSpec, size: int) -> tuple[int, ...]:
+    """The shape of the item of *spec* that takes *size* bytes."""
+    if spec.shape.count(-1) > 1:
+        raise InvalidInput(
+            f"the length of a raw body does not tell the shape of input {spec.name!r}, {[-1, *spec.shape]}; "
+            "send a JSON header"
+        )
+    step = math.prod(length for length in spec.shape if length != -1) * (spec.datatype.itemsize or 1)
+    if -1 in spec.shape and (step == 0 or size % step):
+        raise InvalidInput(
+            f"the raw body has {size} bytes; input {spec.name!r}, {spec.datatype} of shape {[-1, *spec.shape]}, "
+            f"takes a multiple of {step}"
+        )
+    return tuple(size // step if length == -1 else length for length in spec.shape)
 
 
 def _id(value: Any) -> str:
@@ -195,7 +250,7 @@ def _wanted(found: Mapping[str, Any], default: bool) -> WantedOutput:
     binary = parameters.get("binary_data", default)
     if not isinstance(binary, bool):
         raise InvalidInput(f"output {name!r} has binary_data {shorten(binary)}; it can be true or false")
-    return WantedOutput(name, binary)
+    return WantedOutput(name, binary, class_count(parameters.get("classification"), name))
 
 
 def write(
@@ -228,3 +283,55 @@ def write(
         found.append(output)
     text = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
     return (b"".join([text, *tail]), len(text)) if tail else (text, None)
+
+
+def coding_wanted(accept: str | None) -> str:
+    """The coding of a response's body that a request's Accept-Encoding asks for: `gzip`, `deflate`, or "" for none.
+
+    A coding has to be named: `*` asks for nothing in particular. What is malformed in the header is passed over.
+
+    Source:
+        RFC 9110, 12.5.3.
+    """
+    if not accept:
+        return ""
+    weights = {coding: weight for coding, weight in map(_weighed, accept.lower().split(",")) if coding in _CONTAINERS}
+    best = max(weights, key=lambda coding: (weights[coding], coding == "gzip"), default="")
+    return best if weights.get(best, 0.0) > 0.0 else ""
+
+
+def _weighed(part: str) -> tuple[str, float]:
+    coding, _, parameter = part.partition(";")
+    weight = parameter.replace(" ", "").removeprefix("q=")
+    return coding.strip(), float(weight) if re.fullmatch(r"[01](\.[0-9]{0,3})?", weight) else 1.0
+
+
+def pays(body: bytes) -> bool:
+    """Whether *body* is long enough that compressing it can save a packet."""
+    return len(body) >= _LEAST_PACKED_BYTES
+
+
+def is_packed_quickly(body: bytes) -> bool:
+    """Whether `packed` takes a millisecond at most; else use a thread."""
+    return len(body) <= _QUICK_PACKED_BYTES
+
+
+def packed(body: bytes, coding: str) -> bytes | None:
+    """*body* in *coding* (see `coding_wanted`), or None where it would hardly be shorter.
+
+    Many clients accept codings whatever they ask for, and floating-point numbers shrink by a tenth at 40 MB/s: a long
+    body is judged by its end, where tensors are, before all of it is compressed.
+    """
+    if len(body) > _QUICK_PACKED_BYTES and not _shrinks(_deflated(body[-_SAMPLE_BYTES:], coding), _SAMPLE_BYTES):
+        return None
+    found = _deflated(body, coding)
+    return found if _shrinks(found, len(body)) else None
+
+
+def _deflated(data: bytes, coding: str) -> bytes:
+    packer = zlib.compressobj(1, zlib.DEFLATED, _CONTAINERS[coding])
+    return packer.compress(data) + packer.flush()
+
+
+def _shrinks(found: bytes, size: int) -> bool:
+    return len(found) <= 0.8 * size

@@ -132,7 +132,7 @@ class _Read:
 
 
 def _read(route: str, media: headers.MediaType, body: bytes, json_limit_bytes: int, keyed: bool) -> _Read:
-    payload, own = _payload(media, body, json_limit_bytes)
+    payload, own = read_body(media, body, json_limit_bytes)
     return _Read(payload, own, _fingerprint(route, payload, own) if keyed else b"")
 
 
@@ -142,9 +142,16 @@ def _fingerprint(route: str, payload: RawBody | JsonInputs, own: dict[str, Param
     return fingerprint.of_body(route, payload.content_type, payload.data, own)
 
 
-def _payload(
-    media: headers.MediaType, body: bytes, json_limit_bytes: int
+def read_body(
+    media: headers.MediaType, body: bytes, json_limit_bytes: int = HttpLimits().json_bytes
 ) -> tuple[RawBody | JsonInputs, dict[str, ParameterValue]]:
+    """A request's body as its Content-Type says, and the caller's own parameters.
+
+    Raises:
+        InvalidInput: it is empty, or not what it says.
+        TooLarge: there is more JSON than is read.
+        UnsupportedMedia: nothing of that type is read here.
+    """
     if not body:
         raise InvalidInput(f"the body is empty; send {_TAKEN}")
     match media.name.partition("/"):

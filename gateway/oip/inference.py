@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from backends.contract import Deadline, Tensors
 from gateway.answer import Answer
+from gateway.oip.classification import check_classes
 from gateway.oip.fingerprint import of_tensors
 from gateway.oip.parameters import Parameters
 from gateway.oip.render import Rendered, render, told, unknown_output
@@ -17,6 +18,9 @@ from gateway.service import Service
 _INLINE_BYTES = 256 * 1024
 """What takes longer to hash than this much is hashed in a thread."""
 
+_QUICK_CLASSES = 2048
+"""More classes than that take longer than a millisecond to write."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inference:
@@ -25,6 +29,7 @@ class Inference:
     Attributes:
         version: the model version asked for; "" for any.
         wanted: names of the outputs asked for, in order; empty for all.
+        classes: of those that are asked for as their greatest elements, how many of these, by name.
         key: the idempotency key, or None.
     """
 
@@ -37,6 +42,7 @@ class Inference:
     deadline: Deadline
     key: str | None = None
     caller: Caller = field(default_factory=Caller)
+    classes: Mapping[str, int] = field(default_factory=dict)
 
 
 async def infer(service: Service, asked: Inference) -> tuple[Answer, Rendered]:
@@ -60,17 +66,28 @@ async def infer(service: Service, asked: Inference) -> tuple[Answer, Rendered]:
             on_defer=asked.parameters.on_defer,
         )
     )
-    return answer, await told(answer, render, answer, asked.wanted)
+    return answer, await _rendered(service, asked, answer)
+
+
+async def _rendered(service: Service, asked: Inference, answer: Answer) -> Rendered:
+    if not asked.classes:
+        return await told(answer, render, answer, asked.wanted)
+    labels = service.metadata(answer.route).labels if answer.route in service.names() else ()
+    if len(answer.items) * sum(asked.classes.values()) <= _QUICK_CLASSES:
+        return await told(answer, render, answer, asked.wanted, asked.classes, labels)
+    return await asyncio.to_thread(render, answer, asked.wanted, asked.classes, labels)
 
 
 def _check_outputs(service: Service, asked: Inference) -> None:
     """Refuse an output that does not exist before any model has worked for it."""
     if not asked.wanted or asked.route not in service.names():
         return
-    known: Sequence[str] = [spec.name for spec in service.metadata(asked.route, asked.version).outputs]
+    known = {spec.name: spec.datatype for spec in service.metadata(asked.route, asked.version).outputs}
     for name in asked.wanted:
         if name not in known:
-            raise unknown_output(name, known)
+            raise unknown_output(name, tuple(known))
+        if name in asked.classes:
+            check_classes(name, known[name])
 
 
 async def _fingerprint(asked: Inference) -> bytes:

@@ -29,6 +29,7 @@ MAX_PARAMETERS = 256
 """Most parameters of one request, and of one tensor."""
 
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+_EMPTY_FINAL = "triton_enable_empty_final_response"  # every request has one reply here, which is its final one
 _SHARED_MEMORY = "shared_memory_region"
 _MEDIA_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]{1,127}/[a-z0-9!#$&^_.+-]{1,127}")
 
@@ -66,11 +67,18 @@ def sort(parameters: Mapping[str, ParameterValue]) -> Parameters:
     binary_output = own.pop("binary_data_output", False)
     if not isinstance(binary_output, bool):
         raise InvalidInput(f"binary_data_output is {shorten(binary_output)}; it can be true or false")
-    content_type = _content_type(own.pop("content_type", ""))
+    if not isinstance(own.pop(_EMPTY_FINAL, False), bool):
+        raise InvalidInput(f"{_EMPTY_FINAL} can be true or false")
+    content_type = media_type(own.pop("content_type", ""))
     return Parameters(own, on_defer, _timeout_s(own.pop("timeout", None)), binary_output, content_type)
 
 
-def _content_type(value: ParameterValue) -> str:
+def media_type(value: ParameterValue) -> str:
+    """*value* as a media type without parameters, lower-case; "" stands for none.
+
+    Raises:
+        InvalidInput: it is none.
+    """
     if value == "":
         return ""
     if not isinstance(value, str) or not _MEDIA_TYPE.fullmatch(value.lower()):
@@ -98,12 +106,6 @@ def refuse_extensions(parameters: Mapping[str, object], name: str) -> None:
 
     Raises:
         Unimplemented: shared memory.
-        InvalidInput: classification.
     """
     if _SHARED_MEMORY in parameters:
         raise Unimplemented(f"{name!r} lies in shared memory, which is not served; send the data in the request")
-    if parameters.get("classification"):
-        raise InvalidInput(
-            f"output {name!r}: the classification extension is not served; ask for the output itself, "
-            "and read the label from the response parameter pointsman_label"
-        )

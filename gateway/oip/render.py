@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ import orjson
 from backends.contract import ParameterValue, Ragged, Tensor
 from backends.errors import InvalidInput, Unavailable
 from gateway.answer import Answer, ItemAnswer, Status
+from gateway.oip.classification import classified
 from gateway.oip.shapes import shorten
 from gateway.status import AwaitsPerson
 from router.contract import OnDefer
@@ -72,8 +74,17 @@ class Summary:
     reason: str | None
 
 
-def render(answer: Answer, wanted: Sequence[str] = ()) -> Rendered:
+def render(
+    answer: Answer,
+    wanted: Sequence[str] = (),
+    classes: Mapping[str, int] = MappingProxyType({}),
+    labels: Sequence[str] = (),
+) -> Rendered:
     """*answer* with the outputs *wanted* (all where that is empty).
+
+    Args:
+        classes: of the outputs that are wanted as their greatest elements, how many of these.
+        labels: of the route's classes, by index.
 
     Raises:
         AwaitsPerson: it waits for a person, and this client cannot be told so in a reply.
@@ -88,7 +99,10 @@ def render(answer: Answer, wanted: Sequence[str] = ()) -> Rendered:
                 f"no model was sure enough of this request, and route {answer.route!r} has no person to ask"
             )
         raise AwaitsPerson(answer.id, "no model was sure enough of this request")
-    return Rendered(_outputs(answer, wanted), _parameters(answer))
+    outputs = _outputs(answer, wanted)
+    for name in classes.keys() & outputs.keys():
+        outputs[name] = classified(name, outputs[name], classes[name], labels)
+    return Rendered(outputs, _parameters(answer))
 
 
 async def told(answer: Answer, tell: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

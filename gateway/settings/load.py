@@ -355,6 +355,10 @@ def _accept(document: Document, place: Place, section: RouteSection) -> AcceptRu
     """
     accept = section.accept
     if not section.cascade or accept is None:
+        if accept is not None:
+            document.add_fault(
+                (*place, "accept"), "says when a stage is sure, and there is none; remove it", at_key=True
+            )
         return Observe()
     inner = (*place, "accept")
     if accept.observe and accept.min_confidence is not None:
@@ -393,6 +397,11 @@ def _certificate(document: Document, place: Place, file: str | None, budget: Bud
     except ValueError as error:
         document.add_fault(place, f"{path}: {error}")
         return None
+    route = str(place[1])
+    if certificate.subject.route != route:
+        message = f"{path} is about route {certificate.subject.route!r}, not {route!r}; name the right one"
+        document.add_fault(place, message)
+        return None
     if certificate.max_error > budget.max_error or certificate.confidence < budget.confidence:
         message = f"proves {certificate.max_error:.2%} at {certificate.confidence:.1%}, less than the route asks"
         document.add_fault(place, f"{message}; certify the route again")
@@ -410,7 +419,8 @@ def _human(
     if human is None:
         return None
     if human.form == "labels" and labels is None and all(models.get(name) for name in section.cascade):
-        message = "there are no labels to choose from; add labels to the models, or set form: text"
+        remedy = "add labels to the models, or set form: text" if section.cascade else "set form: text"
+        message = f"there are no labels to choose from; {remedy}"
         document.add_fault((*place, "human", "form"), message)
     return HumanPolicy(human.queue, human.due, (labels or ()) if human.form == "labels" else ())
 

@@ -2,9 +2,9 @@
 
 Such a process is no gateway. It makes and upgrades nothing, enrols as no writer, reopens and purges nothing, and locks
 nobody out: it reads through `gateway.store.sqlite.read_untouched`. So it refuses a schema of another version, which
-`open_store` would upgrade under a gateway that serves. What it writes are certificates alone. They need neither a chain
-of the decision log nor a lease, so no place among the writers: each goes in by a short transaction of its own, and that
-and the gateway's wait for each other.
+`open_store` would upgrade under a gateway that serves. What it writes are certificates, and looks at labels, alone.
+They need neither a chain of the decision log nor a lease, so no place among the writers: each goes in by a short
+transaction of its own, and that and the gateway's wait for each other.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ class StoreBeside:
     async def certificates(self, route: str | None = None) -> Sequence[Certificate]:
         """See `CertificationStore.certificates`."""
         return await _read(self._options, partial(certificates.read, route=route))
+
+    async def add_look(self, route: str, subject: str, evidence: str) -> int:
+        """See `CertificationStore.add_look`."""
+        work = partial(certificates.add_look, route=route, subject=subject, evidence=evidence)
+        return await asyncio.to_thread(write_beside, self._options, _checked(self._options, work))
 
     async def add_certificate(self, certificate: Certificate) -> None:
         """See `CertificationStore.add_certificate`."""

@@ -8,17 +8,20 @@ an older one, or on people.
 from __future__ import annotations
 
 import logging
+import time
 
 import orjson
 from sqlalchemy import Connection, LargeBinary, RowMapping, cast, func, select
 
 from gateway.store.bulk import Row, insert_rows
-from gateway.store.schema import CERTIFICATES
+from gateway.store.schema import CERTIFICATES, CERTIFICATION_LOOKS
 from router.certificate import Certificate
 
 _LOGGER = logging.getLogger(__name__)
 
 _C = CERTIFICATES.c
+_L = CERTIFICATION_LOOKS.c
+_LAST_LOOK = select(_L.look, _L.evidence).order_by(_L.look.desc()).limit(1)
 
 
 def add(connection: Connection, certificate: Certificate) -> None:
@@ -36,6 +39,16 @@ def read(connection: Connection, route: str | None) -> list[Certificate]:
         query = query.where(_C.route == route)
     found = [_certificate(row) for row in connection.execute(query).mappings()]
     return [certificate for certificate in found if certificate is not None]
+
+
+def add_look(connection: Connection, route: str, subject: str, evidence: str) -> int:
+    """Count a look, within *connection*'s transaction, unless the last one was at the same *evidence*; its number."""
+    last = connection.execute(_LAST_LOOK.where(_L.route == route, _L.subject == subject)).first()
+    if last is not None and last.evidence == evidence:
+        return int(last.look)
+    look = 1 if last is None else int(last.look) + 1
+    insert_rows(connection, CERTIFICATION_LOOKS, [(route, subject, look, evidence, time.time())])
+    return look
 
 
 def version(connection: Connection) -> int:

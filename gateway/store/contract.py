@@ -129,7 +129,7 @@ class Review:
 
 @dataclass(frozen=True, slots=True)
 class LabelledItem:
-    """An item that all stages of its route scored whatever they said, and what turned out to be true of it.
+    """An item that its route showed to all stages whatever they said, and what turned out to be true of it.
 
     Attributes:
         at_s: Unix time of its request, in seconds.
@@ -137,6 +137,7 @@ class LabelledItem:
         label: the person's decision, else the one that all who gave feedback agree on; None where nobody has said yet,
             or they disagree.
         disputed: no person has decided, and those who gave feedback disagree.
+        by_person: the label is a person's decision.
     """
 
     answer_id: AnswerId
@@ -146,6 +147,7 @@ class LabelledItem:
     trail: tuple[StageRecord, ...]
     label: str | None
     disputed: bool = False
+    by_person: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,20 @@ class CertificationStore(Protocol):
         """Every certificate that was ever added, of *route* where it is given, newest first.
 
         One that was altered in the store is left out, and an error is logged: it proves nothing.
+        """
+        ...
+
+    async def add_look(self, route: str, subject: str, evidence: str) -> int:
+        """Count that somebody looks whether labels certify *route*; how many looks that makes, from 1.
+
+        Looking again at the same labels tells nothing new, and is the same look.
+
+        Args:
+            subject: digest of what would be certified; each has looks of its own.
+            evidence: digest of the labelled scores that are looked at.
+
+        Raises:
+            Unavailable: the store cannot write.
         """
         ...
 

@@ -1,8 +1,8 @@
 """What turned out to be true of the items that a route can be certified on.
 
-**Which items.** Those that every stage scored whatever it said, since only they are a fair sample of what the route
-sees: `no_certificate` (no stage may accept) and `observed` (the last one accepts whatever comes). An item that a stage
-was allowed to accept, or that went past a stage, is none of them.
+**Which items.** Those that were shown to every stage whatever it said, since only they are a fair sample of what the
+route sees: `no_certificate` (no stage may accept) and `observed` (the last one accepts whatever comes), those on which
+a stage failed included. An item that a stage was allowed to accept is none of them.
 
 **From what.** The decision log and feedback, which outlive the answers: a purge takes no label. Items whose log rows
 were pruned (see `gateway.store.retention`) are gone; which ones depends on their age, not on their labels.
@@ -45,6 +45,7 @@ def _labelled(row: RowMapping) -> LabelledItem:
         trail=codec.decode_trail(row["trail"]),
         label=agreed if row["decided"] is None else row["decided"],
         disputed=row["decided"] is None and row["first_said"] != row["last_said"],
+        by_person=row["decided"] is not None,
     )
 
 

@@ -6,6 +6,7 @@
     decision_log >── writers          what was decided, hash-chained by writer (outlives its answers)
     feedback                          what turned out to be true (outlives its answers)
     certificates                      what was proven of routes (append-only, never forgotten)
+    certification_looks               how often labels were looked at to prove it (append-only, never forgotten)
 
 Every state machine is held by a CHECK. Ids are hexadecimal text, ordered by time. Times are Unix seconds, except
 `lease_until_s`, which is on the clock of the store's leases. Wide columns come last, where a scan need not read them.
@@ -201,4 +202,14 @@ CERTIFICATES = Table(
     Column("valid_until_s", Double, nullable=False),
     Column("body", Text, nullable=False),  # the certificate as JSON; `id` is its hash
     Index("certificates_route", "route", "created_s"),
+)
+
+CERTIFICATION_LOOKS = Table(
+    "certification_looks",
+    METADATA,
+    Column("route", Text, primary_key=True),
+    Column("subject", String(64), primary_key=True),
+    Column("look", Integer, primary_key=True, autoincrement=False),
+    Column("evidence", String(64), nullable=False),
+    Column("at_s", Double, nullable=False),
 )

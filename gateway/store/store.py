@@ -247,6 +247,12 @@ class SqlStore:
         """See `Store.certificates_version`."""
         return await self._read(certificates.version)
 
+    async def add_look(self, route: str, subject: str, evidence: str) -> int:
+        """See `CertificationStore.add_look`."""
+        return await self._writer.run(
+            lambda transaction: certificates.add_look(transaction.connection, route, subject, evidence)
+        )
+
     async def add_certificate(self, certificate: Certificate) -> None:
         """See `CertificationStore.add_certificate`; never refused for the disk limit: it is what ends deferring."""
         await self._writer.run(lambda transaction: certificates.add(transaction.connection, certificate))

@@ -11,7 +11,9 @@ import numpy as np
 
 from backends.contract import Batch, Datatype, Ragged, Tensor, Tensors, TensorSpec
 from backends.errors import NotFound, QuotaExceeded, Unavailable
+from batching.report import BatchingTotals, SizeTotals
 from gateway.answer import Answer, AnswerId, ItemAnswer, Status, new_answer_id
+from gateway.oip.statistics import ModelStatistics, RequestCounters
 from gateway.request import Caller, JsonInputs, RawBody, Request, TensorInputs
 from gateway.service import ModelMetadata
 from router.contract import OnDefer, Reason
@@ -23,6 +25,7 @@ ROUTES = {
         "pointsman",
         tuple(TensorSpec(f"{datatype}", datatype, (-1,)) for datatype in Datatype),
         tuple(TensorSpec(f"{datatype}", datatype, (-1,)) for datatype in Datatype),
+        labels=("cat", "dog", "fox"),
     ),
     "tickets": ModelMetadata(
         "tickets",
@@ -30,12 +33,17 @@ ROUTES = {
         "pointsman",
         (TensorSpec("text", Datatype.BYTES, (1,)),),
         (TensorSpec("text", Datatype.BYTES, (1,)),),
+        max_batch=16,
+        max_delay_s=0.002,
     ),
 }
 
+BATCHED = BatchingTotals(9, 900, 90, 9000, 9, (SizeTotals(1, 2, 20, 2000, 2), SizeTotals(4, 1, 10, 1000, 1)))
+"""What the models of every route have answered."""
+
 
 class ScriptedService:
-    """Implements `gateway.service.Service` in memory."""
+    """Implements `gateway.service.DataPlane` in memory."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -48,6 +56,10 @@ class ScriptedService:
         self.ready = True
         self.draining = False
         self.asked = 0
+        self.arrivals: asyncio.Queue[Request] = asyncio.Queue()
+        self.at_once = 0
+        self.most_at_once = 0
+        self.counters = {name: RequestCounters() for name in ROUTES}
 
     async def drain(self) -> None:
         """End every wait, and let none begin, as a gateway that drains does."""
@@ -57,6 +69,15 @@ class ScriptedService:
 
     async def decide(self, request: Request) -> Answer:
         self.requests.append(request)
+        self.arrivals.put_nowait(request)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            return await self._decide(request)
+        finally:
+            self.at_once -= 1
+
+    async def _decide(self, request: Request) -> Answer:
         if request.route not in ROUTES:
             raise NotFound(f"there is no route {request.route!r}")
         script = request.parameters.get("script", "accept")
@@ -124,6 +145,10 @@ class ScriptedService:
 
     def names(self) -> Sequence[str]:
         return tuple(ROUTES)
+
+    def statistics(self, name: str = "", version: str = "") -> Sequence[ModelStatistics]:
+        names = (self.metadata(name, version).name,) if name else self.names()
+        return tuple(self.counters[found].statistics(found, "1", (BATCHED,)) for found in names)
 
     def is_ready(self) -> bool:
         return self.ready

@@ -15,9 +15,10 @@ import pytest
 
 from gateway.answer import Answer, Status
 from gateway.certificates import digest_of, rule_of, subject_of
-from gateway.certify.commands import CertifyOptions, certify_route
+from gateway.certify.commands import CertifyOptions, certify_route, keep
 from gateway.certify.files import ScoresError
 from gateway.certify.labels import Missing
+from gateway.certify.report import Report
 from gateway.compose import Gateway, compose
 from gateway.request import Caller, Protocol, RawBody, Request
 from gateway.settings import Settings, load_settings
@@ -109,7 +110,7 @@ async def test_a_certificate_of_a_file_serves_from_the_start(tmp_path: Path) -> 
     ) as gateway:
         rule = gateway.pipeline.catalog.routes["words"].accept
 
-    assert rule == Certified(0.7, certificate.id)
+    assert rule == Certified(0.7, certificate.id, certificate.valid_until_s)
 
 
 async def test_a_certificate_that_runs_out_counts_no_more(tmp_path: Path) -> None:
@@ -139,7 +140,9 @@ def test_the_newest_certificate_that_fits_is_taken() -> None:
     newest, older = (certificate_for(a_subject(), threshold) for threshold in (0.8, 0.7))
     foreign = certificate_for(a_subject("2"), 0.6)
 
-    assert rule_of(BUDGET, a_subject(), [foreign, newest, older], time.time()) == Certified(0.8, newest.id)
+    assert rule_of(BUDGET, a_subject(), [foreign, newest, older], time.time()) == Certified(
+        0.8, newest.id, newest.valid_until_s
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,6 +177,9 @@ def test_the_subject_changes_with_whatever_shapes_a_stage_and_not_with_where_it_
         ),
         "labels": CERTIFIED.replace("labels: [a, b, c]", "labels: [a, c, b]"),
         "measure": CERTIFIED.replace("    cost: 0.1\n", "    cost: 0.1\n    confidence: margin\n"),
+        "backend option": CERTIFIED.replace(
+            "target: tests.integration.models:fast", "target: tests.integration.models:tongue"
+        ),
         "stages": CERTIFIED.replace("cascade: [fast, strong]", "cascade: [strong, fast]"),
     }
     digests = {name: digest_of(subject_for(settings_of(tmp_path, text))) for name, text in texts.items()}
@@ -196,6 +202,14 @@ async def answer_and_label(gateway: Gateway, texts: Sequence[tuple[str, str]]) -
     for text, label in texts:
         answer = await decide(gateway, text)
         await gateway.pipeline.feedback(Caller(), answer.id, 0, label)
+
+
+async def certified(settings: Settings, options: CertifyOptions | None = None) -> Report:
+    """The labels of the store, looked at, and their certificate kept where there is one."""
+    report = await certify_route(settings, "words", None, options or CertifyOptions())
+    if report.certificate is not None:
+        await keep(settings, report.certificate)
+    return report
 
 
 def some_texts(count: int, errors: int, seed: int = 1) -> list[tuple[str, str]]:
@@ -223,14 +237,15 @@ async def test_an_observing_route_gathers_labels_that_certify_it(tmp_path: Path)
     )
     settings = settings_of(tmp_path)
 
-    report = await certify_route(settings, "words", None, CertifyOptions())
+    report = await certified(settings)
 
     assert (report.selection.items, report.stages) == (201, ("fast", "strong"))
     assert report.certificate is not None
     assert report.certificate.max_error == 0.05
     async with compose(settings) as gateway:
         rule = gateway.pipeline.catalog.routes["words"].accept
-    assert rule == Certified(report.certificate.threshold, report.certificate.id)
+    assert isinstance(rule, Certified)
+    assert rule.certificate == report.certificate.id
 
 
 async def test_people_who_decide_everything_certify_a_route_while_it_serves(tmp_path: Path) -> None:
@@ -241,18 +256,19 @@ async def test_people_who_decide_everything_certify_a_route_while_it_serves(tmp_
             assert review is not None
             await gateway.store.decide("default", review.id, "ana", review.fence, label)
 
-        report = await certify_route(settings_of(tmp_path), "words", None, CertifyOptions())
+        report = await certified(settings_of(tmp_path))
         await gateway.maintain()
         rule = gateway.pipeline.catalog.routes["words"].accept
 
     assert report.certificate is not None
-    assert rule == Certified(report.certificate.threshold, report.certificate.id)
+    assert isinstance(rule, Certified)
+    assert rule.certificate == report.certificate.id
 
 
 @pytest.mark.parametrize(
-    ("missing", "items", "never_right"), [(Missing.HOLD, 100, 0), (Missing.WRONG, 200, 1), (Missing.DROP, 199, 0)]
+    ("missing", "items", "never_right"), [(Missing.HOLD, 101, 1), (Missing.WRONG, 200, 1), (Missing.DROP, 199, 0)]
 )
-async def test_an_item_without_a_label_ends_the_sequence_or_is_wrong_or_is_dropped_as_told(
+async def test_an_item_without_a_label_ends_the_sequence_as_wrong_or_is_dropped_as_told(
     tmp_path: Path, missing: Missing, items: int, never_right: int
 ) -> None:
     texts = some_texts(200, errors=0)
@@ -265,6 +281,71 @@ async def test_an_item_without_a_label_ends_the_sequence_or_is_wrong_or_is_dropp
 
     assert report.selection.items == items
     assert (~report.scores.right.any(axis=0)).sum() == never_right
+
+
+async def test_items_on_which_a_later_stage_failed_are_evidence_too(tmp_path: Path) -> None:
+    """They would be accepted at the first stage, where a certificate never asks the second."""
+    blind = [("fast=0.99:c strong=fail", "b")] * 20
+    async with serving(tmp_path, OBSERVING) as gateway:
+        await answer_and_label(gateway, [*some_texts(180, errors=0), *blind])
+
+    report = await certified(settings_of(tmp_path))
+
+    assert report.selection.items == 200
+    assert (~report.scores.right[0] & (report.scores.confidence[0] > 0.98)).sum() == 20
+    assert report.scores.ran.all()
+    assert report.certificate is None or report.certificate.threshold > 0.99
+
+
+async def test_disputed_items_count_as_wrong_and_hold_up_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path, OBSERVING) as gateway:
+        answer = await decide(gateway, "fast=0.99:b strong=0.99:b")
+        for source, label in (("one", "b"), ("two", "c")):
+            await gateway.store.add_feedback("default", answer.id, 0, label, source)
+        await answer_and_label(gateway, some_texts(30, errors=0))
+
+    for missing in Missing:
+        report = await certify_route(settings_of(tmp_path), "words", None, CertifyOptions(missing=missing))
+        assert report.selection.items == 31
+        assert (~report.scores.right.any(axis=0)).sum() == 1
+
+
+async def test_where_people_alone_count_feedback_is_no_label(tmp_path: Path) -> None:
+    async with serving(tmp_path, OBSERVING) as gateway:
+        await answer_and_label(gateway, some_texts(30, errors=0))
+
+    options = CertifyOptions(missing=Missing.DROP, people_only=True)
+    with pytest.raises(ScoresError, match="30 have no label yet"):
+        await certify_route(settings_of(tmp_path), "words", None, options)
+
+
+async def test_every_look_at_new_labels_has_less_of_the_level_left(tmp_path: Path) -> None:
+    confidences = []
+    async with serving(tmp_path, OBSERVING) as gateway:
+        for _ in range(3):
+            await answer_and_label(gateway, some_texts(20, errors=0))
+            for _ in range(2):
+                report = await certified(settings_of(tmp_path))
+                assert report.tested is not None
+                confidences.append(round(1 - report.tested.confidence, 6))
+
+    assert confidences == [0.04, 0.04, 0.005, 0.005, 0.001667, 0.001667]
+
+
+async def test_a_certificate_ends_at_its_moment_even_where_upkeep_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path) as gateway:
+        await gateway.store.add_certificate(certificate_for(subject_for(settings_of(tmp_path)), valid_s=3600.0))
+        await gateway.maintain()
+        before = await decide(gateway, "fast=0.95:b")
+        later = time.time() + 3601.0
+        monkeypatch.setattr("gateway.pipeline.time.time", lambda: later)
+
+        after = await decide(gateway, "fast=0.95:b")
+
+    assert (before.certified, before.items[0].status) == (True, Status.FINAL)
+    assert (after.certified, after.items[0].reason) == (False, Reason.NO_CERTIFICATE)
 
 
 async def test_labels_of_other_models_are_no_evidence(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ async def test_detectors_are_asked_only_where_a_rule_needs_them(gateway: Gateway
 
     with pytest.raises(InvalidInput, match="no rule"):
         await item_for(gateway, RawBody(gzip.compress(b"report\n" * 500), ""))
-    assert (asked(gateway, "content_type"), asked(gateway, "language")) == (1, 1)
+    assert (asked(gateway, "content_type"), asked(gateway, "language")) == (1, 0)
 
 
 async def test_a_replay_asks_no_detector_again(gateway: Gateway) -> None:
@@ -284,7 +284,7 @@ async def test_a_detector_without_labels_is_refused(tmp_path: Path) -> None:
     text = DETECTING.replace("labels: [en, fr, de]\n", "max_batch: 4\n")
 
     with pytest.raises(
-        InvalidInput, match="detector 'language': model 'tongue' has no output 'label'; give it `labels`"
+        InvalidInput, match="detector 'language': model 'tongue' has no output 'label', one BYTES an item"
     ):
         await check_models(settings_of(tmp_path, text))
 
@@ -302,3 +302,40 @@ async def test_a_model_that_is_fed_differently_by_a_route_and_a_detector_is_refu
 
     with pytest.raises(InvalidInput, match=r"model 'fast' gets different inputs from .*detector 'language'"):
         await check_models(settings_of(tmp_path, text))
+
+
+async def test_more_items_than_a_detector_can_look_at_are_a_doubt_and_not_a_way_around_it(gateway: Gateway) -> None:
+    many = TensorInputs({"text": text_tensor(*[b"hello"] * 65)}, "text/plain")
+
+    answer = await gateway.pipeline.decide(ask(many))
+
+    assert {item.reason for item in answer.items} == {Reason.UNCLEAR_CLASSIFICATION}
+    assert "at most 64 are classified at once" in answer.items[0].remarks[0]
+
+
+async def test_a_slow_detector_leaves_time_for_what_comes_after_it(tmp_path: Path) -> None:
+    """Detectors get half of what the fastest route allows, here 125 of 250 ms, whatever their own time-out says."""
+    text = DETECTING.replace("timeout: 200ms", "timeout: 1m").replace(
+        "route: words\n  - unsure", "route: alone\n  - unsure"
+    )
+    async with compose(settings_of(tmp_path, text)) as gateway:
+        item = await item_for(gateway, RawBody(b"tongue=slow " + b"x" * 20_000, "text/plain"))
+
+    assert (item.decided_by, item.reason) == (None, Reason.UNCLEAR_CLASSIFICATION)
+
+
+async def test_explain_sends_a_route_of_people_alone_to_its_people(gateway: Gateway) -> None:
+    told = await gateway.pipeline.explain(ask("what is this?", route="desk"))
+
+    assert (told["to_person"], told["reason"]) == (True, "routed_to_person")
+
+
+async def test_a_replay_of_a_route_that_is_gone_is_answered(tmp_path: Path) -> None:
+    request = replace(ask("fast=0.99:b"), idempotency_key="k", fingerprint=b"f" * 32)
+    async with serving(tmp_path) as gateway:
+        first = await gateway.pipeline.decide(request)
+    renamed = DETECTING.replace("  words:\n", "  letters:\n").replace("route: words", "route: letters")
+    async with compose(settings_of(tmp_path, renamed)) as gateway:
+        second = await gateway.pipeline.decide(request)
+
+    assert (second.id, second.route) == (first.id, "words")

@@ -266,6 +266,7 @@ def test_a_route_of_people_alone_needs_no_rule_of_acceptance(folder: Path) -> No
         ("model: tongue, decode", "model: tong, decode", "4:21: detectors.language.model: there is no model 'tong'; did you mean tongue?"),
         ("decode: utf8", "decode: utf9", "4:37: detectors.language.decode: there is no decoder 'utf9'; did you mean utf8?"),
         ("content_type: tongue", "content_type: tong", "5:17: detectors.content_type.model: there is no model 'tong'; did you mean tongue?"),
+        ("cascade: [], ", "cascade: [], accept: {observe: true}, ", "7:69: routes.desk.accept: says when a stage is sure, and there is none; remove it"),
         ("min_confidence: 0.6", "min_confidence: 6", "4:59: detectors.language.min_confidence: is 6; use at most 1.0"),
         ("  - unsure: {route: desk, to: human}\n", "", "8:1: classify: does not say where requests go that detectors doubt; add `- unsure: {route: ROUTE, to: human}`"),
         ("confidence: 90%", "confidance: 90%", "10:45: classify[0].when.traits.language.confidance: is an unknown key; did you mean confidence?"),
@@ -304,6 +305,15 @@ def test_a_certificate_file_that_proves_too_little_is_a_fault(folder: Path) -> N
     assert told == (
         "31:42: routes.plain.accept.certificate: proves 3.00% at 95.0%, less than the route asks; certify the route again"
     )
+
+
+def test_a_certificate_file_of_another_route_is_a_fault(folder: Path) -> None:
+    (folder / "plain.certificate.json").write_text(json.dumps(certificate_for("digits").to_dict()))
+    accept = "{max_error: 2%, certificate: plain.certificate.json}"
+
+    (told,) = faults_of(folder, changed("{min_confidence: 1}", accept))
+
+    assert told.endswith("plain.certificate.json is about route 'digits', not 'plain'; name the right one")
 
 
 def test_a_route_can_observe(folder: Path) -> None:
@@ -359,8 +369,8 @@ FAULTS = [
     ("backend: echo", "backend: ech", "14:14: models.strong.backend: there is no backend 'ech'; did you mean 'echo'? there are echo, langid, magika, onnx, python; others come with packages of their own"),
     ("[fast, strong]", "[fast, stron]", "22:21: routes.digits.cascade[1]: there is no model 'stron'; did you mean strong?"),
     ("[fast, strong]", "[fast, fast]", "22:21: routes.digits.cascade[1]: 'fast' is a stage already; keep one of them"),
-    ("[fast, strong]", "[]", "24:43: routes.digits.human.form: there are no labels to choose from; add labels to the models, or set form: text"),
-    ("cascade: [strong]", "cascade: []", "30:14: routes.plain.cascade: is empty, and there are no people; add models, or `human`"),
+    ("[fast, strong]\n    accept: {min_confidence: 0.9, max_error: 2%}", "[]", "23:43: routes.digits.human.form: there are no labels to choose from; set form: text"),
+    ("cascade: [strong]\n    accept: {min_confidence: 1}", "cascade: []", "30:14: routes.plain.cascade: is empty, and there are no people; add models, or `human`"),
     ("decode: image", "decode: imag", "21:13: routes.digits.decode: there is no decoder 'imag'; did you mean image?"),
     ("decode: none", "decode: image", "28:5: routes.plain.input: a route that decodes takes one input; make it {datatype: BYTES, shape: [1]}, or set decode: none"),
     ("    route: digits\n    to: human", "    route: digit\n    to: human", "35:12: classify[0].route: there is no route 'digit'; known: digits, plain, strong"),

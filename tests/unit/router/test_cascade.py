@@ -202,9 +202,9 @@ def test_a_route_without_its_certificate_asks_all_stages_and_accepts_nothing() -
     assert judged(uncertified, 1) == [(Decision.DEFER, Reason.NO_CERTIFICATE)] * 3
 
 
-def test_what_skipped_a_stage_is_not_told_as_scored_by_all() -> None:
-    assert judged(Uncertified("there is none"), 1, all_ran=False)[0] == (Decision.DEFER, Reason.UNCERTIFIED_PATH)
-    assert judged(Observe(), 1, all_ran=False)[0] == (Decision.ACCEPT, None)
+def test_a_route_that_gathers_labels_says_so_of_what_skipped_a_stage_too() -> None:
+    assert judged(Uncertified("there is none"), 1, all_ran=False)[0] == (Decision.DEFER, Reason.NO_CERTIFICATE)
+    assert judged(Observe(), 1, all_ran=False)[0] == (Decision.ACCEPT, Reason.OBSERVED)
 
 
 def test_a_route_that_observes_answers_with_its_last_stage_however_sure_it_is() -> None:

@@ -17,6 +17,7 @@ from router.certification import (
     Scores,
     Unproven,
     accepted_and_wrong,
+    at_look,
     labels_needed,
     minimal_accepted,
     reliability,
@@ -327,6 +328,16 @@ def test_the_budget_is_exceeded_no_more_often_than_promised(curve: str) -> None:
 @pytest.mark.parametrize("curve", CURVES)
 def test_the_same_check_rejects_the_loosest_threshold_that_looks_right(curve: str) -> None:
     assert is_rejected(draws_over_budget(loosest_within, curve), DRAWS, 1.0 - PROMISE.confidence)
+
+
+def test_all_looks_together_spend_no_more_than_the_level() -> None:
+    budget = Budget(0.01, 0.95)
+
+    spent = [1.0 - at_look(budget, look).confidence for look in range(1, 2_000)]
+
+    assert spent[:3] == pytest.approx([0.04, 0.005, 0.005 / 3])
+    assert sum(spent) <= 0.05
+    assert sum(spent) == pytest.approx(0.05, abs=1e-4)
 
 
 # --- how many labels ---

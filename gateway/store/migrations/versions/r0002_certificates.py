@@ -1,4 +1,4 @@
-"""Certificates, and the labelled items in the decision log that they are made of, found by index.
+"""Certificates, looks at labels for them, and the labelled items in the decision log, found by index.
 
 Rows of the decision log stay as they are, and so do their hashes.
 
@@ -29,6 +29,14 @@ def upgrade() -> None:
         sa.Column("body", sa.Text, nullable=False),
     )
     op.create_index("certificates_route", "certificates", ["route", "created_s"])
+    op.create_table(
+        "certification_looks",
+        sa.Column("route", sa.Text, primary_key=True),
+        sa.Column("subject", sa.String(64), primary_key=True),
+        sa.Column("look", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("evidence", sa.String(64), nullable=False),
+        sa.Column("at_s", sa.Double, nullable=False),
+    )
     scored = sa.text("reason IN ('no_certificate', 'observed')")
     op.create_index(
         "decision_log_scored", "decision_log", ["route", "at_s"], sqlite_where=scored, postgresql_where=scored
@@ -43,4 +51,5 @@ def downgrade() -> None:
     """Remove the indexes, and every certificate."""
     op.drop_index("decision_log_ruled", "decision_log")
     op.drop_index("decision_log_scored", "decision_log")
+    op.drop_table("certification_looks")
     op.drop_table("certificates")

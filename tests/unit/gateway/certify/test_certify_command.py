@@ -115,7 +115,7 @@ def test_scores_that_cannot_certify_say_why(tmp_path: Path, text: str, arguments
 
     result = run("certify", path, "--max-error", "5%", *arguments)
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert told in result.output
 
 
@@ -128,7 +128,11 @@ def test_scores_that_cannot_certify_say_why(tmp_path: Path, text: str, arguments
         (("none.csv", "--max-error", "2"), "use a share between 0% and 100%"),
         (("none.csv", "--max-error", "1%"), "none.csv cannot be read"),
         (("none.csv", "--confidence", "90%"), "--confidence belongs to --max-error"),
-        (("none.csv", "--max-error", "1%", "--valid", "soon"), "is not a duration"),
+        (("--route", "r", "--config", "none.yaml", "--valid", "soon"), "is not a duration"),
+        (("--route", "r", "--config", "none.yaml", "--valid", "0"), "--valid is 0; give a time"),
+        (("none.csv", "--max-error", "1%", "--out", "c.json"), "--out belongs to --route; leave it out"),
+        (("none.csv", "--max-error", "1%", "--missing", "drop"), "--missing is about the store; leave it out"),
+        (("--route", "r", "--config", "none.yaml", "--fit", "50%"), "--fit is about SCORES; leave it out"),
     ],
 )
 def test_what_is_typed_wrongly_is_told(arguments: tuple[str, ...], told: str) -> None:
@@ -178,7 +182,7 @@ def test_a_route_that_cannot_be_certified_says_why(
 ) -> None:
     result = run("certify", scores, "--config", config, *arguments)
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert told in result.output
 
 
@@ -224,3 +228,13 @@ def test_a_calibration_that_cannot_be_fitted_says_why(scores: Path, arguments: t
 
     assert result.exit_code == 1
     assert told in result.output
+
+
+def test_a_certificate_counts_only_when_everything_else_is_done(tmp_path: Path, scores: Path, config: Path) -> None:
+    nowhere = tmp_path / "nowhere" / "plot.png"
+
+    result = run("certify", scores, "--route", "words", "--config", config, "--plot", nowhere)
+
+    assert result.exit_code == 2
+    assert "cannot be written" in result.output
+    assert not (tmp_path / "store.db").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -24,9 +25,11 @@ class Exchanges:
     """Keeps what the server reports."""
 
     seen: list[GrpcExchange] = field(default_factory=list)
+    told: asyncio.Event = field(default_factory=asyncio.Event)
 
     def on_grpc(self, exchange: GrpcExchange) -> None:
         self.seen.append(exchange)
+        self.told.set()
 
 
 @pytest.fixture

@@ -122,7 +122,10 @@ def typed(datatype: str, shape: list[int], **contents: Any) -> dict[str, Any]:
         ),
         (a_request(outputs=[{"name": "nothing"}]), "output 'nothing' is unknown"),
         (a_request(outputs=[{"name": "FP32"}, {"name": "FP32"}]), "output 'FP32' is there twice"),
-        (a_request(outputs=[{"name": "FP32", "parameters": {"classification": {"int64_param": 2}}}]), "classification"),
+        (
+            a_request(outputs=[{"name": "FP32", "parameters": {"classification": {"string_param": "2"}}}]),
+            "classification",
+        ),
         (a_request(parameters={"a": {}}), "parameter 'a' has no value"),
         (
             a_request(parameters={str(i): {"bool_param": True} for i in range(257)}),
@@ -183,13 +186,10 @@ async def test_a_method_that_does_not_exist_is_unimplemented(channel: Any, path:
 
 
 async def test_a_method_that_is_not_served_says_which_are(stub: Any) -> None:
-    unary = await refused(stub.ModelStatistics(service_pb2.ModelStatisticsRequest()))
-    stream = stub.ModelStreamInfer()
-    streamed = await refused(stream.read())
+    unary = await refused(stub.TraceSetting(service_pb2.TraceSettingRequest()))
 
-    for error, name in ((unary, "ModelStatistics"), (streamed, "ModelStreamInfer")):
-        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert f"{name} is not served here; use ModelInfer" in (error.details() or "")
+    assert unary.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "TraceSetting is not served here; ServerMetadata lists" in (unary.details() or "")
 
 
 async def test_extensions_that_are_not_served_are_unimplemented(stub: Any) -> None:
@@ -369,4 +369,4 @@ async def test_a_large_message_is_read_and_answered_beside_the_event_loop(
     await stub.ModelInfer(a_request())
 
     assert reply.raw_output_contents[0] == data
-    assert done_in_threads == ["_parsed", "tensors", "render", "_reply"]
+    assert done_in_threads == ["_parsed", "tensors", "render", "_fill"]

@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from backends.contract import Datatype, HostArray
 from gateway.grpc_server import GrpcServer
+from gateway.oip.metadata import EXTENSIONS
 from tests.unit.gateway.grpc.conftest import KEY
 from tests.unit.gateway.scripted import ScriptedService
 
@@ -87,7 +88,7 @@ async def test_the_synchronous_client_works_unchanged(server: GrpcServer) -> Non
 
     assert (live, ready, model_ready) == (True, True, True)
     assert server_says["name"] == "pointsman"
-    assert server_says["extensions"] == ["binary_tensor_data", "parameters"]
+    assert server_says["extensions"] == list(EXTENSIONS)
     assert model["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": ["-1", "1"]}]
     assert result.as_numpy("FP32").tolist() == SAMPLES["FP32"].tolist()
     assert result.as_numpy("BYTES").tolist() == SAMPLES["BYTES"].tolist()
@@ -142,3 +143,71 @@ async def test_the_clients_timeout_is_the_deadline(client: Any, service: Scripte
 
     await asyncio.wait_for(service.cancelled.wait(), 2)
     assert refused.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+
+
+async def test_classification_gives_the_greatest_elements_with_their_labels(client: Any) -> None:
+    sent = np.random.default_rng().normal(size=(5, 3)).astype(np.float32)
+    tensor = aio_grpc.InferInput("FP32", sent.shape, "FP32")
+    tensor.set_data_from_numpy(sent)
+
+    result = await client.infer("echo", [tensor], outputs=[aio_grpc.InferRequestedOutput("FP32", class_count=2)])
+
+    assert result.get_output("FP32").datatype == "BYTES"
+    assert result.as_numpy("FP32").tolist() == [
+        [f"{row[i]:f}:{i}:{('cat', 'dog', 'fox')[i]}".encode() for i in np.argsort(-row)[:2].tolist()] for row in sent
+    ]
+
+
+async def test_what_has_no_order_is_not_classified(client: Any, service: ScriptedService) -> None:
+    wanted = [aio_grpc.InferRequestedOutput("BYTES", class_count=1)]
+
+    with pytest.raises(InferenceServerException, match="classification takes numeric outputs only") as refused:
+        await client.infer("echo", [an_input(aio_grpc, "BYTES")], outputs=wanted)
+
+    assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert service.requests == []
+
+
+async def test_a_models_configuration_is_as_triton_writes_it(client: Any) -> None:
+    config = (await client.get_model_config("tickets", "1", as_json=True))["config"]
+
+    assert (config["name"], config["platform"], config["backend"]) == ("tickets", "pointsman", "pointsman")
+    assert config["max_batch_size"] == 16
+    assert config["dynamic_batching"]["max_queue_delay_microseconds"] == "2000"
+    assert config["input"] == [{"name": "text", "data_type": "TYPE_STRING", "dims": ["1"]}]
+    whole = (await client.get_model_config("echo")).config
+    assert len(whole.input) == len(whole.output) == len(Datatype)
+    assert all(tensor.data_type for tensor in whole.output)
+    with pytest.raises(InferenceServerException, match="no route 'none'"):
+        await client.get_model_config("none")
+
+
+async def test_statistics_are_as_triton_writes_them(client: Any, service: ScriptedService) -> None:
+    service.counters["echo"].ended(3, 0.5)
+    service.counters["echo"].ended(0, 0.25)
+
+    (found,) = (await client.get_inference_statistics("echo", "1")).model_stats
+
+    assert (found.name, found.version, found.inference_count, found.execution_count) == ("echo", "1", 3, 3)
+    assert found.last_inference > 1.7e12
+    assert (found.inference_stats.success.count, found.inference_stats.success.ns) == (1, 500_000_000)
+    assert (found.inference_stats.fail.count, found.inference_stats.fail.ns) == (1, 250_000_000)
+    assert (found.inference_stats.queue.count, found.inference_stats.queue.ns) == (9, 900)
+    assert [(row.batch_size, row.compute_infer.ns) for row in found.batch_stats] == [(1, 2000), (4, 1000)]
+    everything = await client.get_inference_statistics()
+    assert [row.name for row in everything.model_stats] == ["echo", "tickets"]
+    with pytest.raises(InferenceServerException, match="no route 'none'"):
+        await client.get_inference_statistics("none")
+
+
+async def test_the_repository_can_be_listed_and_not_changed(client: Any, service: ScriptedService) -> None:
+    listed = (await client.get_model_repository_index()).models
+    service.ready = False
+    unready = (await client.get_model_repository_index()).models
+
+    assert [(row.name, row.version, row.state) for row in listed] == [("echo", "1", "READY"), ("tickets", "1", "READY")]
+    assert [row.state for row in unready] == ["UNAVAILABLE", "UNAVAILABLE"]
+    for change in (client.load_model, client.unload_model):
+        with pytest.raises(InferenceServerException, match="the configuration says which are served") as refused:
+            await change("echo")
+        assert refused.value.status() == "StatusCode.UNIMPLEMENTED"

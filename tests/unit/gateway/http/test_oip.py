@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import random
 import struct
+import zlib
 from typing import Any
 
 import orjson
 import pytest
 
-from backends.contract import NO_DEADLINE
+from backends.contract import NO_DEADLINE, Datatype, TensorSpec
+from backends.errors import InvalidInput
 from gateway.http.messages import HttpResponse
-from gateway.http.oip_body import is_quick
+from gateway.http.oip_body import coding_wanted, is_quick, parse_raw
 from gateway.request import Protocol, TensorInputs
 from router.contract import OnDefer
 from tests.unit.gateway.http.conftest import LIMITS, Plane
@@ -202,8 +206,8 @@ async def test_a_large_request_is_read_and_answered_beside_the_event_loop(
         ({"inputs": [an_input()], "outputs": [{"name": "nothing"}]}, "output 'nothing' is unknown"),
         ({"inputs": [an_input()], "outputs": [{}]}, "a non-empty text is needed"),
         (
-            {"inputs": [an_input()], "outputs": [{"name": "FP32", "parameters": {"classification": 2}}]},
-            "the classification extension is not served",
+            {"inputs": [an_input()], "outputs": [{"name": "FP32", "parameters": {"classification": -2}}]},
+            "output 'FP32' has classification -2; it is a number of classes",
         ),
         (
             {"inputs": [an_input()], "outputs": [{"name": "FP32", "parameters": {"binary_data": 1}}]},
@@ -229,7 +233,7 @@ async def test_a_request_that_cannot_be_is_400_and_reaches_no_model(plane: Plane
         ("", b"{}", 400, "it is a number of bytes"),
         ("3", b"{}", 400, "but the body has 2 bytes"),
         ("1", b"{}", 400, "not JSON"),
-        ("0", b"\0\0", 501, "a raw body"),
+        ("0", b"\0\0", 400, "a raw body is one input, but this model takes 14"),
     ],
 )
 async def test_a_header_length_that_cannot_be_is_refused(
@@ -338,3 +342,109 @@ async def test_an_idempotency_key_may_be_quoted_or_bare(plane: Plane, sent: str,
 )
 def test_what_is_looked_at_element_by_element_is_not_quick(body: bytes, json_bytes: int | None, quick: bool) -> None:
     assert is_quick(body, json_bytes) is quick
+
+
+async def test_a_raw_body_is_one_item_and_its_answer_is_raw(plane: Plane) -> None:
+    text = random.randbytes(20)
+
+    response = await plane.send("POST", "/v2/models/tickets/infer", text, {"inference-header-content-length": "0"})
+
+    size = int(dict(response.headers)["inference-header-content-length"])
+    head = orjson.loads(response.body[:size])
+    assert head["outputs"] == [
+        {"name": "text", "datatype": "BYTES", "shape": [1, 1], "parameters": {"binary_data_size": 24}}
+    ]
+    assert response.body[size + 4 :] == text
+
+
+async def test_a_raw_body_for_a_model_that_is_not_there_is_404(plane: Plane) -> None:
+    response = await plane.send("POST", "/v2/models/none/infer", b"a", {"inference-header-content-length": "0"})
+
+    assert response.status == 404
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "found"),
+    [((4,), 16, (1, 4)), ((-1,), 12, (1, 3)), ((2, -1), 24, (1, 2, 3)), ((-1,), 0, (1, 0)), ((), 4, (1,))],
+)
+def test_the_length_of_a_raw_body_tells_its_shape(shape: tuple[int, ...], size: int, found: tuple[int, ...]) -> None:
+    body = parse_raw(random.randbytes(size), [TensorSpec("x", Datatype.INT32, shape)])
+
+    assert body.tensors["x"].shape == found
+    assert body.is_binary("y")
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "size", "message"),
+    [
+        (Datatype.FP32, (-1, -1), 16, r"does not tell the shape of input 'x', \[-1, -1, -1\]"),
+        (Datatype.FP32, (2, -1), 12, "takes a multiple of 8"),
+        (Datatype.FP32, (0, -1), 12, "takes a multiple of 0"),
+        (Datatype.FP32, (4,), 12, "takes 16"),
+        (Datatype.BYTES, (2,), 12, "one BYTES element"),
+    ],
+)
+def test_a_raw_body_that_tells_no_shape_is_refused(
+    datatype: Datatype, shape: tuple[int, ...], size: int, message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        parse_raw(bytes(size), [TensorSpec("x", datatype, shape)])
+
+
+@pytest.mark.parametrize(
+    ("accept", "coding"),
+    [
+        (None, ""),
+        ("", ""),
+        ("gzip", "gzip"),
+        ("deflate", "deflate"),
+        ("deflate, gzip", "gzip"),
+        ("GZIP;q=0.5, deflate;q=0.8", "deflate"),
+        ("gzip;q=0, deflate; q=0.1", "deflate"),
+        ("gzip;q=0", ""),
+        ("identity", ""),
+        ("*", ""),
+        ("br, zstd", ""),
+        ("gzip;q=nonsense", "gzip"),
+        (",;,=", ""),
+    ],
+)
+def test_a_coding_is_used_where_it_is_asked_for(accept: str | None, coding: str) -> None:
+    assert coding_wanted(accept) == coding
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+@pytest.mark.parametrize("size", [2_000, 200_000])
+async def test_a_long_response_is_compressed_and_a_short_one_is_not(
+    plane: Plane, coding: str, size: int, done_in_threads: list[str]
+) -> None:
+    data = [random.choice([1.5, 2.5]) for _ in range(size // 4)]
+
+    short = await plane.send("POST", INFER, {"inputs": [an_input()]}, {"accept-encoding": coding})
+    response = await plane.send(
+        "POST", INFER, {"inputs": [an_input(shape=[1, len(data)], data=data)]}, {"accept-encoding": coding}
+    )
+
+    assert "content-encoding" not in dict(short.headers)
+    assert dict(response.headers)["content-encoding"] == coding
+    unpacked = gzip.decompress(response.body) if coding == "gzip" else zlib.decompress(response.body)
+    assert orjson.loads(unpacked)["outputs"][0]["data"] == data
+    assert len(response.body) < len(unpacked) / 4
+    assert ("packed" in done_in_threads) == (len(unpacked) > 32 * 1024)
+
+
+async def test_what_hardly_shrinks_goes_as_it_is(plane: Plane) -> None:
+    data = random.randbytes(100_000)
+    tensor = {
+        "name": "UINT8",
+        "shape": [1, len(data)],
+        "datatype": "UINT8",
+        "parameters": {"binary_data_size": 100_000},
+    }
+    head = orjson.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}})
+    headers = {"inference-header-content-length": str(len(head)), "accept-encoding": "gzip, deflate"}
+
+    response = await plane.send("POST", INFER, head + data, headers)
+
+    assert "content-encoding" not in dict(response.headers)
+    assert response.body.endswith(data)

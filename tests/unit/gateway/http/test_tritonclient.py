@@ -14,6 +14,7 @@ import tritonclient.http.aio as aio_http
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from backends.contract import Datatype, HostArray
+from gateway.oip.metadata import EXTENSIONS
 from tests.unit.gateway.http.conftest import Plane
 
 SAMPLES: dict[str, HostArray] = {
@@ -99,7 +100,7 @@ async def test_the_synchronous_client_works_unchanged(plane: Plane, address: str
 
     assert (live, ready, model_ready, version_ready) == (True, True, True, True)
     assert server["name"] == "pointsman"
-    assert server["extensions"] == ["binary_tensor_data", "parameters"]
+    assert server["extensions"] == list(EXTENSIONS)
     assert model == {
         "name": "tickets",
         "versions": ["1"],
@@ -153,3 +154,135 @@ async def test_an_error_reads_as_the_client_expects(client: Any) -> None:
 
     assert refused.value.status() == "404"
     assert refused.value.message() == "there is no route 'nowhere'"
+
+
+async def test_classification_gives_the_greatest_elements_with_their_labels(client: Any) -> None:
+    sent = np.random.default_rng().normal(size=(5, 3)).astype(np.float32)
+    tensor = aio_http.InferInput("FP32", sent.shape, "FP32")
+    tensor.set_data_from_numpy(sent)
+
+    for binary in (True, False):
+        wanted = [aio_http.InferRequestedOutput("FP32", binary_data=binary, class_count=2)]
+        result = await client.infer("echo", [tensor], outputs=wanted)
+
+        assert result.get_output("FP32")["datatype"] == "BYTES"
+        told = [[text if isinstance(text, str) else text.decode() for text in row] for row in result.as_numpy("FP32")]
+        assert told == [
+            [f"{row[i]:f}:{i}:{('cat', 'dog', 'fox')[i]}" for i in np.argsort(-row)[:2].tolist()] for row in sent
+        ]
+
+
+async def test_what_has_no_order_is_not_classified(client: Any, plane: Plane) -> None:
+    wanted = [aio_http.InferRequestedOutput("BYTES", class_count=1)]
+
+    with pytest.raises(InferenceServerException, match="classification takes numeric outputs only") as refused:
+        await client.infer("echo", [an_input(aio_http, "BYTES", True)], outputs=wanted)
+
+    assert refused.value.status() == "400"
+    assert plane.service.requests == []
+
+
+async def test_a_models_configuration_is_as_triton_writes_it(client: Any) -> None:
+    config = await client.get_model_config("tickets", "1")
+
+    assert (config["name"], config["platform"], config["backend"]) == ("tickets", "pointsman", "pointsman")
+    assert config["max_batch_size"] == 16
+    assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 2000
+    (tensor,) = config["input"]
+    assert (tensor["name"], tensor["data_type"], tensor["dims"]) == ("text", "TYPE_STRING", [1])
+    whole = await client.get_model_config("echo")
+    assert [tensor["data_type"] for tensor in whole["output"]][:4] == [
+        "TYPE_BOOL",
+        "TYPE_UINT8",
+        "TYPE_UINT16",
+        "TYPE_UINT32",
+    ]
+    assert "dynamic_batching" not in whole
+    with pytest.raises(InferenceServerException, match="no route 'none'"):
+        await client.get_model_config("none")
+
+
+async def test_statistics_are_as_triton_writes_them(client: Any, plane: Plane) -> None:
+    plane.service.counters["echo"].ended(3, 0.5)
+    plane.service.counters["echo"].ended(0, 0.25)
+
+    (found,) = (await client.get_inference_statistics("echo", "1"))["model_stats"]
+
+    assert (found["name"], found["version"], found["inference_count"], found["execution_count"]) == ("echo", "1", 3, 3)
+    assert found["last_inference"] > 1.7e12
+    assert found["inference_stats"]["success"] == {"count": 1, "ns": 500_000_000}
+    assert found["inference_stats"]["fail"] == {"count": 1, "ns": 250_000_000}
+    assert found["inference_stats"]["queue"] == {"count": 9, "ns": 900}
+    assert [(row["batch_size"], row["compute_infer"]) for row in found["batch_stats"]] == [
+        (1, {"count": 2, "ns": 2000}),
+        (4, {"count": 1, "ns": 1000}),
+    ]
+    everything = await client.get_inference_statistics()
+    assert [row["name"] for row in everything["model_stats"]] == ["echo", "tickets"]
+    with pytest.raises(InferenceServerException, match="no route 'none'"):
+        await client.get_inference_statistics("none")
+
+
+async def test_the_repository_can_be_listed_and_not_changed(client: Any, plane: Plane) -> None:
+    listed = await client.get_model_repository_index()
+    plane.service.ready = False
+    unready = await client.get_model_repository_index()
+
+    assert listed == [{"name": name, "version": "1", "state": "READY"} for name in ("echo", "tickets")]
+    assert [row["state"] for row in unready] == ["UNAVAILABLE", "UNAVAILABLE"]
+    assert all(row["reason"] for row in unready)
+    for change in (client.load_model, client.unload_model):
+        with pytest.raises(InferenceServerException, match="the configuration says which are served") as refused:
+            await change("echo")
+        assert refused.value.status() == "501"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "names"),
+    [
+        (b"", 200, ["echo", "tickets"]),
+        (b'{"ready": false}', 200, ["echo", "tickets"]),
+        (b'{"ready": true}', 200, []),
+        (b'{"ready": 1}', 400, None),
+        (b"[]", 400, None),
+        (b" " * 5000, 413, None),
+    ],
+)
+async def test_an_index_can_have_ready_models_alone(
+    plane: Plane, body: bytes, status: int, names: list[str] | None
+) -> None:
+    plane.service.ready = False
+
+    response = await plane.send("POST", "/v2/repository/index", body)
+
+    assert response.status == status
+    assert names is None or [row["name"] for row in orjson.loads(response.body)] == names
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("count", [500, 50_000])
+async def test_compressed_responses_are_understood(
+    client: Any, address: str, algorithm: str, binary: bool, count: int
+) -> None:
+    sent = np.random.default_rng().integers(0, 9, (1, count)).astype(np.int64)
+
+    def use() -> tuple[Any, Any]:
+        sync = sync_http.InferenceServerClient(address)
+        try:
+            result = sync.infer("echo", *asked(sync_http), response_compression_algorithm=algorithm)
+            return result.as_numpy("INT64"), result.get_response()["model_name"]
+        finally:
+            sync.close()
+
+    def asked(module: Any) -> tuple[list[Any], str, list[Any]]:
+        tensor = module.InferInput("INT64", sent.shape, "INT64")
+        tensor.set_data_from_numpy(sent)
+        return [tensor], "", [module.InferRequestedOutput("INT64", binary_data=binary)]
+
+    result = await client.infer("echo", *asked(aio_http), response_compression_algorithm=algorithm)
+    array, name = await asyncio.to_thread(use)
+
+    assert result.as_numpy("INT64").tolist() == sent.tolist()
+    assert array.tolist() == sent.tolist()
+    assert name == "echo"

@@ -156,8 +156,6 @@ def test_extensions_that_are_not_served_are_refused() -> None:
         sort({"sequence_id": 7, "sequence_start": True})
     with pytest.raises(Unimplemented, match="shared memory"):
         refuse_extensions({"shared_memory_region": "r"}, "x")
-    with pytest.raises(InvalidInput, match="classification"):
-        refuse_extensions({"classification": 3}, "y")
 
 
 def test_the_earliest_deadline_counts_and_none_is_none() -> None:

@@ -589,6 +589,19 @@ async def another_process_s_certificate_is_noticed_by_the_version(opener: Opener
         assert await store.certificates_version() == versions[-1]
 
 
+async def looks_at_labels_are_counted_where_they_see_something_new(opener: Opener) -> None:
+    async with aclosing(await opener()) as store, aclosing(await opener()) as other:
+        looks = [
+            await store.add_look("pets", "subject", "labels 1"),
+            await other.add_look("pets", "subject", "labels 1"),
+            await other.add_look("pets", "subject", "labels 2"),
+            await store.add_look("pets", "subject", "labels 1"),
+            await store.add_look("pets", "another subject", "labels 1"),
+            await store.add_look("plants", "subject", "labels 1"),
+        ]
+        assert looks == [1, 1, 2, 3, 1, 1]
+
+
 async def items_that_every_stage_scored_are_listed_and_no_others(opener: Opener) -> None:
     sent, tasks = uncertified(items=2, at_s=2.0)
     stands = observed(at_s=1.0)
@@ -837,6 +850,7 @@ CHECKS: tuple[Check, ...] = (
     certificates_come_back_newest_first_for_good,
     adding_a_certificate_again_is_harmless,
     another_process_s_certificate_is_noticed_by_the_version,
+    looks_at_labels_are_counted_where_they_see_something_new,
     items_that_every_stage_scored_are_listed_and_no_others,
     labelled_items_come_in_the_order_of_their_requests,
     labels_are_the_person_s_else_what_callers_agree_on,
