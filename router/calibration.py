@@ -62,10 +62,10 @@ class Temperature:
 
     def apply(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """(n, classes) distributions to (n,), the best class's share after tempering; NaN where a row is NaN."""
-        best = rows.max(axis=1, keepdims=True)
+        best = np.maximum.reduce(rows, axis=1, keepdims=True)
         # Relative to the best class, so that nothing overflows: its share is one over the sum of all.
         ratios = (rows / best) ** (1.0 / self.t)
-        shares: NDArray[np.float64] = 1.0 / ratios.sum(axis=1)
+        shares: NDArray[np.float64] = 1.0 / np.add.reduce(ratios, axis=1)
         return shares
 
 

@@ -96,15 +96,18 @@ def probabilities(how: Measure, outputs: Tensors, size: int) -> NDArray[np.float
     values = _floats(_output(how, outputs), size)
     if values is None or values.ndim != 2 or values.shape[1] < 2:
         return np.full((size, 1), np.nan)
-    sums = values.sum(axis=1, keepdims=True)
+    # An item at a time is the usual case, and of that NumPy's own overhead is all: reductions are called directly.
+    sums = np.add.reduce(values, axis=1, keepdims=True)
     # Written so that NaN fails: every comparison with NaN is false.
-    sound = (values >= 0.0).all(axis=1, keepdims=True) & (np.abs(sums - 1.0) <= _SUM_TOLERANCE)
+    sound = (np.minimum.reduce(values, axis=1, keepdims=True) >= 0.0) & (np.abs(sums - 1.0) <= _SUM_TOLERANCE)
+    if np.count_nonzero(sound) == size:
+        return values / sums
     rows: NDArray[np.float64] = np.divide(values, sums, out=np.full_like(values, np.nan), where=sound)
     return rows
 
 
 def _maximum(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    best: NDArray[np.float64] = rows.max(axis=1)
+    best: NDArray[np.float64] = np.maximum.reduce(rows, axis=1)
     return best
 
 
@@ -134,6 +137,7 @@ _MEASURES: dict[Kind, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 }
 
 
+@np.errstate(invalid="ignore")  # a signalling NaN
 def _scores(how: Measure, outputs: Tensors, size: int) -> NDArray[np.float64]:
     values = _floats(_output(how, outputs), size)
     if values is None or values.size != size:
@@ -160,7 +164,8 @@ def _floats(tensor: Tensor | None, size: int) -> NDArray[np.float64] | None:
 
 
 def _widened(datatype: Datatype, values: HostArray) -> NDArray[np.float64]:
+    if values.dtype == np.float64:
+        return values
     if datatype is Datatype.BF16:  # BF16 is the upper half of FP32
         return (values.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    with np.errstate(invalid="ignore"):  # a signalling NaN
-        return values.astype(np.float64)
+    return values.astype(np.float64)

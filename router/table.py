@@ -391,7 +391,10 @@ def _detected(tests: tuple[TraitTest, ...], traits: Traits) -> _Outcome:
 
 
 def _any(globs: tuple[Glob, ...], text: str) -> bool:
-    return any(glob.pattern == text or glob.matches(text) for glob in globs)
+    for glob in globs:  # noqa: SIM110 (a generator costs more than what it compares)
+        if glob.pattern == text or (not glob.is_literal and glob.matches(text)):
+            return True
+    return False
 
 
 def _why_not(outcome: _Failing | _Doubt | Needs, traits: Traits) -> str:

@@ -146,9 +146,11 @@ class CallServer:
         self._observer = observer
         self._clock = clock
         self._talks: set[_Talk] = set()
+        self._is_draining = False
 
     def drain(self) -> None:
         """Take no further requests in conversations: each ends, as UNAVAILABLE, with its last reply."""
+        self._is_draining = True
         for talk in self._talks:
             talk.stop()
 
@@ -221,6 +223,8 @@ class CallServer:
             try:
                 refusal = None
                 try:
+                    if self._is_draining:
+                        raise _shutting_down()
                     talk = _Talk(method, self._admit(method.role, context, 0), context)
                     self._talks.add(talk)
                     try:
@@ -273,7 +277,7 @@ class _Talk:
         async with asyncio.TaskGroup() as group:
             self._listening = group.create_task(self._listen(requests, group))
         if self._listening.cancelled():
-            raise Unavailable("this gateway is shutting down; open a stream to another", retry_after_s=1.0)
+            raise _shutting_down()
 
     async def _listen(self, requests: AsyncIterator[bytes], group: asyncio.TaskGroup) -> None:
         await self._slots.acquire()
@@ -296,6 +300,10 @@ class _Talk:
                     await self._context.write(written)
         finally:
             self._slots.release()
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable("this gateway is shutting down; open a stream to another", retry_after_s=1.0)
 
 
 async def _read(kind: type[Message], data: bytes) -> Message:

@@ -160,13 +160,12 @@ class _Oip:
         fields = [("content-type", "application/json")]
         if json_bytes is not None:
             fields = [("content-type", "application/octet-stream"), (HEADER_LENGTH, str(json_bytes))]
-        coding = coding_wanted(request.headers.get("accept-encoding")) if pays(text) else ""
-        if coding:
-            inline = is_packed_quickly(text)
-            shorter = packed(text, coding) if inline else await asyncio.to_thread(packed, text, coding)
-            if shorter is not None:
-                return HttpResponse(200, [*fields, ("content-encoding", coding)], shorter)
-        return HttpResponse(200, fields, text)
+        if not pays(text) or not (coding := coding_wanted(request.headers.get("accept-encoding"))):
+            return HttpResponse(200, fields, text)
+        shorter = packed(text, coding) if is_packed_quickly(text) else await asyncio.to_thread(packed, text, coding)
+        if shorter is None:
+            return HttpResponse(200, fields, text)
+        return HttpResponse(200, [*fields, ("content-encoding", coding)], shorter)
 
     async def _parsed(self, request: HttpRequest, route: str, version: str) -> InferBody:
         json_bytes = header_length(request.headers.get(HEADER_LENGTH), len(request.body))

@@ -19,7 +19,7 @@ import numpy as np
 
 from backends.contract import Datatype, HostArray, Tensor
 from backends.errors import InvalidInput
-from gateway.oip.shapes import shorten
+from gateway.oip.shapes import MAX_BYTES_ELEMENTS, shorten
 
 _NO_NUMBERS = (Datatype.BYTES, Datatype.BOOL)
 
@@ -60,11 +60,16 @@ def classified(output: str, tensor: Tensor, k: int, labels: Sequence[str] = ()) 
         (n, min(k, elements)), BYTES.
 
     Raises:
-        InvalidInput: *tensor* is not numeric.
+        InvalidInput: *tensor* is not numeric, or these are more than `MAX_BYTES_ELEMENTS` in all.
     """
     check_classes(output, tensor.datatype)
     array = _numbers(tensor)
     rows = array.reshape(len(array), int(np.prod(array.shape[1:])))
+    count = len(rows) * min(k, rows.shape[1])
+    if count > MAX_BYTES_ELEMENTS:
+        raise InvalidInput(
+            f"output {output!r} would be told as {count} classes; at most {MAX_BYTES_ELEMENTS} are: ask for fewer"
+        )
     best = np.argsort(_descending(rows), axis=1, kind="stable")[:, :k]
     suffixes = [f":{label}".encode() for label in labels] if len(labels) == rows.shape[1] else [b""] * rows.shape[1]
     written = b"%f:%d%b" if rows.dtype.kind == "f" else b"%d:%d%b"

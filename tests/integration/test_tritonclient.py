@@ -54,6 +54,7 @@ def check_batch(result: Any) -> None:
     assert [row["stage"] for row in rows] == ["fast", "strong", "strong"]
 
 
+TEXT = {"content_type": "text/plain"}
 BATCH = texts("fast=0.95:b", "fast=0.5 strong=0.99:c", "fast=0.5 strong=0.4:a")
 BINARY = pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
 
@@ -265,6 +266,10 @@ def test_statistics_grow_by_what_was_answered(gateway: GatewayProcess, module: A
         with pytest.raises(InferenceServerException):
             client.infer("double", inputs(module, "z", np.ones((3, 4), np.float32), "FP32"))
         after = asked("double")
+        auto = count(asked("auto"), "inference_count")
+        client.infer("auto", inputs(module, "input", texts("fast=0.95:b"), "BYTES"), parameters=TEXT)
+        assert count(asked("auto"), "inference_count") == auto + 1
+        assert count(asked("words"), "inference_count") >= auto + 1
     finally:
         client.close()
 
@@ -368,6 +373,22 @@ async def test_random_payloads_of_every_datatype_come_back_to_their_senders(echo
                 for client, module in ((http_client, triton_http), (grpc_client, triton_grpc))
             )
         )
+
+
+async def test_random_payloads_come_back_in_json(echoes: GatewayProcess) -> None:
+    rng = np.random.default_rng()
+    sent = {datatype: a_payload(rng, datatype) for datatype in set(Datatype) - {Datatype.BF16}}  # it has no JSON form
+    sent[Datatype.BYTES] = np.array([[f"{n:c}" for n in rng.integers(32, 0xD800, 5)]], dtype=object)  # text in JSON
+
+    async with triton_http_aio.InferenceServerClient(echoes.http.removeprefix("http://")) as client:
+        for datatype, array in sent.items():
+            tensor = triton_http_aio.InferInput("input", list(array.shape), str(datatype))
+            tensor.set_data_from_numpy(array, binary_data=False)
+            wanted = [triton_http_aio.InferRequestedOutput("output", binary_data=False)]
+
+            result = await client.infer(f"echo-{datatype}", [tensor], outputs=wanted)
+
+            np.testing.assert_array_equal(result.as_numpy("output"), array, str(datatype))
 
 
 async def test_random_payloads_of_every_datatype_come_back_in_one_stream(echoes: GatewayProcess) -> None:

@@ -11,6 +11,7 @@ import pytest
 from backends.contract import Datatype, Tensor
 from backends.errors import InvalidInput
 from gateway.oip.classification import class_count, classified
+from gateway.oip.shapes import MAX_BYTES_ELEMENTS
 
 
 def told(array: Any, k: int, labels: tuple[str, ...] = (), datatype: Datatype | None = None) -> list[list[bytes]]:
@@ -63,6 +64,14 @@ def test_every_numeric_type_is_ordered_to_its_limits(datatype: Datatype) -> None
     found = told(np.array([[limits.min, limits.max, 1]], datatype.numpy), 3)
 
     assert [text.split(b":")[1] for text in found[0]] == [b"1", b"2", b"0"]
+
+
+def test_more_classes_than_a_reply_should_hold_are_refused() -> None:
+    array = np.zeros((2, MAX_BYTES_ELEMENTS // 2 + 1), np.uint8)
+
+    with pytest.raises(InvalidInput, match="ask for fewer"):
+        told(array, array.shape[1])
+    assert told(array, 1) == [[b"0:0"], [b"0:0"]]
 
 
 @pytest.mark.parametrize("array", [np.array([[True]]), np.array([[b"a"]], object)])
