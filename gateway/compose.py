@@ -90,7 +90,7 @@ class Gateway:
     store: Store
     certificates: Certificates
     telemetry: Telemetry
-    http_app: ASGIApp
+    http: Handler
     control_app: ASGIApp
     grpc: GrpcServer
     patience: Patience
@@ -149,7 +149,7 @@ def _wire(
     )
     limits = HttpLimits(body_bytes=settings.server.max_body_bytes)
     entries = (*oip_endpoints(pipeline, limits), *v1_endpoints(pipeline, limits), *review_endpoints(store))
-    http_app = AsgiApp(Handler(entries, authenticator, telemetry, limits, hosts=hosts))
+    handler = Handler(entries, authenticator, telemetry, limits, hosts=hosts)
 
     async def metrics(accept: str) -> tuple[bytes, str]:
         with suppress(PointsmanError):  # a store that cannot be read is when the other metrics are needed most
@@ -161,9 +161,9 @@ def _wire(
         store=store,
         certificates=certificates,
         telemetry=telemetry,
-        http_app=http_app,
+        http=handler,
         control_app=control_app(
-            store, pipeline, authenticator, http_app, metrics, lambda: overview(pipeline.catalog), hosts
+            store, pipeline, authenticator, AsgiApp(handler), metrics, lambda: overview(pipeline.catalog), hosts
         ),
         grpc=GrpcServer(
             pipeline,

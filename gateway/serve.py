@@ -31,6 +31,7 @@ from starlette.types import ASGIApp
 
 from gateway.compose import Gateway, compose
 from gateway.grpc_server import GrpcServer
+from gateway.http.listener import HttpListener
 from gateway.settings import Settings
 
 MAINTENANCE_S = 2.0
@@ -71,7 +72,8 @@ async def serve(settings: Settings, announce: Callable[[Addresses], None]) -> No
         _bind(server.host, server.grpc_port).close()  # gRPC binds for itself, but late: a port in use is told now
     with _Signals() as signals, _bound(server.host, server.http_port, server.control_port) as (http, control):
         async with compose(settings) as gateway, _background(gateway):
-            data = _Listener(gateway.http_app, http, server.drain_s + _LAST_REPLIES_S)
+            tls = server.tls.context() if server.tls else None
+            data = HttpListener(gateway.http, http, server.drain_s + _LAST_REPLIES_S, tls=tls)
             async with _Listener(gateway.control_app, control, _LAST_REPLIES_S), data, gateway.grpc as grpc:
                 gc.freeze()  # what start-up has built stays: collections need not walk it again
                 announce(Addresses(_address(http), grpc.address, _address(control)))
@@ -84,7 +86,7 @@ async def serve(settings: Settings, announce: Callable[[Addresses], None]) -> No
         os._exit(0)
 
 
-async def _drain(gateway: Gateway, data: _Listener, grpc: GrpcServer, signals: _Signals, drain_s: float) -> None:
+async def _drain(gateway: Gateway, data: HttpListener, grpc: GrpcServer, signals: _Signals, drain_s: float) -> None:
     gateway.pipeline.drain()
     data.close()
     closing = asyncio.ensure_future(grpc.drain(drain_s + _LAST_REPLIES_S))

@@ -1,8 +1,8 @@
-"""The handler as an ASGI application: for uvicorn, for Ray Serve's ingress, and for tests.
+"""The handler as an ASGI application: for the control plane, for Ray Serve's ingress, and for tests.
 
 A request is read whole, within the limits and the time for it, before anything works on it. While it is answered,
 somebody listens for the client: one that leaves takes its request with it. That costs a task a request, and is why the
-data plane will get a transport of its own; this one stays, for wherever ASGI is what there is.
+data plane has a transport of its own (`gateway.http.listener`); this one is for wherever ASGI is what there is.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     path table -> method -> who asks, and whether they may -> content coding -> endpoint -> response
                                                                                    └ error -> status.TABLE -> response
 
-Every transport (ASGI today, a protocol of our own, Ray Serve) reads a request whole, calls `Handler.handle`, and writes
+Every transport (our own listener, ASGI) reads a request whole, calls `Handler.handle`, and writes
 what it returns. Nothing but cancellation leaves `handle`: errors are responses.
 
 Errors read as their readers expect: on `/v1` as problem details (RFC 9457), elsewhere as `{"error": "..."}`, which is

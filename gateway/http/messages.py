@@ -1,6 +1,6 @@
 """HTTP without I/O: a request that has been read, a response to be written, and what an endpoint is.
 
-The transport (uvicorn's ASGI today, a protocol of our own, Ray Serve's ingress) reads and writes; handlers only turn
+The transport (our own listener, or ASGI for Ray Serve's ingress) reads and writes; handlers only turn
 one of these into the other, so that every transport serves the same data plane and tests need no socket.
 """
 

@@ -27,6 +27,7 @@ from gateway.settings.options import (
     RouteSettings,
     ServerOptions,
     Settings,
+    TlsOptions,
 )
 from gateway.settings.validate import keys_of, unknown_key, unknown_name, validated
 from gateway.settings.written import (
@@ -43,6 +44,7 @@ from gateway.settings.written import (
     SettingsSection,
     StoreSection,
     TargetSection,
+    TlsSection,
     UnsureSection,
     WhenSection,
 )
@@ -566,6 +568,7 @@ def _server(document: Document, data: object) -> ServerOptions | None:
         control_port=section.control_port,
         max_body_bytes=section.max_body,
         drain_s=section.drain,
+        tls=_tls(document, section.tls),
         trusted_hosts=section.trusted_hosts,
     )
     taken: dict[int, str] = {}
@@ -574,6 +577,17 @@ def _server(document: Document, data: object) -> ServerOptions | None:
         if port and port in taken:
             document.add_fault(("server", key), f"is {port}, as {taken[port]} is; give each a port of its own")
         taken.setdefault(port, key)
+    return options
+
+
+def _tls(document: Document, section: TlsSection | None) -> TlsOptions | None:
+    if section is None:
+        return None
+    options = TlsOptions(document.base / section.cert, document.base / section.key)
+    try:
+        options.context()
+    except OSError as error:  # ssl.SSLError is one
+        document.add_fault(("server", "tls"), f"cannot be used: {error}; name PEM files of a certificate and its key")
     return options
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,25 @@ class RouteSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """What the HTTP data plane proves itself with: PEM files, the certificate with its chain, and its key."""
+
+    cert: Path
+    key: Path
+
+    def context(self) -> ssl.SSLContext:
+        """What a listener needs; TLS 1.2 or newer.
+
+        Raises:
+            OSError: the files cannot be read, or do not fit each other (`ssl.SSLError`).
+        """
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.cert, self.key, password="")  # or OpenSSL would ask the terminal for one
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+
+@dataclass(frozen=True, slots=True)
 class ServerOptions:
     """Where the gateway listens, and how it stops.
 
@@ -118,6 +138,7 @@ class ServerOptions:
         control_port: of metrics, inbox and status.
         max_body_bytes: the largest request that is read.
         drain_s: seconds that accepted requests get to finish when the gateway stops.
+        tls: of the HTTP data plane; None: it speaks plainly, as the other ports do.
         trusted_hosts: host names under which browsers reach the control port, beside localhost and addresses.
     """
 
@@ -127,6 +148,7 @@ class ServerOptions:
     control_port: int = 8002
     max_body_bytes: int = 16 * 1024 * 1024
     drain_s: float = 20.0
+    tls: TlsOptions | None = None
     trusted_hosts: tuple[str, ...] = ()
 
 

@@ -337,6 +337,13 @@ class UnsureSection(Section):
     unsure: Annotated[TargetSection, BeforeValidator(_target), _OrName()]
 
 
+class TlsSection(Section):
+    """What the HTTP data plane proves itself with: PEM files."""
+
+    cert: Text = Field(description="The certificate, and behind it those up to one that clients know.")
+    key: Text = Field(description="Its private key, not encrypted.")
+
+
 class ServerSection(Section):
     """Where the gateway listens, and how it stops."""
 
@@ -346,6 +353,7 @@ class ServerSection(Section):
     control_port: int = Field(default=_SERVER.control_port, ge=0, le=65535)
     max_body: Size = Field(default=_SERVER.max_body_bytes, description="The largest request that is read.")
     drain: Duration = Field(default=_SERVER.drain_s, description="What accepted requests get to finish at the end.")
+    tls: TlsSection | None = Field(default=None, description="TLS on http_port; the other ports speak plainly.")
     trusted_hosts: tuple[Text, ...] = Field(
         default=(), description="Host names under which browsers reach the inbox; addresses and localhost always may."
     )

@@ -17,7 +17,9 @@ import struct
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from socket import MSG_WAITALL, socket
 from typing import Any
 
 import grpc
@@ -132,6 +134,108 @@ def test_a_request_that_two_readers_could_split_differently_is_400_and_ends_the_
     refused(reply, 400, "Invalid HTTP request")
     assert reply.closed
     assert decisions(server) == before
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(post_chunks(DECIDE, b"5 \r\nhello\r\n0\r\n\r\n"), id="space behind a chunk size"),
+        pytest.param(post_chunks(DECIDE, b"5\r\nhello\r\n0\r\n a: b\r\n\r\n"), id="folded trailer"),
+        pytest.param(post_chunks(DECIDE, GOOD_CHUNK).replace(b"HTTP/1.1", b"HTTP/1.0"), id="chunked in HTTP/1.0"),
+        pytest.param(request("Host: localhost", target="http://localhost/v2"), id="absolute form"),
+        pytest.param(request("Host: localhost", target="*"), id="asterisk form"),
+        pytest.param(request("Host: localhost", target="/v2#a"), id="fragment"),
+        pytest.param(request("Host: localhost").replace(b"\r\n", b"\n"), id="LF for CRLF"),
+        pytest.param(request("Host: localhost").replace(b"GET", b"G\xc3T"), id="method that is no token"),
+    ],
+)
+def test_what_our_own_reading_refuses_is_400_and_ends_the_connection(server: GatewayProcess, sent: bytes) -> None:
+    before = decisions(server)
+
+    reply = exchange(server.http, sent, SMUGGLED)
+
+    refused(reply, 400, "Invalid HTTP request")
+    assert reply.closed
+    assert decisions(server) == before
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param([f"X-{CANARY}: " + "a" * (1 << 20)], id="1 MiB in one"),
+        pytest.param([f"X-{number}: {CANARY}" for number in range(10_000)], id="10000 headers"),
+        pytest.param([f"{number:x}:" for number in range(10_000)], id="10000 short headers"),
+    ],
+)
+def test_headers_beyond_their_limits_are_431(server: GatewayProcess, fields: list[str]) -> None:
+    def send() -> None:
+        reply = exchange(server.http, request("Host: localhost", *fields), SMUGGLED)
+        refused(reply, 431, "the most that is read|at most 256 are read")
+        assert reply.closed
+
+    assert_no_stall(server, send)
+
+
+@pytest.mark.parametrize("chunks", [65_537, 1_000_000])
+def test_a_body_in_too_many_chunks_is_413(server: GatewayProcess, chunks: int) -> None:
+    sent = post_chunks(DECIDE, b"1\r\na\r\n" * chunks + b"0\r\n\r\n")
+
+    def send() -> None:
+        reply = exchange(server.http, sent, SMUGGLED)
+        refused(reply, 413, "too many chunks")
+        assert reply.closed
+
+    assert_no_stall(server, send)
+
+
+def test_an_expected_100_comes_before_the_body_and_another_expectation_is_417(server: GatewayProcess) -> None:
+    whole = post(DECIDE, b"fast=0.99:b", "text/plain", "Expect: 100-continue")
+    head, body = whole[:-11], whole[-11:]
+    with connect(server.http) as connection:
+        connection.sendall(head)
+        assert read(connection).statuses == (100,)
+        connection.sendall(body)
+        connection.settimeout(10)
+        assert read(connection).statuses == (200,)
+
+    refused(exchange(server.http, whole.replace(b"100-c", b"200-c")), 417, "Expect is not 100-continue")
+
+
+def test_requests_in_a_row_are_answered_in_a_row(server: GatewayProcess) -> None:
+    labels = [b"abc"[number % 3 : number % 3 + 1] for number in range(200)]
+    with connect(server.http) as connection:
+        for label in labels:
+            connection.sendall(post(DECIDE, b"fast=0.99:" + label, "text/plain"))
+        for label in labels:
+            assert json.loads(next_body(connection))["label"] == label.decode()
+
+
+def next_body(connection: socket) -> bytes:
+    """The body of the next reply, and not a byte of the one after it."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        part = connection.recv(1)
+        assert part, head
+        head += part
+    (length,) = re.findall(rb"content-length: (\d+)", head)
+    return connection.recv(int(length), MSG_WAITALL)
+
+
+def test_five_hundred_slow_clients_are_408_and_nobody_else_is_slower(server: GatewayProcess) -> None:
+    with ExitStack() as stack:
+        slow = [stack.enter_context(connect(server.http, timeout_s=20)) for _ in range(500)]
+        begun = time.monotonic()
+        for connection in slow:
+            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost:")
+        while time.monotonic() - begun < 8:
+            for connection in slow[::10]:
+                connection.sendall(b"a")
+            assert exchange(server.http, request("Host: localhost"), quiet_s=0.0001).statuses == (200,)
+            time.sleep(0.2)  # they drip
+
+        for connection in slow:
+            refused(read(connection, quiet_s=1), 408, "headers did not arrive within 10 s")
+        assert 10 <= time.monotonic() - begun < 15
 
 
 @pytest.mark.parametrize("hosts", [0, 2])
