@@ -205,11 +205,13 @@ async def open_versions(settings: Settings, names: Iterable[str]) -> Mapping[str
     """The versions of the models *names*, which are opened for it and closed again.
 
     Raises:
-        PointsmanError: one cannot be opened.
+        PointsmanError: one cannot be opened, or its calibration is of another version.
     """
     wanted = replace(settings, models={name: settings.models[name] for name in names})
     async with AsyncExitStack() as stack:
         backends = await _open_backends(wanted, stack, Patience())
+        for name, backend in backends.items():
+            _check_calibrated(settings.models[name], backend.version)
         return {name: backend.version for name, backend in backends.items()}
 
 
@@ -273,18 +275,22 @@ async def _open_backend(model: ModelSettings, inputs: tuple[TensorSpec, ...] | N
 
 
 def _model(model: ModelSettings, backend: Backend, observer: BatchObserver) -> Model:
-    fitted = model.calibration
-    if fitted is not None and fitted.version != backend.version:
-        raise InvalidInput(
-            f"the calibration of model {model.name!r} was fitted for its version {fitted.version!r}, and version "
-            f"{backend.version!r} is loaded; calibrate again"
-        )
+    _check_calibrated(model, backend.version)
     try:
         batcher = Batcher(model.name, backend, model.batching, observer=observer)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     measure = model.measure or usual_measure(spec.name for spec in backend.signature.outputs)
     return Model(model.name, backend, batcher, measure, model.calibrator)
+
+
+def _check_calibrated(model: ModelSettings, version: str) -> None:
+    fitted = model.calibration
+    if fitted is not None and fitted.version != version:
+        raise InvalidInput(
+            f"the calibration of model {model.name!r} was fitted for its version {fitted.version!r}, and version "
+            f"{version!r} is loaded; calibrate again"
+        )
 
 
 def _decoded_inputs(model: str, settings: Settings) -> tuple[TensorSpec, ...] | None:

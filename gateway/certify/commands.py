@@ -115,29 +115,34 @@ async def certify_route(settings: Settings, name: str, scores: Path | None, opti
     versions = await open_versions(settings, route.cascade)
     subject = await asyncio.to_thread(subject_of, route, settings.models, versions)
     if scores is None:
-        evidence, look = await _from_store(settings, route, subject, options)
-        found, source = evidence, f"the store's labels of route {name}"
+        found = await _from_store(settings, route, subject, options)
     else:
-        found, source, look = _from_file(scores, route, options), str(scores), 1
-    tested = budget if scores is not None else at_look(budget, look)
+        found = _from_file(scores, route, options)
+    tested = budget if found.look is None else at_look(budget, found.look)
     selection = await asyncio.to_thread(select_threshold, found.scores, tested)
     certificate = None
     if selection.threshold is not None:
         certificate = issue(selection, subject, budget, time.time(), options.valid_s, found.words)
-    return Report(source, route.cascade, found.scores, budget, selection, certificate, tested, found.words)
+    return Report(found.source, route.cascade, found.scores, budget, selection, certificate, tested, found.words)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
-    """Labelled scores, and what a certificate says of them."""
+    """Labelled scores.
+
+    Attributes:
+        source: what they are, in short.
+        words: what a certificate says of them.
+        look: which look at growing labels this is, from 1; None where they do not grow.
+    """
 
     scores: Scores
+    source: str
     words: str
+    look: int | None = None
 
 
-async def _from_store(
-    settings: Settings, route: RouteSettings, subject: Subject, options: CertifyOptions
-) -> tuple[_Found, int]:
+async def _from_store(settings: Settings, route: RouteSettings, subject: Subject, options: CertifyOptions) -> _Found:
     """The labels of the store, and which look at them this is; a log that was altered is no evidence."""
     if faults := await verify_log_file(settings.store):
         raise ScoresError(f"the decision log is broken ({faults[0]}), and proves nothing; see pointsman verify-log")
@@ -149,7 +154,7 @@ async def _from_store(
             raise ScoresError(_nothing(route.name, evidence))
         look = await store.add_look(route.name, digest, _digest_of(evidence.scores))
     words = f"the store's labels: {evidence}; without a label: {evidence.unlabelled}, {options.missing}; look {look}"
-    return _Found(evidence.scores, words), look
+    return _Found(evidence.scores, f"the store's labels of route {route.name}", words, look)
 
 
 def _digest_of(scores: Scores) -> str:
@@ -193,7 +198,8 @@ def _from_file(path: Path, route: RouteSettings, options: CertifyOptions) -> _Fo
     except ValueError as error:
         raise ScoresError(f"{path}: {error}; a route's scores go through its models' own calibrations") from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return _Found(scores, f"{path.name.encode(errors='replace').decode()}, sha256 {digest}")
+    name = path.name.encode(errors="replace").decode()
+    return _Found(scores, str(path), f"{name}, sha256 {digest}")
 
 
 def _nothing(route: str, evidence: Evidence) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from backends.contract import Datatype, TensorSpec
 from backends.errors import PointsmanError
@@ -60,6 +60,8 @@ from router.table import Conditions, ParameterTest, RouteTable, Rule, Target, Tr
 LABELS_LIMIT_BYTES = 1024 * 1024
 CALIBRATION_LIMIT_BYTES = 16 * 1024 * 1024
 CERTIFICATE_LIMIT_BYTES = 1024 * 1024
+
+_T = TypeVar("_T")
 
 _NAME = re.compile(NAME_PATTERN)
 _STEP = re.compile(r"step (\d+) of")
@@ -253,18 +255,9 @@ def _calibration(document: Document, name: str, section: ModelSection) -> Calibr
         return None
     place: Place = ("models", name, "calibration")
     file = document.base / section.calibration
-    try:
-        content = read_file(file, CALIBRATION_LIMIT_BYTES)
-    except ValueError as error:
-        document.add_fault(place, str(error))
-        return None
-    try:
-        calibration = Calibration.from_dict(json.loads(content))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        document.add_fault(place, f"{file} is not JSON; fit the calibration again")
-        return None
-    except ValueError as error:
-        document.add_fault(place, f"{file}: {error}")
+    remedy = "fit the calibration again"
+    calibration = _from_json(document, place, file, CALIBRATION_LIMIT_BYTES, Calibration.from_dict, remedy)
+    if calibration is None:
         return None
     if calibration.model != name:
         document.add_fault(place, f"{file} was fitted for model {calibration.model!r}; fit one for {name!r}")
@@ -272,6 +265,24 @@ def _calibration(document: Document, name: str, section: ModelSection) -> Calibr
         message = f"{file} was fitted for confidence {calibration.how}, not {section.confidence}; make them the same"
         document.add_fault(place, message)
     return calibration
+
+
+def _from_json(
+    document: Document, place: Place, path: Path, limit_bytes: int, read: Callable[[object], _T], remedy: str
+) -> _T | None:
+    """What *read* makes of the JSON file *path*, which stands at *place*; None where that is at fault."""
+    try:
+        content = read_file(path, limit_bytes)
+    except ValueError as error:
+        document.add_fault(place, str(error))
+        return None
+    try:
+        return read(json.loads(content))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        document.add_fault(place, f"{path} is not JSON; {remedy}")
+    except ValueError as error:
+        document.add_fault(place, f"{path}: {error}")
+    return None
 
 
 def _batching(section: BatchingSection) -> BatchingOptions:
@@ -386,18 +397,9 @@ def _certificate(document: Document, place: Place, file: str | None, budget: Bud
     if file is None:
         return None
     path = document.base / file
-    try:
-        content = read_file(path, CERTIFICATE_LIMIT_BYTES)
-    except ValueError as error:
-        document.add_fault(place, str(error))
-        return None
-    try:
-        certificate = Certificate.from_dict(json.loads(content))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        document.add_fault(place, f"{path} is not JSON; certify the route again")
-        return None
-    except ValueError as error:
-        document.add_fault(place, f"{path}: {error}")
+    remedy = "certify the route again"
+    certificate = _from_json(document, place, path, CERTIFICATE_LIMIT_BYTES, Certificate.from_dict, remedy)
+    if certificate is None:
         return None
     route = str(place[1])
     if certificate.subject.route != route:
