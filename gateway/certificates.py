@@ -75,17 +75,17 @@ def _content_of(place: Path) -> Mapping[str, str]:
     """Digests of a file, and of what lies beside it under its name (as external data does); or of a whole folder."""
     if place.is_dir():
         files = sorted(file for file in place.rglob("*") if file.is_file())
-        return {str(file.relative_to(place)): _sha256(file.read_bytes()) for file in files}
+        return {str(file.relative_to(place)): _sha256_of(file) for file in files}
     beside = sorted(place.parent.glob(f"{glob.escape(place.stem)}.*"))
     data = [file for file in beside if file != place and file.name.startswith((f"{place.name}.", f"{place.stem}.data"))]
-    return {f"{place.suffix} {number}": _sha256(file.read_bytes()) for number, file in enumerate([place, *data])}
+    return {f"{place.suffix} {number}": _sha256_of(file) for number, file in enumerate([place, *data])}
 
 
 def _by_content(model: ModelSettings, step: Any) -> Any:  # Any: a step as it is written
     """*step* with the digest of a file in place of its path."""
     if isinstance(step, dict):
         return {name: _by_content(model, arguments) for name, arguments in step.items() if name != "file"} | (
-            {"file": _sha256((model.base / step["file"]).read_bytes())} if "file" in step else {}
+            {"file": _sha256_of(model.base / step["file"])} if "file" in step else {}
         )
     return step
 
@@ -96,11 +96,13 @@ def digest_of(subject: Subject) -> str:
 
 
 def _digest(value: Any) -> str:  # Any: JSON
-    return _sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
+    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _sha256_of(file: Path) -> str:
+    """Piece by piece: a model's weights may be larger than the memory that is left."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def rule_of(
@@ -122,7 +124,7 @@ def rule_of(
 
 
 def _too_weak(budget: Budget, certificate: Certificate) -> str | None:
-    if certificate.max_error <= budget.max_error and certificate.confidence >= budget.confidence:
+    if certificate.proves(budget):
         return None
     return (
         f"the certificate proves {certificate.max_error:.2%} at {certificate.confidence:.1%}, "

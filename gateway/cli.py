@@ -227,10 +227,10 @@ def _refuse_idle(options: dict[str, Any], why: str, applies: bool) -> None:
 
 
 def _certify_options(max_error: float | None, confidence: float | None, **how: Any) -> Any:
-    from gateway.certify.commands import DEFAULT_BUDGET_CONFIDENCE, CertifyOptions
+    from gateway.certify.commands import CertifyOptions
     from gateway.certify.labels import Missing
     from gateway.settings.units import duration_s
-    from router.certification import Budget
+    from router.certification import DEFAULT_CONFIDENCE, Budget
 
     if confidence is not None and max_error is None:
         raise click.UsageError("--confidence belongs to --max-error; give both, or neither for the route's own")
@@ -238,7 +238,7 @@ def _certify_options(max_error: float | None, confidence: float | None, **how: A
     if valid_s <= 0:
         raise click.UsageError("--valid is 0; give a time, such as 30d")
     return CertifyOptions(
-        budget=None if max_error is None else Budget(max_error, confidence or DEFAULT_BUDGET_CONFIDENCE),
+        budget=None if max_error is None else Budget(max_error, confidence or DEFAULT_CONFIDENCE),
         fit=how["fit"],
         seed=how["seed"] or 0,
         missing=Missing(how["missing"] or Missing.HOLD),

@@ -42,12 +42,12 @@ class Detection:
     async def classified(self, catalog: Catalog, request: Request, deadline: Deadline) -> Classified:
         """What the rules of *catalog* make of *request*; detectors are asked only where the rules need them."""
         traits = _stated(request)
-        floors = {trait: detector.floor for trait, detector in catalog.detectors.items()}
         signals: dict[str, Signals] = {}
         while isinstance(choice := route(catalog.table, traits), Needs):
-            found = {choice.trait: await self._ask(catalog.detectors[choice.trait], request.payload, deadline)}
+            detector = catalog.detectors[choice.trait]
+            found = {detector.trait: await self._ask(detector, request.payload, deadline)}
             signals |= found
-            traits = classify(traits, found, floors)
+            traits = classify(traits, found, {detector.trait: detector.floor})
         return Classified(choice, traits, signals)
 
     async def _ask(self, detector: Detector, payload: Payload, deadline: Deadline) -> Signals:

@@ -151,6 +151,10 @@ class Certificate:
             )
         return certificate
 
+    def proves(self, budget: Budget) -> bool:
+        """Whether it proves as much as *budget* asks."""
+        return self.max_error <= budget.max_error and self.confidence >= budget.confidence
+
     def covers(self, subject: Subject, now_s: float) -> str | None:
         """None where it is about *subject* and holds at *now_s*; otherwise the first reason why not, in words.
 

@@ -47,6 +47,9 @@ STARTS_PERCENT = (0, 20, 40, 60)
 _SUREST_PERCENT = 20
 _FIRST_LOOK = 0.8
 
+DEFAULT_CONFIDENCE = 0.95
+"""How sure a proof is where nobody says it."""
+
 MAX_LABELS = 1_000_000
 """More labels than anybody gathers: where more would be needed, the answer is that none suffice."""
 

@@ -23,10 +23,9 @@ from gateway.settings import CertifiedSettings, RouteSettings, Settings
 from gateway.store import open_beside, open_store, verify_log_file
 from router.calibration import Calibration, expected_calibration_error, fit_isotonic
 from router.certificate import Certificate, Subject, issue
-from router.certification import Budget, Scores, at_look, select_threshold
+from router.certification import DEFAULT_CONFIDENCE, Budget, Scores, at_look, select_threshold
 from router.confidence import Measure
 
-DEFAULT_BUDGET_CONFIDENCE = 0.95
 _DAY_S = 86_400.0
 
 
@@ -181,7 +180,7 @@ def _budget_of(route: RouteSettings) -> Budget:
         return route.accept.budget
     if route.max_error is None:
         raise InvalidInput(f"route {route.name!r} states no max_error; give --max-error")
-    return Budget(route.max_error, DEFAULT_BUDGET_CONFIDENCE)
+    return Budget(route.max_error, DEFAULT_CONFIDENCE)
 
 
 def _from_file(path: Path, route: RouteSettings, options: CertifyOptions) -> _Found:

@@ -53,7 +53,7 @@ from kernels.decode import DECODERS
 from kernels.plan import PlanError, parse_spec
 from router.calibration import Calibration
 from router.certificate import Certificate
-from router.certification import Budget
+from router.certification import DEFAULT_CONFIDENCE, Budget
 from router.contract import AUTO, AcceptRule, HumanPolicy, MinConfidence, Observe
 from router.table import Conditions, ParameterTest, RouteTable, Rule, Target, TraitTest, faults
 
@@ -388,7 +388,7 @@ def _accept(document: Document, place: Place, section: RouteSection) -> AcceptRu
         message = "is missing, as are max_error and observe; write one of them, such as {max_error: 1%}"
         document.add_fault((*inner, "min_confidence"), message, at_key=True)
         return Observe()
-    budget = Budget(accept.max_error, 0.95 if accept.confidence is None else accept.confidence)
+    budget = Budget(accept.max_error, DEFAULT_CONFIDENCE if accept.confidence is None else accept.confidence)
     return CertifiedSettings(budget, _certificate(document, (*inner, "certificate"), accept.certificate, budget))
 
 
@@ -406,7 +406,7 @@ def _certificate(document: Document, place: Place, file: str | None, budget: Bud
         message = f"{path} is about route {certificate.subject.route!r}, not {route!r}; name the right one"
         document.add_fault(place, message)
         return None
-    if certificate.max_error > budget.max_error or certificate.confidence < budget.confidence:
+    if not certificate.proves(budget):
         message = f"proves {certificate.max_error:.2%} at {certificate.confidence:.1%}, less than the route asks"
         document.add_fault(place, f"{message}; certify the route again")
     return certificate
