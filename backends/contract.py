@@ -23,10 +23,19 @@ text-embeddings-inference's `backends/core`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NewType, Protocol, TypeAlias, runtime_checkable
+from typing import (
+    Any,
+    NewType,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    dataclass_transform,
+    overload,
+    runtime_checkable,
+)
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +52,24 @@ Deadline = NewType("Deadline", float)
 """An instant on `time.monotonic()`'s clock, in seconds, after which an answer is worth nothing."""
 
 NO_DEADLINE = Deadline(math.inf)
+
+_C = TypeVar("_C")
+
+
+@overload
+def record(cls: type[_C], /) -> type[_C]: ...
+@overload
+def record(*, eq: bool) -> Callable[[type[_C]], type[_C]]: ...
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def record(cls: type[_C] | None = None, /, *, eq: bool = True) -> type[_C] | Callable[[type[_C]], type[_C]]:
+    """A frozen, slotted dataclass of which one is made for every request, or more.
+
+    Frozen in the eyes of the type checker alone: a dataclass that refuses assignments itself takes four to five times
+    as long to make (0.8 us for six fields instead of 0.18), which over the twenty that a request takes was a tenth of
+    all its time.
+    """
+    make = dataclass(slots=True, eq=eq, unsafe_hash=eq)
+    return make if cls is None else make(cls)
 
 
 class Datatype(StrEnum):
@@ -143,7 +170,7 @@ class Memory(StrEnum):
     DEVICE = "device"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Tensor:
     """A named argument's value: a datatype, a shape with the batch axis first, and where the elements are.
 
@@ -210,7 +237,7 @@ class Tensor:
 Tensors: TypeAlias = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Batch:
     """The inputs of *size* items, by name; axis 0 of every tensor has length *size*."""
 
@@ -224,6 +251,10 @@ class Batch:
         Raises:
             InvalidInput: no inputs, an input without a batch axis, or batch axes that differ.
         """
+        if len(inputs) == 1:  # the usual case
+            (tensor,) = inputs.values()
+            if tensor.shape:
+                return cls(inputs, tensor.shape[0])
         sizes = {name: tensor.shape[0] if tensor.shape else None for name, tensor in inputs.items()}
         if len(set(sizes.values())) != 1 or None in sizes.values():
             raise InvalidInput(f"every input needs the same first (batch) axis; got {sizes}")
@@ -355,6 +386,9 @@ def check_outputs(signature: Signature, outputs: Tensors, size: int) -> str | No
 
 
 def _check(specs: tuple[TensorSpec, ...], tensors: Tensors, what: str, *, exact: bool) -> None:
+    found = [tensors.get(spec.name) for spec in specs]
+    if (len(tensors) == len(specs) or not exact) and all(map(_fits, specs, found)):
+        return
     expected = {spec.name for spec in specs}
     if missing := sorted(expected - tensors.keys()):
         raise InvalidInput(f"{what} {missing[0]!r} is missing; expected {sorted(expected)}")
@@ -368,6 +402,13 @@ def _check(specs: tuple[TensorSpec, ...], tensors: Tensors, what: str, *, exact:
             raise InvalidInput(
                 f"{what} {spec.name!r} has shape {list(tensor.shape)}; expected {[-1, *spec.shape]}",
             )
+
+
+def _fits(spec: TensorSpec, tensor: Tensor | None) -> bool:
+    if tensor is None or tensor.datatype is not spec.datatype:
+        return False
+    shape = tensor.shape[1:]
+    return shape == spec.shape or shape_matches(spec.shape, shape)
 
 
 def shape_matches(spec: tuple[int, ...], shape: tuple[int, ...]) -> bool:

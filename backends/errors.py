@@ -23,6 +23,7 @@ class Code(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TIMEOUT = "request_timeout"
     CONFLICT = "conflict"
+    ALREADY_EXISTS = "already_exists"
     KEY_REUSED = "key_reused"
     QUOTA_EXCEEDED = "quota_exceeded"
     CANCELLED = "cancelled"
@@ -100,6 +101,12 @@ class Conflict(PointsmanError):
     """Somebody else holds or has changed what this call is about."""
 
     code = Code.CONFLICT
+
+
+class AlreadyExists(PointsmanError):
+    """What is to be made is there already, under that name."""
+
+    code = Code.ALREADY_EXISTS
 
 
 class KeyReused(PointsmanError):

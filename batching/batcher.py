@@ -43,10 +43,10 @@ from backends.contract import Backend, Batch, Deadline, Limits, Tensors, check_b
 from backends.errors import BackendFailed, DeadlineExceeded, InvalidInput, PointsmanError, TooLarge, Unavailable
 from batching.isolation import Isolation, may_be_an_items_fault
 from batching.lanes import Deadlines, Lanes
-from batching.latency import RecentLatency, predicted_wait_s
+from batching.latency import Forecast, RecentLatency, predicted_wait_s
 from batching.merge import Key, compatibility, cut, join, merge, split
 from batching.options import BatchingOptions
-from batching.policy import Policy, SizeAndDelay
+from batching.policy import ByPriority, Policy, SizeAndDelay
 from batching.report import (
     BatchingCounters,
     BatchingStatistics,
@@ -70,6 +70,8 @@ class _Entry:
 
     __slots__ = ("arrived_s", "batch", "deadline", "flight", "future", "key", "nbytes", "size")
 
+    level = 0  # a `_Ranked` one has others
+
     def __init__(
         self, batch: Batch, nbytes: int, key: Key, deadline: Deadline, now: float, future: asyncio.Future[Tensors]
     ) -> None:
@@ -79,22 +81,55 @@ class _Entry:
         self.key = key
         self.deadline = deadline
         self.arrived_s = now
-        self.future = future
+        self.future: asyncio.Future[Tensors] | None = future  # None once its caller has taken what it holds
         self.flight: _Flight | None = None
 
     def is_over(self) -> bool:
         """Whether its caller has an answer, or has left."""
-        return self.future.done()
+        return self.future is None or self.future.done()
 
     def waiting_batch(self) -> Batch:
         """Its batch, which it has as long as its caller waits."""
         assert self.batch is not None, "the batch of an entry that is over was wanted. This is a bug."
         return self.batch
 
+    def tell(self, reply: Tensors) -> None:
+        """Answer its caller, if it still waits."""
+        if self.future is not None and not self.future.done():
+            self.future.set_result(reply)
+
+    def tell_error(self, error: BaseException) -> None:
+        """Tell its caller, if it still waits, why there is no answer."""
+        if self.future is not None and not self.future.done():
+            self.future.set_exception(error)
+
+    async def told(self) -> Tensors:
+        """What its caller is told. Afterwards it holds nothing of that: its deadline may be long to come."""
+        assert self.future is not None, "an entry was waited for twice. This is a bug."
+        try:
+            return await self.future
+        finally:
+            self.future = None
+
     def let_go(self) -> None:
         """Drop what it holds: it may be remembered longer than its tensors should be."""
         self.batch = None
         self.flight = None
+
+
+class _Ranked(_Entry):
+    """An entry with a priority."""
+
+    __slots__ = ("level",)
+
+    @classmethod
+    def of(cls, entry: _Entry, level: int) -> Self:
+        """*entry*, which is new, with *level*."""
+        assert entry.batch is not None, "an entry was ranked that is over. This is a bug."
+        assert entry.future is not None, "an entry was ranked that is over. This is a bug."
+        ranked = cls(entry.batch, entry.nbytes, entry.key, entry.deadline, entry.arrived_s, entry.future)
+        ranked.level = level
+        return ranked
 
 
 class _Flight:
@@ -191,7 +226,9 @@ class Batcher:
         self._memory = backend.limits.memory
         self._slots = backend.limits.max_in_flight
         self._max_batch = options.max_batch or limit
-        self._policy = policy or SizeAndDelay(self._max_batch, options.max_delay_s)
+        self._has_levels = options.priority_levels > 0
+        kind = ByPriority if self._has_levels else SizeAndDelay
+        self._policy = policy or kind(self._max_batch, options.max_delay_s)
         self._latency = RecentLatency()
         self._lanes: Lanes[_Entry] = Lanes()
         self._deadlines: Deadlines[_Entry] = Deadlines()
@@ -252,12 +289,15 @@ class Batcher:
         self._check_emptied()
         await asyncio.wait({self._supervisor})
 
-    async def submit(self, batch: Batch, deadline: Deadline) -> Tensors:
+    async def submit(self, batch: Batch, deadline: Deadline, priority: int = 0) -> Tensors:
         """Answer *batch*, in the company of others.
 
         A batch larger than `max_batch` goes in parts, and its answer is joined again. The arrays of *batch* must not
         change after the call, however it ends: a batch in flight may still read them. Those returned may be views
         of arrays in which other callers see other rows.
+
+        Args:
+            priority: 1 the highest; 0: the default of the options, which also say whether it counts at all.
 
         Raises:
             InvalidInput: *batch* is not what the model's signature says, or not where its backend can take it.
@@ -270,21 +310,22 @@ class Batcher:
         nbytes = self._admit(batch, deadline, now)
         key = compatibility(batch, self._memory)
         if batch.size > self._max_batch:
-            return await self._submit_parts(batch, key, deadline, now)
-        entry = self._enqueue(batch, nbytes, key, deadline, now)
+            return await self._submit_parts(batch, key, deadline, now, priority)
+        entry = self._enqueue(batch, nbytes, key, deadline, now, priority)
         try:
-            return await entry.future
+            return await entry.told()
         except asyncio.CancelledError:
             self._leave(entry)
             raise
 
-    async def _submit_parts(self, batch: Batch, key: Key, deadline: Deadline, now: float) -> Tensors:
-        parts = [self._enqueue(part, part.nbytes, key, deadline, now) for part in cut(batch, self._max_batch)]
+    async def _submit_parts(self, batch: Batch, key: Key, deadline: Deadline, now: float, priority: int = 0) -> Tensors:
+        parts = [self._enqueue(part, part.nbytes, key, deadline, now, priority) for part in cut(batch, self._max_batch)]
         try:
-            replies = await asyncio.gather(*(part.future for part in parts))
+            replies = await asyncio.gather(*(part.told() for part in parts))
         except BaseException:
             for part in parts:
-                part.future.cancel()
+                if part.future is not None:
+                    part.future.cancel()
                 self._leave(part)
             raise
         nbytes = sum(tensor.nbytes for reply in replies for tensor in reply.values())
@@ -300,24 +341,30 @@ class Batcher:
         """Seconds that an item waits at most for others, while the backend could take it."""
         return self._options.max_delay_s
 
+    def forecast(self) -> Forecast:
+        """What a new item has to expect now."""
+        latency_s = self._latency.typical_s(self._max_batch, self._clock())
+        wait_s = predicted_wait_s(
+            queued_items=self._lanes.items,
+            in_flight=len(self._flights) + self._lined_up,
+            slots=self._slots,
+            max_batch=self._max_batch,
+            max_delay_s=self._options.max_delay_s,
+            latency_s=latency_s,
+        )
+        return Forecast(wait_s, latency_s)
+
     def statistics(self) -> BatchingStatistics:
         """What is going on now."""
-        latency_s = self._latency.typical_s(self._max_batch, self._clock())
+        forecast = self.forecast()
         return BatchingStatistics(
             queued_items=self._lanes.items,
             queued_bytes=self._lanes.nbytes,
             in_flight=len(self._flights),
             batches=self._batches,
             items=self._items,
-            latency_s=latency_s,
-            predicted_wait_s=predicted_wait_s(
-                queued_items=self._lanes.items,
-                in_flight=len(self._flights) + self._lined_up,
-                slots=self._slots,
-                max_batch=self._max_batch,
-                max_delay_s=self._options.max_delay_s,
-                latency_s=latency_s,
-            ),
+            latency_s=forecast.latency_s,
+            predicted_wait_s=forecast.wait_s,
         )
 
     def totals(self) -> BatchingTotals:
@@ -354,8 +401,12 @@ class Batcher:
             retry_after_s=max(_SHORTEST_RETRY_S, self.statistics().predicted_wait_s),
         )
 
-    def _enqueue(self, batch: Batch, nbytes: int, key: Key, deadline: Deadline, now: float) -> _Entry:
+    def _enqueue(
+        self, batch: Batch, nbytes: int, key: Key, deadline: Deadline, now: float, priority: int = 0
+    ) -> _Entry:
         entry = _Entry(batch, nbytes, key, deadline, now, self._loop.create_future())
+        if self._has_levels:
+            entry = _Ranked.of(entry, self._options.level(priority))
         self._lanes.add(entry)
         self._deadlines.push(entry)
         if deadline < self._deadline_alarm.when:
@@ -390,8 +441,8 @@ class Batcher:
             self._leave(entry)
 
     def _fail(self, entry: _Entry, error: BaseException, *, is_its_own: bool = True) -> None:
-        if not entry.future.done():
-            entry.future.set_exception(_told(error, self._model, is_its_own))
+        if not entry.is_over():
+            entry.tell_error(_told(error, self._model, is_its_own))
 
     def _ground(self) -> None:
         """Let everybody leave who is still here."""
@@ -447,7 +498,7 @@ class Batcher:
 
     def _take_off(self, entries: Sequence[_Entry], now: float, isolation: Isolation[_Entry] | None = None) -> bool:
         """Send those of *entries* whose callers wait, in a slot that is free; whether there were any."""
-        staying = [entry for entry in entries if not entry.future.done()]
+        staying = [entry for entry in entries if not entry.is_over()]
         if not staying:
             return False
         flight = _Flight(staying, now, isolation)
@@ -559,8 +610,8 @@ class Batcher:
             entry.let_go()
             if entry.deadline <= now:
                 self._fail(entry, DeadlineExceeded(f"model {self._model!r} answered after the deadline"))
-            elif not entry.future.done():
-                entry.future.set_result(reply)
+            else:
+                entry.tell(reply)
         return None
 
     def _observe(self, flight: _Flight, now: float, outcome: Outcome, error: BaseException | None) -> None:

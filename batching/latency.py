@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 _WINDOW: Final = 64  # batches
 _MEMORY_S: Final = 10.0
@@ -39,6 +39,18 @@ class Latency(Protocol):
     def cautious_s(self, size: int, now: float) -> float:
         """Seconds that hardly any batch of *size* items exceeds; 0.0 where nothing is known."""
         ...
+
+
+class Forecast(NamedTuple):
+    """What a new item has to expect.
+
+    Attributes:
+        wait_s: seconds that it would queue.
+        latency_s: seconds that its batch should take then (the median of recent ones); 0.0 where none is recent.
+    """
+
+    wait_s: float
+    latency_s: float
 
 
 class RecentLatency:
@@ -89,5 +101,5 @@ def predicted_wait_s(
         max_delay_s: longest wait for company while a slot is free.
         latency_s: seconds that a full batch takes.
     """
-    rounds = (in_flight + math.ceil(queued_items / max_batch)) // slots
+    rounds = (in_flight + -(-queued_items // max_batch)) // slots  # rounded up
     return rounds * latency_s if rounds else max_delay_s

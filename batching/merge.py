@@ -32,6 +32,9 @@ def compatibility(batch: Batch, memory: Collection[Memory]) -> Key:
         InvalidInput: an input has not as many items as *batch*, contradicts its own shape, or lives where the backend
             cannot take it.
     """
+    if len(batch.inputs) == 1:
+        ((name, tensor),) = batch.inputs.items()
+        return name, *_row_key(name, tensor, batch.size, memory)
     return tuple(sorted((name, *_row_key(name, tensor, batch.size, memory)) for name, tensor in batch.inputs.items()))
 
 

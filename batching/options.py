@@ -18,6 +18,9 @@ class BatchingOptions:
             backend is never kept waiting, and batches form from what arrives while it works.
         max_queue: most items that wait; what comes on top is refused.
         max_queue_bytes: most bytes of host memory that the inputs of waiting items take.
+        priority_levels: how many levels of priority there are, 1 the highest; 0: all requests are alike, whatever they
+            say of it.
+        default_priority: the level of a request that says none, or one that there is not; 0: the middle one.
 
     Raises:
         ValueError: lists every value that makes no sense.
@@ -27,6 +30,8 @@ class BatchingOptions:
     max_delay_s: float = 0.0
     max_queue: int = 1024
     max_queue_bytes: int = 256 * _MIB
+    priority_levels: int = 0
+    default_priority: int = 0
 
     def __post_init__(self) -> None:
         faults = []
@@ -38,5 +43,18 @@ class BatchingOptions:
             faults.append(f"max_queue is {self.max_queue}; use at least 1 item")
         if self.max_queue_bytes < 1:
             faults.append(f"max_queue_bytes is {self.max_queue_bytes}; use at least 1 byte")
+        if self.priority_levels < 0:
+            faults.append(f"priority_levels is {self.priority_levels}; use at least 1, or 0 for no priorities")
+        elif not 0 <= self.default_priority <= self.priority_levels:
+            faults.append(
+                f"default_priority is {self.default_priority}; use a level from 1 to priority_levels "
+                f"({self.priority_levels}), or leave it out"
+            )
         if faults:
             raise ValueError("; ".join(faults))
+
+    def level(self, priority: int) -> int:
+        """The level of a request that says *priority*; as Triton has it, 0 and unknown levels mean the default."""
+        if 1 <= priority <= self.priority_levels:
+            return priority
+        return self.default_priority or (self.priority_levels + 1) // 2

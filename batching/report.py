@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from backends.contract import record
+
 
 class Outcome(StrEnum):
     """How a batch ended."""
@@ -19,7 +21,7 @@ class Outcome(StrEnum):
     ABANDONED = "abandoned"  # every caller had left, so the call was cancelled
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BatchReport:
     """One batch, that is one call of the backend, after what it answered or failed was told.
 

@@ -13,45 +13,45 @@ from numpy.typing import NDArray
 
 from backends.contract import Backend, Batch, Deadline, State, Tensors
 from batching.batcher import Batcher
-from router.calibration import Calibrator, confidences
-from router.confidence import Measure
+from gateway.scoring import scores_of
 from router.contract import ModelState, Route
 from router.table import RouteTable
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that is served: its backend behind its batcher, and how its confidence is read.
+    """A model that is served: its backend, and the batcher before it.
 
     Attributes:
         backend: preprocessing and postprocessing included.
-        measure: what of its outputs says how sure it is.
-        calibrator: turns that into P(the model is right).
+        batcher: asks it as a `gateway.scoring.Scored` one.
+        labels: of its classes, by index; empty where it has none.
+        loaded: False once it is unloaded: no request may ask it then, and it is closed, or soon will be.
     """
 
     name: str
     backend: Backend
     batcher: Batcher
-    measure: Measure
-    calibrator: Calibrator
+    labels: tuple[str, ...] = ()
+    loaded: bool = True
 
     def state(self) -> ModelState:
         """A snapshot for the router."""
-        statistics = self.batcher.statistics()
+        forecast = self.batcher.forecast()
         return ModelState(
-            ready=self.backend.state is State.READY,
+            ready=self.loaded and self.backend.state is State.READY,
             version=self.backend.version,
-            predicted_wait_s=statistics.predicted_wait_s,
-            latency_s=statistics.latency_s,
+            predicted_wait_s=forecast.wait_s,
+            latency_s=forecast.latency_s,
         )
 
-    async def run(self, batch: Batch, deadline: Deadline) -> Tensors:
-        """The outputs for *batch*, by way of the batcher, whose errors it raises."""
-        return await self.batcher.submit(batch, deadline)
+    async def run(self, batch: Batch, deadline: Deadline, priority: int = 0) -> tuple[Tensors, NDArray[np.float64]]:
+        """The outputs for *batch*, by way of the batcher, whose errors it raises.
 
-    def confidences(self, outputs: Tensors, size: int) -> NDArray[np.float64]:
-        """(size,) estimates of P(right), NaN where there is none."""
-        return confidences(self.measure, self.calibrator, outputs, size)
+        Returns:
+            the model's outputs, and (size,) calibrated estimates of P(right), NaN where there is none.
+        """
+        return scores_of(await self.batcher.submit(batch, deadline, priority))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +89,23 @@ class Catalog:
 
     def deadline_s(self, name: str) -> float:
         """Seconds that a request for *name* may take at most; for `auto` those of the slowest route it can come to."""
-        return max(self._deadlines_s(name), default=0.0)
+        route = self.routes.get(name)
+        return max(self._deadlines_s(), default=0.0) if route is None else route.deadline_s
 
     def detection_s(self, name: str) -> float:
         """Seconds that detectors may take for a request for *name*: half of what the fastest route leaves it."""
-        return min(self._deadlines_s(name), default=0.0) / 2
+        route = self.routes.get(name)
+        return (min(self._deadlines_s(), default=0.0) if route is None else route.deadline_s) / 2
 
-    def _deadlines_s(self, name: str) -> Sequence[float]:
-        if name in self.routes:
-            return [self.routes[name].deadline_s]
+    def _deadlines_s(self) -> Sequence[float]:
+        """Of every route that `auto` can come to."""
         names = [rule.route for rule in self.table.rules]
         names += [target.route for target in (self.table.default, self.table.unsure) if target is not None]
         return [self.routes[target].deadline_s for target in names]
+
+    def is_unloaded(self, route: Route) -> bool:
+        """Whether *route* has models, and every one of them is unloaded."""
+        return bool(route.cascade) and not any(self.models[stage.model].loaded for stage in route.cascade)
 
     def states(self, route: Route) -> Mapping[str, ModelState]:
         """A snapshot of the models of *route*."""

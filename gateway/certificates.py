@@ -40,7 +40,7 @@ def subject_of(route: RouteSettings, models: Mapping[str, ModelSettings], versio
     Args:
         versions: of the loaded models, by name.
     """
-    stages = (_stage_subject(models[name], versions[name], route.decode) for name in route.cascade)
+    stages = (stage_subject(models[name], versions[name], route.decode) for name in route.cascade)
     return Subject(route.name, tuple(stages))
 
 
@@ -48,7 +48,15 @@ _RUNNING_ONLY = frozenset({"threads", "parallel_branches", "arena", "max_batch",
 """Options that decide how a model runs, and not what it answers."""
 
 
-def _stage_subject(model: ModelSettings, version: str, decode: str | None) -> StageSubject:
+def stage_subject(model: ModelSettings, version: str, decode: str | None) -> StageSubject:
+    """What a certificate knows of one stage.
+
+    Reads the files that *model* names; call it off the event loop.
+
+    Args:
+        version: of the loaded model.
+        decode: the route's decoder.
+    """
     around = {
         "backend": model.backend,
         "options": dict(_options_of(model)),
@@ -159,18 +167,26 @@ class Certificates:
         self._subjects = subjects
         self._store = store
         self._clock = clock
-        self._version = -1
+        self._version = -1  # of the store's certificates
         self._stored: dict[str, list[Certificate]] = {}
 
-    async def applied(self, catalog: Catalog) -> Catalog:
+    @property
+    def subjects(self) -> Mapping[str, Subject]:
+        """By route, of those with an error budget, or that gather labels for one."""
+        return self._subjects
+
+    async def applied(self, catalog: Catalog, subjects: Mapping[str, Subject] | None = None) -> Catalog:
         """*catalog* with the rules that hold now; the same object where nothing has changed.
 
+        Args:
+            subjects: those of *catalog*, where they are no longer what they were.
+
         Raises:
-            Unavailable: the store cannot be read.
+            Unavailable: the store cannot be read; the subjects are then what they were.
         """
-        if not self._routes:
-            return catalog
-        await self._read_anew()
+        if self._routes:
+            await self._read_anew()
+        self._subjects = self._subjects if subjects is None else subjects
         changed = {}
         for name, settings in self._routes.items():
             own = [settings.certificate] if settings.certificate else self._stored.get(name, [])

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from backends.errors import PointsmanError
-from gateway.settings import ServerOptions, Settings, SettingsError, load_settings, settings_schema
+from gateway.settings import MAX_WORKERS, ServerOptions, Settings, SettingsError, load_settings, settings_schema
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -41,11 +41,11 @@ def main() -> None:
 @main.command()
 @_config
 @_listening
+@click.option("--workers", type=click.IntRange(1, MAX_WORKERS), help="Processes that share the data plane's ports. [1]")
 @click.option("--insecure", is_flag=True, help="Listen on any address without API keys.")
 @click.option("--log-level", default="INFO", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
 def serve(config: Path, insecure: bool, log_level: str, **listening: Any) -> None:
     """Serve the routes of CONFIG until SIGTERM or Ctrl-C."""
-    from gateway import serve as process
     from gateway.security import check_binding
     from gateway.telemetry import configure_logging
 
@@ -54,9 +54,25 @@ def serve(config: Path, insecure: bool, log_level: str, **listening: Any) -> Non
     settings = replace(settings, server=_listen_as_told(settings.server, listening))
     try:
         check_binding(settings.server.host, settings.security, insecure)
-        process.run(settings, lambda addresses: _announce(settings, addresses))
+        if (why := settings.server.why_not_workers()) is not None:
+            raise ValueError(f"--workers {settings.server.workers} {why}")
+        _run(settings)
     except (PointsmanError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _run(settings: Settings) -> None:
+    def announce(addresses: Any) -> None:  # Any: gateway.serve.Addresses, imported late
+        _announce(settings, addresses)
+
+    if settings.server.workers == 1:
+        from gateway import serve as process
+
+        process.run(settings, announce)
+    else:
+        from gateway.workers import supervisor
+
+        supervisor.run(settings, announce)
 
 
 def _listen_as_told(server: ServerOptions, listening: dict[str, Any]) -> ServerOptions:

@@ -28,7 +28,7 @@ from gateway.answer import LABEL
 from gateway.catalog import Catalog, Detector, Model
 from gateway.certificates import NOT_LOOKED_UP, Certificates, subjects_of, with_subjects
 from gateway.control.app import control_app
-from gateway.control.overview import overview
+from gateway.control.overview import Overview, overview
 from gateway.decoding import Workshop, decoded_spec
 from gateway.detection import Detection
 from gateway.explain import configured, explanation, straight_to_people
@@ -38,16 +38,29 @@ from gateway.http.handler import Handler, HttpLimits
 from gateway.http.oip import oip_endpoints
 from gateway.http.reviews import review_endpoints
 from gateway.http.v1 import v1_endpoints
+from gateway.loading import Loader, NotOpened
 from gateway.pipeline import Pipeline
 from gateway.request import Request
+from gateway.scoring import Scored
 from gateway.security import Authenticator, TrustedHosts, is_loopback
-from gateway.settings import CertifiedSettings, DetectorSettings, ModelSettings, RouteSettings, Settings
+from gateway.settings import (
+    CertifiedSettings,
+    ControlMode,
+    DetectorSettings,
+    ModelSettings,
+    RouteSettings,
+    ServerOptions,
+    Settings,
+)
+from gateway.shared_memory import SharedMemory
 from gateway.store import open_store
 from gateway.store.contract import Store
-from gateway.telemetry import Telemetry
+from gateway.telemetry import Telemetry, exposition_of
+from gateway.workers.control import ControlHandler
+from gateway.workers.crew import Crew
 from router.confidence import usual_measure
 from router.contract import AcceptAny, OnDefer, Route, Stage
-from router.table import Picked
+from router.table import Picked, RouteTable
 
 CLOSE_S = 2.0
 """What all models together get to end their calls when the gateway stops."""
@@ -89,6 +102,7 @@ class Gateway:
     pipeline: Pipeline
     store: Store
     certificates: Certificates
+    loader: Loader
     telemetry: Telemetry
     http: Handler
     control_app: ASGIApp
@@ -100,13 +114,22 @@ class Gateway:
         try:
             await self.store.maintain()
         finally:
-            self.pipeline.catalog = await self.certificates.applied(self.pipeline.catalog)
+            await self.loader.renew_certificates()
+
+    async def keep_up(self) -> None:
+        """One round of what is left of upkeep in a process whose store another one maintains."""
+        try:
+            await self.store.measure()
+        finally:
+            await self.loader.renew_certificates()
 
     async def refuse_the_rest(self) -> None:
         """End what is still queued or running, as UNAVAILABLE."""
-        models = self.pipeline.catalog.models.values()
         await asyncio.gather(
-            *(self.patience.close(f"model {m.name!r}", partial(m.batcher.aclose, drain=False)) for m in models)
+            *(
+                self.patience.close(f"model {m.name!r}", partial(m.batcher.aclose, drain=False))
+                for m in self.loader.models()
+            )
         )
 
 
@@ -119,7 +142,7 @@ async def compose(settings: Settings) -> AsyncIterator[Gateway]:
     """
     telemetry = Telemetry()
     async with AsyncExitStack() as stack:
-        store = await open_store(settings.store)
+        store = await open_store(settings.store, siblings=settings.server.workers > 1)
         stack.push_async_callback(store.aclose)
         workshop = Workshop()
         stack.callback(workshop.close)
@@ -131,7 +154,17 @@ async def compose(settings: Settings) -> AsyncIterator[Gateway]:
         catalog = await certificates.applied(with_subjects(catalog, subjects))
         pipeline = Pipeline(catalog, store, workshop, telemetry)
         telemetry.serve(lambda: pipeline.catalog, store.statistics)
-        yield _wire(settings, pipeline, store, certificates, telemetry, patience)
+        loader = Loader(settings, _Opener(settings, telemetry), pipeline, certificates, patience.abandoned)
+        stack.push_async_callback(_close_loaded, loader, patience)
+        yield _wire(settings, pipeline, store, certificates, loader, telemetry, patience)
+
+
+async def _close_loaded(loader: Loader, patience: Patience) -> None:
+    """End what *loader* has begun, and close what it has opened; a model that it did not is closed once more."""
+    await patience.close("the loading of models", loader.aclose)
+    for model in loader.models():
+        await patience.close(f"the batcher of model {model.name!r}", model.batcher.aclose)
+        await patience.close(f"model {model.name!r}", model.backend.aclose)
 
 
 def _wire(
@@ -139,32 +172,36 @@ def _wire(
     pipeline: Pipeline,
     store: Store,
     certificates: Certificates,
+    loader: Loader,
     telemetry: Telemetry,
     patience: Patience,
 ) -> Gateway:
-    authenticator = Authenticator(settings.security)
-    hosts = TrustedHosts(
-        [settings.server.host, *settings.server.trusted_hosts],
-        any_name=not authenticator.needs_key and not is_loopback(settings.server.host),
-    )
+    authenticator, hosts = _doors(settings)
     limits = HttpLimits(body_bytes=settings.server.max_body_bytes)
-    entries = (*oip_endpoints(pipeline, limits), *v1_endpoints(pipeline, limits), *review_endpoints(store))
+    memory = _shared_memory(settings.server)
+    control = loader if settings.server.model_control is ControlMode.EXPLICIT else None
+    entries = (
+        *oip_endpoints(pipeline, limits, memory=memory, control=control),
+        *v1_endpoints(pipeline, limits),
+        *review_endpoints(store),
+    )
     handler = Handler(entries, authenticator, telemetry, limits, hosts=hosts)
 
     async def metrics(accept: str) -> tuple[bytes, str]:
-        with suppress(PointsmanError):  # a store that cannot be read is when the other metrics are needed most
-            telemetry.on_queues(await store.queue_depths())
+        await _count_reviews(telemetry, store)
         return telemetry.exposition(accept)
+
+    async def served() -> Overview:
+        return overview(pipeline.catalog, is_ready=pipeline.is_ready())
 
     return Gateway(
         pipeline=pipeline,
         store=store,
         certificates=certificates,
+        loader=loader,
         telemetry=telemetry,
         http=handler,
-        control_app=control_app(
-            store, pipeline, authenticator, AsgiApp(handler), metrics, lambda: overview(pipeline.catalog), hosts
-        ),
+        control_app=control_app(store, authenticator, AsgiApp(handler), metrics, served, hosts),
         grpc=GrpcServer(
             pipeline,
             authenticator,
@@ -172,9 +209,77 @@ def _wire(
             settings.server.host,
             settings.server.grpc_port,
             GrpcLimits(message_bytes=settings.server.max_body_bytes),
+            memory,
+            control=control,
+            transport=settings.server.grpc_transport,
+            reuse_port=settings.server.workers > 1,
         ),
         patience=patience,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlane:
+    """What `gateway.workers.supervisor` serves: the control port's application, over what workers do."""
+
+    store: Store
+    app: ASGIApp
+
+
+@asynccontextmanager
+async def compose_control(settings: Settings, crew: Crew) -> AsyncIterator[ControlPlane]:
+    """The control plane of *settings* without any model, beside *crew*, which has them; closed on leaving.
+
+    Raises:
+        PointsmanError: the store cannot be opened.
+    """
+    telemetry = Telemetry()
+    store = await open_store(settings.store, siblings=True)
+    try:
+        telemetry.serve(lambda: _NOTHING_SERVED, store.statistics)
+        authenticator, hosts = _doors(settings)
+        limits = HttpLimits(body_bytes=settings.server.max_body_bytes)
+        handler = ControlHandler(crew, review_endpoints(store), authenticator, telemetry, limits, hosts=hosts)
+
+        async def metrics(accept: str) -> tuple[bytes, str]:
+            await _count_reviews(telemetry, store)
+            return exposition_of(await crew.families(telemetry.families()), accept)
+
+        yield ControlPlane(store, control_app(store, authenticator, AsgiApp(handler), metrics, crew.overview, hosts))
+    finally:
+        await store.aclose()
+
+
+_NOTHING_SERVED = Catalog(0, RouteTable(frozenset()), {}, {})
+
+
+def _doors(settings: Settings) -> tuple[Authenticator, TrustedHosts]:
+    """Who may come in, and under which host names."""
+    authenticator = Authenticator(settings.security)
+    hosts = TrustedHosts(
+        [settings.server.host, *settings.server.trusted_hosts],
+        any_name=not authenticator.needs_key and not is_loopback(settings.server.host),
+    )
+    return authenticator, hosts
+
+
+async def _count_reviews(telemetry: Telemetry, store: Store) -> None:
+    with suppress(PointsmanError):  # a store that cannot be read is when the other metrics are needed most
+        telemetry.on_queues(await store.queue_depths())
+
+
+def _shared_memory(server: ServerOptions) -> SharedMemory:
+    """The regions of clients on this machine.
+
+    Raises:
+        InvalidInput: clients elsewhere could name regions too.
+    """
+    if server.shared_memory.enabled and not is_loopback(server.host):
+        raise InvalidInput(
+            f"shared memory is for clients on this machine, but host {server.host!r} lets others in; listen on "
+            "127.0.0.1, or set `server: {shared_memory: {enabled: false}}`"
+        )
+    return SharedMemory(server.shared_memory, heap_bytes=server.max_body_bytes)
 
 
 async def explain(settings: Settings, request: Request) -> dict[str, Any]:
@@ -238,10 +343,44 @@ async def open_catalog(
     for model in models.values():
         model.batcher.start()
         stack.push_async_callback(patience.close, f"the batcher of model {model.name!r}", model.batcher.aclose)
+    return _joined(settings, models)
+
+
+def _joined(settings: Settings, models: Mapping[str, Model]) -> Catalog:
+    """The catalog of *settings* over *models*.
+
+    Raises:
+        InvalidInput: a model does not fit a route or a detector.
+    """
     routes = {name: _route(route, settings, models) for name, route in settings.routes.items()}
     exposed = {name: _exposed(model) for name, model in models.items() if settings.models[name].expose}
     detectors = {trait: _detector(detector, models) for trait, detector in settings.detectors.items()}
     return Catalog(1, settings.table, {**exposed, **routes}, models, detectors)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    """Opens the models of *settings* one by one; implements `gateway.loading.Opener`."""
+
+    settings: Settings
+    observer: BatchObserver
+
+    async def open(self, name: str) -> Model:
+        """The model *name*; see `gateway.loading.Opener`."""
+        model = self.settings.models[name]
+        try:
+            backend = await _open_backend(model, _decoded_inputs(name, self.settings))
+        except (PointsmanError, OSError, ValueError) as error:
+            raise NotOpened(name) from error
+        try:
+            return _model(model, backend, self.observer)
+        except BaseException:
+            await backend.aclose()
+            raise
+
+    def joined(self, models: Mapping[str, Model]) -> Catalog:
+        """The catalog over *models*; see `gateway.loading.Opener`."""
+        return _joined(self.settings, models)
 
 
 async def _open_backends(settings: Settings, stack: AsyncExitStack, patience: Patience) -> Mapping[str, Backend]:
@@ -276,12 +415,13 @@ async def _open_backend(model: ModelSettings, inputs: tuple[TensorSpec, ...] | N
 
 def _model(model: ModelSettings, backend: Backend, observer: BatchObserver) -> Model:
     _check_calibrated(model, backend.version)
+    measure = model.measure or usual_measure(spec.name for spec in backend.signature.outputs)
+    scored = Scored.of(model.name, backend, measure, model.calibrator)
     try:
-        batcher = Batcher(model.name, backend, model.batching, observer=observer)
+        batcher = Batcher(model.name, scored, model.batching, observer=observer)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
-    measure = model.measure or usual_measure(spec.name for spec in backend.signature.outputs)
-    return Model(model.name, backend, batcher, measure, model.calibrator)
+    return Model(model.name, backend, batcher, model.labels or ())
 
 
 def _check_calibrated(model: ModelSettings, version: str) -> None:

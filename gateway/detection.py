@@ -66,18 +66,20 @@ class Detection:
         except PointsmanError as error:
             return Silence(str(error), failed=True)
         model = detector.model
+        if not model.loaded:
+            return Silence(f"model {model.name!r} is not loaded", failed=True)
         (tensor,) = items.inputs.values()
         if items.size > MOST_ITEMS:
             return Silence(
                 f"the request has {items.size} items; at most {MOST_ITEMS} are classified at once", failed=True
             )
         try:
-            outputs = await model.run(Batch({model.backend.signature.inputs[0].name: tensor}, items.size), deadline)
+            name = model.backend.signature.inputs[0].name
+            outputs, sure = await model.run(Batch({name: tensor}, items.size), deadline)
         except PointsmanError as error:
             return Silence(f"model {model.name!r} did not answer: {error}", failed=True)
         labels = labels_of(outputs)
-        confidences = model.confidences(outputs, items.size).tolist()
-        found = [Signal(label, sure) for label, sure in zip(labels, confidences, strict=True) if label is not None]
+        found = [Signal(label, p) for label, p in zip(labels, sure.tolist(), strict=True) if label is not None]
         return found if len(found) == len(labels) else Silence(f"model {model.name!r} gave no label", failed=True)
 
     async def _content(self, payload: Payload, deadline: Deadline) -> Batch:

@@ -1,22 +1,27 @@
-"""The gRPC listener of the data plane, on grpcio's asyncio server.
+"""The gRPC listener of the data plane, on either transport (`grpc_edge.transport` says which, and why).
 
 One per process: grpcio's poller is global, so a process has one event loop with gRPC on it.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from grpc import aio
-
 from gateway.grpc_edge import gateway_v1, health, oip
-from gateway.grpc_edge.calls import CallServer, GrpcObserver
-from gateway.security import Authenticator
-from gateway.service import DataPlane
+from gateway.grpc_edge.calls import CallServer, GrpcObserver, Offer
+from gateway.grpc_edge.on_grpcio import GrpcioListener
+from gateway.grpc_edge.reflection import Reflection
+from gateway.grpc_edge.transport import Listener, Transport, chosen
+from gateway.security import Authenticator, is_loopback
+from gateway.service import DataPlane, ModelControl
+from gateway.shared_memory import SharedMemory
 
 _HINT = "this server is older than its caller"
+
+log = logging.getLogger("pointsman.grpc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class GrpcLimits:
 
 
 class GrpcServer:
-    """Both gRPC services and their health; an asynchronous context manager that listens while it is entered."""
+    """Both gRPC services, their health and reflection; an asynchronous context manager that listens while entered."""
 
     def __init__(
         self,
@@ -41,18 +46,48 @@ class GrpcServer:
         host: str = "127.0.0.1",
         port: int = 0,
         limits: GrpcLimits | None = None,
+        memory: SharedMemory | None = None,
+        *,
+        control: ModelControl | None = None,
+        transport: Transport = Transport.AUTO,
+        reuse_port: bool = False,
     ) -> None:
-        """Prepare to listen on *host* and *port* (0: any)."""
-        self._service = service
+        """Prepare to listen on *host* and *port* (0: any).
+
+        Args:
+            service: answers.
+            authenticator: says who asks.
+            observer: is told of every call that ends.
+            host: an address, or a name.
+            port: 0 for any.
+            limits: of one call.
+            memory: without it, none is shared.
+            control: without it, no models are loaded or unloaded.
+            transport: carries the calls.
+            reuse_port: let other processes listen on the port too, for a part of the connections each.
+
+        Raises:
+            ValueError: *transport* cannot serve here; says why, and what to do.
+        """
+        self.transport = chosen(transport, host)
         self._calls = CallServer(authenticator, observer)
+        reflection = Reflection((oip.SERVICE, gateway_v1.SERVICE, health.SERVICE))
+        self._health = health.Health(reflection.services)
+        self._offers = (
+            Offer(oip.SERVICE, oip.oip_methods(service, memory=memory, control=control), oip.HINT),
+            Offer(gateway_v1.SERVICE, gateway_v1.gateway_methods(service), _HINT),
+            Offer(health.SERVICE, self._health.methods, _HINT),
+            *reflection.offers(),
+        )
         self._host = host
         self._port = port
         self._limits = limits or GrpcLimits()
-        self._health = health.Health((oip.SERVICE.full_name, gateway_v1.SERVICE.full_name))
-        self._server: aio.Server | None = None
+        self._reuse_port = reuse_port
+        self._listener: Listener | None = None
 
     def __repr__(self) -> str:
-        return f"GrpcServer({self.address}, {'stopped' if self._server is None else 'serving'})"
+        state = "stopped" if self._listener is None else "serving"
+        return f"GrpcServer({self.address}, {self.transport}, {state})"
 
     @property
     def address(self) -> str:
@@ -65,27 +100,28 @@ class GrpcServer:
         Raises:
             OSError: the address cannot be bound.
         """
-        server = aio.server(
-            options=(
-                ("grpc.max_receive_message_length", self._limits.message_bytes),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
+        if self.transport is Transport.NATIVE and not is_loopback(self._host):
+            log.warning(
+                "native gRPC on %s takes messages into memory before their size is known; let none but friends, or a "
+                "proxy that bounds messages, connect",
+                self._host,
             )
-        )
-        server.add_generic_rpc_handlers(
-            (
-                self._calls.handlers(oip.SERVICE, oip.oip_methods(self._service), oip.HINT),
-                self._calls.handlers(gateway_v1.SERVICE, gateway_v1.gateway_methods(self._service), _HINT),
-                self._calls.handlers(health.SERVICE, self._health.methods, _HINT),
-            )
-        )
+        listener = self._make_listener()
         try:
-            self._port = server.add_insecure_port(self.address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {self.address} for gRPC; choose another port") from error
-        await server.start()
-        self._server = server
+            self._port = await listener.start()
+        except OSError as error:
+            raise OSError(f"cannot listen on {self.address} for gRPC: {error}") from error
+        self._listener = listener
+        log.info("gRPC on %s by %s", self.address, self.transport)
         return self
+
+    def _make_listener(self) -> Listener:
+        calls, offers, limit = self._calls, self._offers, self._limits.message_bytes
+        if self.transport is Transport.GRPCIO:
+            return GrpcioListener(calls, offers, self.address, limit, reuse_port=self._reuse_port)
+        from gateway.grpc_edge.on_native import NativeListener  # its package is not installed everywhere
+
+        return NativeListener(calls, offers, self.address, limit, reuse_port=self._reuse_port)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -96,6 +132,6 @@ class GrpcServer:
         """Say NOT_SERVING, take no new calls, and give those in flight *grace_s* seconds. Harmless when repeated."""
         self._health.drain()
         self._calls.drain()
-        server, self._server = self._server, None
-        if server is not None:
-            await server.stop(grace_s)
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await listener.stop(grace_s)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from backends.contract import record
 from backends.errors import Code
 from gateway.request import Protocol as RequestProtocol
 from router.contract import Decision
@@ -28,7 +29,7 @@ class Outcome(StrEnum):
         return cls.ERROR if code in (Code.INTERNAL, Code.BACKEND_FAILED) else cls.REFUSED
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RequestReport:
     """A request that ended.
 
@@ -43,7 +44,7 @@ class RequestReport:
     duration_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StageReport:
     """One stage that ran for one request.
 

@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from backends.contract import Batch, Datatype, Deadline, TensorSpec
 from backends.errors import DeadlineExceeded, InvalidInput, NotFound, PointsmanError, Unavailable
 from gateway.answer import Answer, AnswerId, Status, new_answer_id
@@ -35,7 +33,7 @@ from gateway.oip.statistics import ModelStatistics, RequestCounters
 from gateway.progress import Progress
 from gateway.request import MAX_ITEMS, Caller, JsonInputs, Request
 from gateway.review import tasks_of
-from gateway.service import ModelMetadata
+from gateway.service import ROUTE_VERSION, ModelMetadata
 from gateway.store.contract import ReviewTask, Store
 from router.cascade import judge, next_stage
 from router.contract import AUTO, Certified, Observe, OnDefer, Reason, Route, Uncertified
@@ -43,6 +41,32 @@ from router.table import Choice, Picked, Refused
 
 MAX_WAIT_S = 60.0
 """Longest time that a caller can wait for an answer to become final, in one call."""
+
+
+class Epoch:
+    """The requests that began under one catalog, as far as they have not ended.
+
+    Attributes:
+        idle: set while there are none.
+    """
+
+    __slots__ = ("idle", "requests")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def enter(self) -> None:
+        """A request begins."""
+        self.requests += 1
+        self.idle.clear()
+
+    def leave(self) -> None:
+        """A request has ended."""
+        self.requests -= 1
+        if not self.requests:
+            self.idle.set()
 
 
 class Pipeline:
@@ -64,10 +88,11 @@ class Pipeline:
         self._idempotency = Idempotency(store, clock)
         self._detection = Detection(workshop, observer, clock)
         self._counters: dict[str, RequestCounters] = {}
+        self._described = catalog
+        self._descriptions: dict[str, ModelMetadata] = {}  # of that catalog's routes, those that were asked for
         self._draining = asyncio.Event()
-        self._in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._epoch = Epoch()
+        self._past_epochs: tuple[Epoch, ...] = ()
 
     async def decide(self, request: Request) -> Answer:
         """Answer *request*, hand it to people, or refuse it, by its deadline.
@@ -79,8 +104,8 @@ class Pipeline:
         outcome = Outcome.ERROR
         name = ""
         items = 0
-        self._in_flight += 1
-        self._idle.clear()
+        epoch = self._epoch
+        epoch.enter()
         try:
             if self._draining.is_set():
                 raise Unavailable("this gateway is shutting down; send the request to another", retry_after_s=1.0)
@@ -103,7 +128,8 @@ class Pipeline:
             outcome = Outcome.ACCEPTED if answer.status is Status.FINAL else Outcome.DEFERRED
             name, items = answer.route, len(answer.items)
             route = catalog.routes.get(name)  # a replay may be of a route that is gone
-            return replace(answer, on_defer=request.on_defer or (route.on_defer if route else OnDefer.PROVISIONAL))
+            on_defer = request.on_defer or (route.on_defer if route else OnDefer.PROVISIONAL)
+            return answer if answer.on_defer is on_defer else replace(answer, on_defer=on_defer)
         except PointsmanError as error:
             outcome = Outcome.of(error.code)
             raise
@@ -111,9 +137,7 @@ class Pipeline:
             outcome = Outcome.REFUSED  # its caller left: nobody failed
             raise
         finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
+            epoch.leave()
             duration_s = self._clock() - started
             self._count(name, items, duration_s)
             if name != AUTO and request.route == AUTO:
@@ -135,6 +159,8 @@ class Pipeline:
         Raises:
             InvalidInput: no rule takes it.
         """
+        if request.route in catalog.table.unruled and catalog.routes[request.route].cascade:
+            return Picked(request.route)  # as `router.table.route` says too, after a look at every rule
         choice = (await self._detection.classified(catalog, request, deadline)).choice
         return _picked(straight_to_people(choice, lambda name: not catalog.routes[name].cascade))
 
@@ -147,7 +173,12 @@ class Pipeline:
         catalog = self.catalog
         within_s = catalog.detection_s(_known(catalog, request))
         deadline = Deadline(min(request.deadline, self._clock() + within_s))
-        found = await self._detection.classified(catalog, request, deadline)
+        epoch = self._epoch
+        epoch.enter()
+        try:
+            found = await self._detection.classified(catalog, request, deadline)
+        finally:
+            epoch.leave()
         found = replace(found, choice=straight_to_people(found.choice, lambda name: not catalog.routes[name].cascade))
         match found.choice:
             case Picked(name, to_person):
@@ -163,20 +194,23 @@ class Pipeline:
         now_s = time.time()
         route = in_force(catalog.routes[picked.route], now_s)
         batch = await self._bind(route, request, deadline)
-        items = await decode_batch(route.decode, batch, self._workshop, self._left_s(deadline))
+        items = batch
+        if route.decode is not None:
+            items = await decode_batch(route.decode, batch, self._workshop, self._left_s(deadline))
 
         progress = Progress(batch.size)
         progress.routed(picked)
         stage: int | None = None
         while progress.open and not picked.to_person:
-            states = catalog.states(route)
-            step = next_stage(route, stage, states, self._left_s(deadline))
+            within = self._stage_deadline(deadline)
+            step = next_stage(route, stage, catalog.states(route), within - self._clock())
             for skipped in step.skipped:
                 progress.passed_over(skipped.model, "", skipped.reason, skipped.detail)
             if step.stage is None:
                 break
             stage = step.stage
-            await self._run_stage(route, stage, catalog.models[route.cascade[stage].model], items, progress, deadline)
+            model = catalog.models[route.cascade[stage].model]
+            await self._run_stage(route, stage, model, items, progress, within, request.priority)
 
         answer = Answer(
             id=new_answer_id(),
@@ -199,35 +233,40 @@ class Pipeline:
         return await self._workshop.run(lambda: bind(route.signature, payload), payload.size_bytes, left_s, inline=True)
 
     async def _run_stage(
-        self, route: Route, stage: int, model: Model, items: Batch, progress: Progress, deadline: Deadline
+        self,
+        route: Route,
+        stage: int,
+        model: Model,
+        items: Batch,
+        progress: Progress,
+        deadline: Deadline,
+        priority: int,
     ) -> None:
-        """Ask *model* about the open items, and enter what became of them."""
+        """Ask *model* about the open items, until *deadline*, and enter what became of them."""
         started = self._clock()
         rows = rows_of(items, progress.open)
         try:
-            outputs = await model.run(rows, self._stage_deadline(deadline))
+            outputs, confidences = await model.run(rows, deadline, priority)
         except PointsmanError as error:
             progress.failed(model.name, model.backend.version, error)
             return
-        confidences = model.confidences(outputs, rows.size)
         verdicts = judge(route, stage, confidences, all_ran=progress.all_ran)
-        gathers = isinstance(
-            route.accept, Uncertified | Observe
-        )  # what is scored may become evidence for a certificate
+        # What is scored where labels are gathered may become evidence for a certificate.
+        gathers = isinstance(route.accept, Uncertified | Observe)
         progress.judged(model.name, model.backend.version, outputs, verdicts, route.subject if gathers else "")
         self._observer.on_stage(
             StageReport(
                 route.name,
                 model.name,
                 self._clock() - started,
-                tuple(verdict.decision for verdict in verdicts),
-                tuple(confidences[np.isfinite(confidences)].tolist()),
+                tuple([verdict.decision for verdict in verdicts]),
+                tuple([verdict.confidence for verdict in verdicts if verdict.confidence is not None]),
             )
         )
 
     async def _keep(self, route: Route, batch: Batch, answer: Answer, held: Held | None) -> None:
         """Make the answer durable: before the reply where somebody relies on it, else behind it."""
-        tasks = await self._tasks(route, batch, answer)
+        tasks = await self._tasks(route, batch, answer) if route.human is not None else ()
         if held is not None:
             await self._store.commit(answer, tasks, held.key, held.fence)
         elif tasks:
@@ -291,18 +330,29 @@ class Pipeline:
         """
         if name == AUTO and self._serves_auto and version in ("", ROUTE_VERSION):
             return ModelMetadata(AUTO, (ROUTE_VERSION,), "pointsman", (_ANYTHING,), ())
-        route = self._route(name, version)
+        if self._described is not self.catalog:
+            self._described, self._descriptions = self.catalog, {}
+        found = self._descriptions.get(name)
+        if found is None or version not in ("", ROUTE_VERSION):
+            found = self._descriptions[name] = self._describe(self._route(name, version))
+        return found
+
+    def _describe(self, route: Route) -> ModelMetadata:
         batchers = [self.catalog.models[stage.model].batcher for stage in route.cascade]
         return ModelMetadata(
-            name,
+            route.name,
             (ROUTE_VERSION,),
             "pointsman",
             route.signature.inputs,
             route.signature.outputs,
-            labels=route.human.labels if route.human else (),
+            labels=(route.human.labels if route.human else ()) or self._labels(route),
             max_batch=min([MAX_ITEMS, *(batcher.max_batch for batcher in batchers)]),
             max_delay_s=max((batcher.max_delay_s for batcher in batchers if batcher.max_batch > 1), default=None),
         )
+
+    def _labels(self, route: Route) -> tuple[str, ...]:
+        """Those of the models of *route*, which share theirs."""
+        return next((self.catalog.models[stage.model].labels for stage in route.cascade), ())
 
     def names(self) -> Sequence[str]:
         """Every route, and every exposed model."""
@@ -325,8 +375,14 @@ class Pipeline:
         return self._counters.get(name, RequestCounters()).statistics(name, ROUTE_VERSION, models)
 
     def is_ready(self) -> bool:
-        """Whether new requests are welcome: not draining, and no route without a stage that is ready."""
-        return not self._draining.is_set() and all(self._can_answer(route) for route in self.catalog.routes.values())
+        """Whether new requests are welcome: not draining, and no route without a stage that is ready.
+
+        A route whose models were all unloaded is as somebody wanted it, and keeps nothing else from being served.
+        """
+        routes = self.catalog.routes.values()
+        return not self._draining.is_set() and all(
+            self._can_answer(route) or self.catalog.is_unloaded(route) for route in routes
+        )
 
     def is_model_ready(self, name: str, version: str = "") -> bool:
         """Whether a request for *name* would be answered by a model.
@@ -338,18 +394,43 @@ class Pipeline:
             return self.is_ready()
         return self._can_answer(self._route(name, version)) and not self._draining.is_set()
 
+    def why_not_ready(self, name: str) -> str | None:
+        """What keeps a model from answering requests for *name*, in Triton's words where it has some; None: nothing.
+
+        Raises:
+            NotFound: there is no such name.
+        """
+        if self.is_model_ready(name):
+            return None
+        if name in self.catalog.routes and self.catalog.is_unloaded(self.catalog.routes[name]):
+            return "unloaded"
+        return "no model of it is ready, or the gateway is shutting down"
+
     def drain(self) -> None:
         """Refuse new requests from now on, and end long polls; what is in flight goes on."""
         self._draining.set()
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether new requests are refused."""
+        return self._draining.is_set()
+
     async def idle(self) -> None:
         """Return when no request is being answered."""
-        await self._idle.wait()
+        while self.in_flight:
+            for epoch in (*self._past_epochs, self._epoch):
+                await epoch.idle.wait()
 
     @property
     def in_flight(self) -> int:
         """Requests that are being answered."""
-        return self._in_flight
+        return sum(epoch.requests for epoch in (*self._past_epochs, self._epoch))
+
+    def swap(self, catalog: Catalog) -> Sequence[Epoch]:
+        """Serve *catalog* to requests from now on; the epochs whose requests may use an earlier one still."""
+        self._past_epochs = tuple(epoch for epoch in (*self._past_epochs, self._epoch) if epoch.requests)
+        self.catalog, self._epoch = catalog, Epoch()
+        return self._past_epochs
 
     @property
     def _serves_auto(self) -> bool:
@@ -369,9 +450,6 @@ class Pipeline:
 
 _ANYTHING = TensorSpec("input", Datatype.BYTES, (1,))
 """What `auto` says it takes: one item's bytes, whatever they are."""
-
-ROUTE_VERSION = "1"
-"""A route is a policy, not a file of weights: it has one version, and its models have theirs."""
 
 
 def _known(catalog: Catalog, request: Request) -> str:

@@ -63,7 +63,7 @@ class Progress:
         for row, (index, verdict) in enumerate(zip(self.open, verdicts, strict=True)):
             item = self._items[index]
             item.stage, item.label, item.confidence = stage, labels[row], verdict.confidence
-            item.outputs = {name: tensor.rows(row, row + 1) for name, tensor in outputs.items()}
+            item.outputs = outputs if len(verdicts) == 1 else _row(outputs, row)
             item.reason = verdict.reason
             item.accepted = verdict.decision is Decision.ACCEPT
             item.trail.append(
@@ -116,7 +116,12 @@ class Progress:
                 item.reason = gathers
             if route.human is None and (route.on_defer is OnDefer.ERROR or item.outputs is None):
                 raise _refusal(route, item)
-        return tuple(_answer(item, deferred=route.human is not None) for item in self._items)
+        has_person = route.human is not None
+        return tuple([_answer(item, deferred=has_person) for item in self._items])
+
+
+def _row(outputs: Tensors, row: int) -> Tensors:
+    return {name: tensor.rows(row, row + 1) for name, tensor in outputs.items()}
 
 
 def _answer(item: _Item, *, deferred: bool) -> ItemAnswer:

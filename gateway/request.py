@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
 
-from backends.contract import NO_DEADLINE, Deadline, ParameterValue, Tensors
+from backends.contract import NO_DEADLINE, Deadline, ParameterValue, Tensors, record
 from router.contract import OnDefer
 
 MAX_ITEMS = 4096
@@ -40,7 +40,7 @@ class Caller:
     roles: frozenset[Role] = frozenset(Role)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RawBody:
     """One item's one BYTES input, as a request's whole body (`/v1`, text or image)."""
 
@@ -53,7 +53,7 @@ class RawBody:
         return len(self.data)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class JsonInputs:
     """`{"inputs": {...}}` of `/v1`, parsed but not yet typed: the route's signature does that.
 
@@ -65,7 +65,7 @@ class JsonInputs:
     content_type: str = "application/json"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class TensorInputs:
     """Named tensors with a batch axis, as the Open Inference Protocol sends them."""
 
@@ -81,7 +81,7 @@ class TensorInputs:
 Payload: TypeAlias = RawBody | JsonInputs | TensorInputs
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Request:
     """What an edge has understood of a call; nothing in it has been checked against a route yet.
 
@@ -93,6 +93,7 @@ class Request:
         idempotency_key: the caller's, or None.
         fingerprint: SHA-256 over the canonical request; empty where there is no key.
         on_defer: what the caller wants for a deferred item; None: what the route says. `/v1` ignores it.
+        priority: where models have levels of it: 1 the highest, 0 the model's default.
     """
 
     route: str
@@ -105,3 +106,4 @@ class Request:
     idempotency_key: str | None = None
     fingerprint: bytes = b""
     on_defer: OnDefer | None = None
+    priority: int = 0

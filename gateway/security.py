@@ -32,7 +32,10 @@ from gateway.request import Caller, Role
 KEY_PREFIX = "pm_"
 """Every key begins so: secret scanners and people know what they look at."""
 
-ANONYMOUS = Caller().name
+ANYBODY = Caller()
+"""Who calls where nobody needs a key."""
+
+ANONYMOUS = ANYBODY.name
 """The caller's name where no key is configured; no key may have it."""
 
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -112,7 +115,7 @@ class Authenticator:
             Unauthenticated: a key is needed, and there is none, or none that is known.
         """
         if not self._keys:
-            return Caller()
+            return ANYBODY
         return self.identify(_sent_key(headers)).caller
 
     def identify(self, key: str) -> ApiKey:
@@ -195,6 +198,7 @@ class TrustedHosts:
         """
         self._names = frozenset({"localhost", *(name.lower().rstrip(".") for name in names)})
         self._any_name = any_name
+        self._last: str | None = None  # that was let pass: most requests come under one name
 
     def check(self, host_header: str) -> None:
         """Let a request for *host_header* (`name`, `name:port`) pass.
@@ -202,7 +206,7 @@ class TrustedHosts:
         Raises:
             PermissionDenied: the name is not one of ours.
         """
-        if self._any_name:
+        if self._any_name or host_header == self._last:
             return
         match = _HOST.fullmatch(host_header)
         name = match["name"].lower().rstrip(".") if match else ""
@@ -210,6 +214,7 @@ class TrustedHosts:
             raise PermissionDenied(
                 "this host name is not served here; use the machine's address, or configure the name as a trusted host"
             )
+        self._last = host_header
 
 
 LOOPBACK_ONLY = TrustedHosts()

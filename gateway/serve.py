@@ -20,19 +20,20 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
-from gateway.compose import Gateway, compose
+from gateway.compose import Gateway, Patience, compose
 from gateway.grpc_server import GrpcServer
 from gateway.http.listener import HttpListener
-from gateway.settings import Settings
+from gateway.ports import address_of, bind
+from gateway.settings import ServerOptions, Settings
 
 MAINTENANCE_S = 2.0
 """Between two rounds of upkeep."""
@@ -40,7 +41,7 @@ MAINTENANCE_S = 2.0
 LAG_PROBE_S = 0.1
 """Between two measurements of how late the event loop is."""
 
-_LAST_REPLIES_S = 2
+LAST_REPLIES_S = 2.0
 """What refused requests get to write their replies."""
 
 log = logging.getLogger("pointsman.serve")
@@ -56,7 +57,7 @@ class Addresses:
 
 
 def run(settings: Settings, announce: Callable[[Addresses], None]) -> None:
-    """Serve *settings* until a signal ends it; calls *announce* once, when every listener answers.
+    """Serve *settings* in this process until a signal ends it; calls *announce* once, when every listener answers.
 
     Raises:
         OSError: an address cannot be bound.
@@ -69,27 +70,62 @@ async def serve(settings: Settings, announce: Callable[[Addresses], None]) -> No
     """As `run`, on the running loop, which belongs to the gateway alone."""
     server = settings.server
     if server.grpc_port:
-        _bind(server.host, server.grpc_port).close()  # gRPC binds for itself, but late: a port in use is told now
-    with _Signals() as signals, _bound(server.host, server.http_port, server.control_port) as (http, control):
-        async with compose(settings) as gateway, _background(gateway):
-            tls = server.tls.context() if server.tls else None
-            data = HttpListener(gateway.http, http, server.drain_s + _LAST_REPLIES_S, tls=tls)
-            async with _Listener(gateway.control_app, control, _LAST_REPLIES_S), data, gateway.grpc as grpc:
-                gc.freeze()  # what start-up has built stays: collections need not walk it again
-                announce(Addresses(_address(http), grpc.address, _address(control)))
-                await signals.first.wait()
-                log.info("stopping: %d requests in flight, up to %g s", gateway.pipeline.in_flight, server.drain_s)
-                await _drain(gateway, data, grpc, signals, server.drain_s)
-    if gateway.patience.abandoned:
-        # Everything that counts is committed. Python would wait for the threads of a model that hangs, for ever.
+        bind(server.host, server.grpc_port).close()  # gRPC binds for itself, but late: a port in use is told now
+    with (
+        Signals() as signals,
+        bind(server.host, server.http_port) as http,
+        bind(server.host, server.control_port) as control,
+    ):
+        where = (address_of(http), address_of(control))
+
+        def ready(grpc: str) -> None:
+            announce(Addresses(where[0], grpc, where[1]))
+
+        async with (
+            compose(settings) as gateway,
+            background(maintaining(gateway.maintain), probing_lag(gateway)),
+            Listener(gateway.control_app, control, LAST_REPLIES_S),
+        ):
+            await serve_data(gateway, server, http, signals, ready)
+    end_without(gateway.patience)
+
+
+async def serve_data(
+    gateway: Gateway, server: ServerOptions, http: socket.socket, signals: Signals, ready: Callable[[str], None]
+) -> None:
+    """Serve the data plane, HTTP on the bound socket *http*, until *signals* end it and it has drained.
+
+    Args:
+        ready: is told gRPC's address once both listeners answer.
+
+    Raises:
+        OSError: gRPC's address cannot be bound.
+    """
+    tls = server.tls.context() if server.tls else None
+    data = HttpListener(gateway.http, http, server.drain_s + LAST_REPLIES_S, tls=tls)
+    async with data, gateway.grpc as grpc:
+        gc.freeze()  # what start-up has built stays: collections need not walk it again
+        gc.set_threshold(10_000, 20, 50)  # a request makes a hundred objects and few cycles
+        ready(grpc.address)
+        await signals.first.wait()
+        log.info("stopping: %d requests in flight, up to %g s", gateway.pipeline.in_flight, server.drain_s)
+        await _drain(gateway, data, grpc, signals, server.drain_s)
+
+
+def end_without(patience: Patience) -> None:
+    """End the process, where models that hang would keep it.
+
+    Everything that counts is committed; Python would wait for their threads for ever.
+    """
+    if patience.abandoned:
         logging.shutdown()
         os._exit(0)
 
 
-async def _drain(gateway: Gateway, data: HttpListener, grpc: GrpcServer, signals: _Signals, drain_s: float) -> None:
+async def _drain(gateway: Gateway, data: HttpListener, grpc: GrpcServer, signals: Signals, drain_s: float) -> None:
     gateway.pipeline.drain()
     data.close()
-    closing = asyncio.ensure_future(grpc.drain(drain_s + _LAST_REPLIES_S))
+    closing = asyncio.ensure_future(grpc.drain(drain_s + LAST_REPLIES_S))
     idle = asyncio.ensure_future(gateway.pipeline.idle())
     again = asyncio.ensure_future(signals.second.wait())
     await asyncio.wait((idle, again), timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
@@ -101,8 +137,13 @@ async def _drain(gateway: Gateway, data: HttpListener, grpc: GrpcServer, signals
     await closing
 
 
-class _Signals:
-    """SIGTERM and SIGINT as events, in place of what Python does on them."""
+class Signals:
+    """SIGTERM and SIGINT as events, in place of what Python does on them.
+
+    Attributes:
+        first: stop.
+        second: and wait no longer.
+    """
 
     def __init__(self) -> None:
         self.first = asyncio.Event()
@@ -121,31 +162,7 @@ class _Signals:
         (self.second if self.first.is_set() else self.first).set()
 
 
-@contextlib.contextmanager
-def _bound(host: str, *ports: int) -> Iterator[tuple[socket.socket, ...]]:
-    """A socket for every port (0: any), bound and not yet listening."""
-    with contextlib.ExitStack() as stack:
-        yield tuple(stack.enter_context(_bind(host, port)) for port in ports)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    bound = socket.socket(family, kind, protocol)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from error
-    return bound
-
-
-def _address(bound: socket.socket) -> str:
-    host, port, *_ = bound.getsockname()
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-class _Listener:
+class Listener:
     """An ASGI application on a bound socket, by uvicorn, without its signal handlers."""
 
     def __init__(self, app: ASGIApp, bound: socket.socket, grace_s: float) -> None:
@@ -195,12 +212,12 @@ class _Listener:
 
 
 @contextlib.asynccontextmanager
-async def _background(gateway: Gateway) -> AsyncIterator[None]:
-    """The work that goes on beside requests; what fails in it is logged, and tried again.
+async def background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """*work* that goes on beside requests until it is cancelled, which happens on leaving.
 
     No TaskGroup: it would wrap what ends the gateway itself, such as a port in use, into a group.
     """
-    running = (asyncio.create_task(_maintain(gateway)), asyncio.create_task(_probe_lag(gateway)))
+    running = [asyncio.create_task(task) for task in work]
     try:
         yield
     finally:
@@ -209,16 +226,18 @@ async def _background(gateway: Gateway) -> AsyncIterator[None]:
         await asyncio.wait(running)
 
 
-async def _maintain(gateway: Gateway) -> None:
+async def maintaining(upkeep: Callable[[], Awaitable[object]]) -> None:
+    """Do *upkeep* every few seconds; what fails in it is logged, and tried again."""
     while True:
         try:
-            await gateway.maintain()
+            await upkeep()
         except Exception:  # the next round may fare better, and upkeep must never stop
             log.exception("upkeep failed; it is tried again in %g s", MAINTENANCE_S)
         await asyncio.sleep(MAINTENANCE_S)
 
 
-async def _probe_lag(gateway: Gateway) -> None:
+async def probing_lag(gateway: Gateway) -> None:
+    """Measure how late the event loop is, for ever."""
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + LAG_PROBE_S

@@ -14,6 +14,9 @@ from gateway.answer import Answer, AnswerId
 from gateway.oip.statistics import ModelStatistics
 from gateway.request import MAX_ITEMS, Caller, Request
 
+ROUTE_VERSION = "1"
+"""A route is a policy, not a file of weights: it has one version, and its models have theirs."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
@@ -98,10 +101,38 @@ class Service(Protocol):
 class DataPlane(Service, Protocol):
     """What the edges of the Open Inference Protocol ask beside."""
 
+    def why_not_ready(self, name: str) -> str | None:
+        """What keeps a model from answering requests for *name*, in Triton's words where it has some; None: nothing.
+
+        Raises:
+            NotFound: there is no such name.
+        """
+        ...
+
     def statistics(self, name: str = "", version: str = "") -> Sequence[ModelStatistics]:
         """What was answered so far for the route *name*, or for each of `names` where it is "".
 
         Raises:
             NotFound: there is no such name or version.
+        """
+        ...
+
+
+class ModelControl(Protocol):
+    """What changes which models are loaded; see `gateway.loading`."""
+
+    async def load(self, name: str) -> None:
+        """Open the model *name*, or all models of the route *name*, anew, and serve what was opened.
+
+        Raises:
+            PointsmanError: why not; what was served before is served still.
+        """
+        ...
+
+    async def unload(self, name: str, *, dependents: bool) -> None:
+        """Serve the model *name* no longer; of a route, with *dependents*, the models that nothing else uses.
+
+        Raises:
+            PointsmanError: why not.
         """
         ...

@@ -49,6 +49,7 @@ TABLE: Mapping[Code, Wire] = MappingProxyType(
         Code.METHOD_NOT_ALLOWED: Wire(405, _G.UNIMPLEMENTED, "Method not allowed"),
         Code.REQUEST_TIMEOUT: Wire(408, _G.DEADLINE_EXCEEDED, "Request timeout"),
         Code.CONFLICT: Wire(409, _G.ABORTED, "Conflict"),
+        Code.ALREADY_EXISTS: Wire(409, _G.ALREADY_EXISTS, "Already exists"),
         Code.KEY_REUSED: Wire(422, _G.FAILED_PRECONDITION, "Idempotency key reused"),
         Code.QUOTA_EXCEEDED: Wire(429, _G.RESOURCE_EXHAUSTED, "Quota exceeded"),
         Code.CANCELLED: Wire(499, _G.CANCELLED, "Cancelled"),

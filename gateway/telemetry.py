@@ -5,6 +5,10 @@ series. Labels are names from the configuration and fixed sets of words, never a
 number of series is bounded.
 
 Names follow Prometheus's conventions (base units, `_seconds`, `_total`).
+
+Counters and histograms are kept here as plain numbers, and become Prometheus's when they are scraped: reports and
+scrapes are both the event loop's, and the library's own, which are made for many threads, take a lock for every number,
+several times as long as the addition.
 """
 
 from __future__ import annotations
@@ -14,17 +18,20 @@ import logging
 import sys
 import time
 import traceback
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from itertools import accumulate
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from backends.errors import InvalidInput, PointsmanError
 from batching.report import BatchReport
@@ -34,6 +41,7 @@ from gateway.grpc_edge.calls import GrpcExchange
 from gateway.http.handler import HttpExchange
 from gateway.observe import DetectorReport, RequestReport, StageReport
 from gateway.store.contract import QueueDepth, StoreStatistics
+from gateway.workers.metrics import Family, Sample
 from router.contract import Certified, Uncertified
 
 _LATENCY_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -79,8 +87,6 @@ class Telemetry:
             "pointsman_reviews_open", "Reviews that wait for a person.", ["queue"], registry=self.registry
         )
         self._lag = self._histogram("pointsman_event_loop_lag_seconds", "How late the event loop was.", _LATENCY_S)
-        # A labelled child costs a lock and a tuple of strings to look up; the set of labels is small and fixed.
-        self._child: Callable[..., Any] = cache(lambda metric, *labels: metric.labels(*labels))
 
     def serve(self, catalog: Callable[[], Catalog], store: Callable[[], StoreStatistics]) -> None:
         """Show the queues of *catalog* and the state of *store* from now on."""
@@ -88,36 +94,37 @@ class Telemetry:
 
     def on_request(self, report: RequestReport) -> None:
         """A request ended."""
-        self._child(self._requests, report.route, report.protocol.value, report.outcome.value).inc()
-        self._child(self._request_s, report.route, report.protocol.value).observe(report.duration_s)
+        protocol = report.protocol.value
+        self._requests.add(report.route, protocol, report.outcome.value)
+        self._request_s.observe(report.duration_s, report.route, protocol)
 
     def on_stage(self, report: StageReport) -> None:
         """A stage ran."""
-        self._child(self._stage_s, report.route, report.stage).observe(report.duration_s)
+        self._stage_s.observe(report.duration_s, report.route, report.stage)
         for decision in report.decisions:
-            self._child(self._decisions, report.route, report.stage, decision.value).inc()
+            self._decisions.add(report.route, report.stage, decision.value)
         for confidence in report.confidences:
-            self._child(self._confidence, report.route, report.stage).observe(confidence)
+            self._confidence.observe(confidence, report.route, report.stage)
 
     def on_detector(self, report: DetectorReport) -> None:
         """A detector was asked."""
-        self._child(self._detector_s, report.trait).observe(report.duration_s)
+        self._detector_s.observe(report.duration_s, report.trait)
         if report.failed:
-            self._child(self._detector_failures, report.trait).inc()
+            self._detector_failures.add(report.trait)
 
     def on_http(self, exchange: HttpExchange) -> None:
         """An HTTP request of the data plane ended; paths are templates."""
-        self._child(self._http, exchange.template, str(exchange.status)).inc()
+        self._http.add(exchange.template, str(exchange.status))
 
     def on_grpc(self, exchange: GrpcExchange) -> None:
         """A gRPC call ended."""
-        self._child(self._grpc, exchange.method, exchange.code.name).inc()
+        self._grpc.add(exchange.method, exchange.code.name)
 
     def on_batch(self, report: BatchReport) -> None:
         """A batch ran."""
-        self._child(self._batch_size, report.model).observe(report.size)
-        self._child(self._batch_s, report.model).observe(report.infer_s)
-        self._child(self._queue_s, report.model).observe(report.queued_s)
+        self._batch_size.observe(report.size, report.model)
+        self._batch_s.observe(report.infer_s, report.model)
+        self._queue_s.observe(report.queued_s, report.model)
         # What its callers abandoned has not failed; what an item's contents caused would only repeat them here.
         if report.outcome is BatchOutcome.FAILED and not isinstance(report.error, InvalidInput):
             log.error("a batch of %d failed in model %s", report.size, report.model, exc_info=report.error)
@@ -129,18 +136,98 @@ class Telemetry:
     def on_queues(self, depths: Mapping[str, QueueDepth]) -> None:
         """Show how many reviews wait in every queue."""
         for queue, depth in depths.items():
-            self._child(self._reviews, queue).set(depth.open + depth.claimed)
+            self._reviews.labels(queue).set(depth.open + depth.claimed)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """The metrics in the format that *accept* asks for, and its content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
-    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
-        return Counter(name, documentation, labels, registry=self.registry)
+    def families(self) -> tuple[Family, ...]:
+        """The metrics as plain records, which go from process to process."""
+        return tuple(
+            Family(
+                metric.name,
+                metric.type,
+                metric.documentation,
+                tuple(Sample(s.name, tuple(sorted(s.labels.items())), s.value) for s in metric.samples),
+            )
+            for metric in self.registry.collect()
+        )
 
-    def _histogram(self, name: str, documentation: str, buckets: Iterable[float], *labels: str) -> Histogram:
-        return Histogram(name, documentation, labels, buckets=tuple(buckets), registry=self.registry)
+    def _counter(self, name: str, documentation: str, *labels: str) -> _Counter:
+        counter = _Counter(name, documentation, labels)
+        self.registry.register(counter)
+        return counter
+
+    def _histogram(self, name: str, documentation: str, buckets: Iterable[float], *labels: str) -> _Histogram:
+        histogram = _Histogram(name, documentation, labels, buckets)
+        self.registry.register(histogram)
+        return histogram
+
+
+def exposition_of(families: Iterable[Family], accept: str) -> tuple[bytes, str]:
+    """*families* in the format that *accept* asks for, and its content type."""
+    registry = CollectorRegistry()
+    registry.register(_Given(families))
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
+class _Given(Collector):
+    """What others have counted."""
+
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._families:
+            metric = Metric(family.name, family.documentation, family.kind)
+            for sample in family.samples:
+                metric.add_sample(sample.name, dict(sample.labels), sample.value)
+            yield metric
+
+
+class _Counter(Collector):
+    """Numbers that only grow, by the values of *labels*."""
+
+    def __init__(self, name: str, documentation: str, labels: tuple[str, ...]) -> None:
+        self._about = (name, documentation)
+        self._labels = labels
+        self._counts: defaultdict[tuple[str, ...], int] = defaultdict(int)
+
+    def add(self, *values: str) -> None:
+        """Count one more."""
+        self._counts[values] += 1
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(*self._about, labels=self._labels)
+        for values, count in self._counts.items():
+            family.add_metric(values, count)
+        return [family]
+
+
+class _Histogram(Collector):
+    """How often values fell at or below each of *buckets*, by the values of *labels*."""
+
+    def __init__(self, name: str, documentation: str, labels: tuple[str, ...], buckets: Iterable[float]) -> None:
+        self._about = (name, documentation)
+        self._labels = labels
+        self._bounds = tuple(buckets)
+        self._counts: defaultdict[tuple[str, ...], list[int]] = defaultdict(lambda: [0] * (len(self._bounds) + 1))
+        self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
+
+    def observe(self, value: float, *values: str) -> None:
+        """Count *value*."""
+        self._counts[values][bisect_left(self._bounds, value)] += 1
+        self._sums[values] += value
+
+    def collect(self) -> Iterable[Metric]:
+        family = HistogramMetricFamily(*self._about, labels=self._labels)
+        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
+        for values, counts in self._counts.items():
+            family.add_metric(values, list(zip(bounds, accumulate(counts), strict=True)), self._sums[values])
+        return [family]
 
 
 class _Snapshot(Collector):
@@ -180,12 +267,17 @@ class _JsonLines(logging.Formatter):
     send has no place in a log.
     """
 
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = {} if worker is None else {"worker": worker}
+
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self._worker,
         }
         if record.exc_info:
             line["exception"] = _without_inputs(record.exc_info[1])
@@ -203,10 +295,10 @@ def _without_inputs(error: BaseException | None) -> list[str]:
     return told[::-1]
 
 
-def configure_logging(level: str = "INFO") -> None:
-    """Log JSON lines to standard error, from *level* on."""
+def configure_logging(level: str = "INFO", worker: int | None = None) -> None:
+    """Log JSON lines to standard error, from *level* on; each names *worker*, where there are several."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines())
+    handler.setFormatter(_JsonLines(worker))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # The servers' own lines repeat ours, and their access logs would name what callers sent.
     for noisy in ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic"):

@@ -16,16 +16,13 @@ import asyncio
 import json
 import os
 import platform
-import random
 import re
 import socket
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +37,7 @@ from gateway.http.listener import HttpListener
 from gateway.http.oip import oip_endpoints
 from gateway.request import Request, TensorInputs
 from gateway.security import Authenticator, SecurityOptions
+from loadtests.ratios import ratio, spread
 from tests.unit.gateway.scripted import ScriptedService
 
 RESULTS = Path(__file__).parent / "results" / "http_edge.json"
@@ -175,15 +173,6 @@ def load_as_told() -> None:
 # --- the comparison ---
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A figure over runs."""
-
-    low: float
-    median: float
-    high: float
-
-
 class _Child:
     """This module in a process of its own, which answers lines."""
 
@@ -254,25 +243,9 @@ def _cell(shot: str, connections: int, runs: dict[tuple[str, int, str], list[dic
     cell: dict[str, Any] = {"request": shot, "connections": connections}
     for figure in ("rate", "p50_us", "p99_us", "cpu_us"):
         values = [[run[figure] for run in side] for side in (own, other)]
-        cell[figure] = {side: asdict(_spread(found)) for side, found in zip(SIDES, values, strict=True)}
-        cell[figure]["ratio"] = asdict(_ratio(*values))
+        cell[figure] = {side: asdict(spread(found)) for side, found in zip(SIDES, values, strict=True)}
+        cell[figure]["ratio"] = asdict(ratio(*values))
     return cell
-
-
-def _spread(values: Sequence[float]) -> Spread:
-    low, _, high = statistics.quantiles(values, n=4)
-    return Spread(round(low, 1), round(statistics.median(values), 1), round(high, 1))
-
-
-def _ratio(own: Sequence[float], other: Sequence[float]) -> Spread:
-    rng = random.Random(0)
-    ratios = sorted(
-        statistics.median(rng.choices(own, k=len(own))) / statistics.median(rng.choices(other, k=len(other)))
-        for _ in range(1000)
-    )
-    return Spread(
-        round(ratios[25], 3), round(statistics.median(own) / statistics.median(other), 3), round(ratios[975], 3)
-    )
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.contract import record
 from router.contract import (
     AcceptAny,
     Certified,
@@ -51,7 +52,7 @@ class Skipped:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Next:
     """What follows.
 
@@ -118,7 +119,7 @@ def judge(route: Route, stage: int, confidences: NDArray[np.float64], *, all_ran
         all_ran: every stage before *stage* has answered these items.
     """
     if isinstance(route.accept, AcceptAny):
-        return tuple(Verdict(Decision.ACCEPT, c if 0.0 <= c <= 1.0 else None) for c in confidences.tolist())
+        return tuple([Verdict(Decision.ACCEPT, c if 0.0 <= c <= 1.0 else None) for c in confidences.tolist()])
     is_last = stage + 1 >= len(route.cascade)
     unsure = Decision.DEFER if is_last else Decision.ESCALATE
     threshold, accepted, refused = _rule(route, is_last, all_ran)

@@ -27,6 +27,8 @@ SCORE = "score"
 # FP16 keeps 11 bits: a thousand rounded probabilities sum to within 0.0005 of one, and quantised models do worse.
 _SUM_TOLERANCE = 0.01
 
+_LARGE_BYTES = 1024 * 1024
+
 
 class Kind(StrEnum):
     """What is measured: three functions of class probabilities, or a score that the model gives itself."""
@@ -93,7 +95,10 @@ def probabilities(how: Measure, outputs: Tensors, size: int) -> NDArray[np.float
         (size, classes), rows in [0, 1] that sum to one; rows of NaN where the model's row is no distribution;
         (size, 1) of NaN where the output is missing or of another shape.
     """
-    values = _floats(_output(how, outputs), size)
+    tensor = _output(how, outputs)
+    if tensor is not None and _is_large_and_no_distribution(tensor):
+        return np.full((size, 1), np.nan)
+    values = _floats(tensor, size)
     if values is None or values.ndim != 2 or values.shape[1] < 2:
         return np.full((size, 1), np.nan)
     # An item at a time is the usual case, and of that NumPy's own overhead is all: reductions are called directly.
@@ -104,6 +109,20 @@ def probabilities(how: Measure, outputs: Tensors, size: int) -> NDArray[np.float
         return values / sums
     rows: NDArray[np.float64] = np.divide(values, sums, out=np.full_like(values, np.nan), where=sound)
     return rows
+
+
+def _is_large_and_no_distribution(tensor: Tensor) -> bool:
+    """Whether *tensor* is so large that it should not be copied to be measured, and has no row to measure.
+
+    Models that are no classifiers (images, hidden states) are measured like every other, in vain.
+    """
+    values = tensor.data
+    if not isinstance(values, np.ndarray) or values.nbytes < _LARGE_BYTES or values.dtype.kind != "f":
+        return False
+    if values.ndim != 2:
+        return True
+    sums = np.add.reduce(values, axis=1, dtype=np.float64)
+    return not np.count_nonzero(np.abs(sums - 1.0) <= 2 * _SUM_TOLERANCE)
 
 
 def _maximum(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
-from backends.contract import ParameterValue, Signature
+from backends.contract import ParameterValue, Signature, record
 
 AUTO = "auto"
 """The reserved route: `router.table` picks the real one."""
@@ -55,7 +55,7 @@ class Trait:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Traits:
     """What is known of a request before any stage has seen it.
 
@@ -85,7 +85,7 @@ class Decision(StrEnum):
     DEFER = "defer"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Verdict:
     """One item's judgement after one stage.
 
@@ -218,7 +218,7 @@ class Residency(StrEnum):
     HOT = "hot"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ModelState:
     """A snapshot of one model, taken when a request is routed.
 

@@ -30,10 +30,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TypeAlias
 
-from backends.contract import ParameterValue
+from backends.contract import ParameterValue, record
 from router.classify import CONTENT_TYPE, confidence_text
 from router.contract import AUTO, Reason, Trait, Traits
 
@@ -204,7 +204,7 @@ class Target:
     to_person: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: `unruled` is kept once it is known
 class RouteTable:
     """The names that callers can use, and the rules behind `auto`. `faults` tells whether it can be used.
 
@@ -220,8 +220,14 @@ class RouteTable:
     unsure: Target | None = None
     detectors: frozenset[str] = frozenset()
 
+    @cached_property
+    def unruled(self) -> frozenset[str]:
+        """The routes of which no rule speaks: a request that names one takes it, whatever else it is."""
+        globs = [glob for rule in self.rules for glob in rule.when.routes]
+        return frozenset(name for name in self.routes if not any(glob.matches(name) for glob in globs))
 
-@dataclass(frozen=True, slots=True)
+
+@record
 class Picked:
     """The request takes *route*.
 

@@ -29,7 +29,6 @@ from gateway.control.overview import Overview
 from gateway.control.session import Session, Sessions
 from gateway.request import Role
 from gateway.security import LOOPBACK_ONLY, Authenticator, TrustedHosts, require_role
-from gateway.service import Service
 from gateway.status import refusal_of
 from gateway.store.contract import Store
 
@@ -38,11 +37,10 @@ _HERE = Path(__file__).parent
 
 def control_app(
     store: Store,
-    service: Service,
     authenticator: Authenticator,
     v1: ASGIApp,
     metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
-    overview: Callable[[], Overview],
+    overview: Callable[[], Awaitable[Overview]],
     hosts: TrustedHosts = LOOPBACK_ONLY,
 ) -> Starlette:
     """The application of the control port.
@@ -54,7 +52,7 @@ def control_app(
         hosts: the Host headers that are answered.
     """
     sessions = Sessions(authenticator)
-    status = _StatusPage(store, service, authenticator, sessions, overview)
+    status = _StatusPage(store, authenticator, sessions, overview)
 
     async def expose(request: Request) -> Response:
         body, content_type = await metrics(request.headers.get("accept", ""))
@@ -80,13 +78,11 @@ class _StatusPage:
     def __init__(
         self,
         store: Store,
-        service: Service,
         authenticator: Authenticator,
         sessions: Sessions,
-        overview: Callable[[], Overview],
+        overview: Callable[[], Awaitable[Overview]],
     ) -> None:
         self._store = store
-        self._service = service
         self._authenticator = authenticator
         self._sessions = sessions
         self._overview = overview
@@ -100,8 +96,7 @@ class _StatusPage:
             "status.html",
             session=session,
             token="" if session is None else self._sessions.form_token(session),
-            is_ready=self._service.is_ready(),
-            overview=self._overview(),
+            overview=await self._overview(),
             queues=await self._store.queue_depths(),
             store=self._store.statistics(),
         )

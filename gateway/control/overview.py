@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from backends.contract import State
 from batching.report import BatchingStatistics
 from gateway.catalog import Catalog, Model
 from gateway.explain import accept_text
@@ -35,18 +37,71 @@ class ModelRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
-    """Everything that is served."""
+class WorkerRow:
+    """One of the processes that share the data plane's ports.
 
+    Attributes:
+        pid: of its present process; None while there is none.
+        restarts: how often it has been started again.
+    """
+
+    number: int
+    pid: int | None
+    is_ready: bool
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Everything that is served.
+
+    Attributes:
+        is_ready: whether new requests are welcome.
+        workers: none where one process does everything.
+    """
+
+    is_ready: bool
     version: int
     routes: tuple[RouteRow, ...]
     models: tuple[ModelRow, ...]
+    workers: tuple[WorkerRow, ...] = ()
 
 
-def overview(catalog: Catalog) -> Overview:
+def overview(catalog: Catalog, *, is_ready: bool) -> Overview:
     """What *catalog* serves at this moment."""
     routes = tuple(_route(route) for route in catalog.routes.values())
-    return Overview(catalog.version, routes, tuple(_model(model) for model in catalog.models.values()))
+    return Overview(is_ready, catalog.version, routes, tuple(_model(model) for model in catalog.models.values()))
+
+
+def together(parts: Sequence[Overview], workers: Sequence[WorkerRow]) -> Overview:
+    """What *workers* serve, *parts* being what those of them say that can be asked; all have the same configuration."""
+    if not parts:
+        return Overview(False, 0, (), (), tuple(workers))
+    models = zip(*(part.models for part in parts), strict=True)
+    return replace(
+        parts[0],
+        is_ready=any(part.is_ready for part in parts),
+        models=tuple(_one_model(rows) for rows in models),
+        workers=tuple(workers),
+    )
+
+
+def _one_model(rows: Sequence[ModelRow]) -> ModelRow:
+    """A model over the workers that have it: the state of the first that is not ready, and what all of them batch."""
+    first = next((row for row in rows if row.state != State.READY), rows[0])
+    each = [row.batching for row in rows]
+    return replace(
+        first,
+        batching=BatchingStatistics(
+            queued_items=sum(part.queued_items for part in each),
+            queued_bytes=sum(part.queued_bytes for part in each),
+            in_flight=sum(part.in_flight for part in each),
+            batches=sum(part.batches for part in each),
+            items=sum(part.items for part in each),
+            latency_s=max(part.latency_s for part in each),
+            predicted_wait_s=max(part.predicted_wait_s for part in each),
+        ),
+    )
 
 
 def _route(route: Route) -> RouteRow:
@@ -59,4 +114,5 @@ def _route(route: Route) -> RouteRow:
 
 
 def _model(model: Model) -> ModelRow:
-    return ModelRow(model.name, model.backend.state, model.backend.version, model.batcher.statistics())
+    state = model.backend.state if model.loaded else "unloaded"
+    return ModelRow(model.name, state, model.backend.version, model.batcher.statistics())

@@ -1,14 +1,17 @@
-"""How every gRPC call is served: admitted, read, answered, and refused in one way.
+"""How every gRPC call is served: admitted, read, answered, and refused in one way, whatever the transport.
 
     metadata -> who asks, and whether they may -> message -> method -> reply
-                                                              └ error -> status.TABLE -> abort
+                                                              └ error -> status.TABLE -> Trailers
+
+Nothing here knows a transport: `on_grpcio` and `on_native` bring bytes and metadata, and carry away a reply's bytes, or
+the `Trailers` that a refused call ends with.
 
 Messages are parsed here and not by grpc, which would report one that it cannot parse as an error of ours, with Python's
-words for it. Errors leave by `context.abort` alone: a status that is set beside a returned message commits the call,
-and clients then never retry it. `grpc-status-details-bin` carries google.rpc.ErrorInfo and, where a retry may help,
-RetryInfo; no pushback metadata, which says the same to fewer clients. The exception is an answer that waits for a
+words for it. A refusal ends its call with trailers alone: a status that is set beside a returned message commits the
+call, and clients then never retry it. `grpc-status-details-bin` carries google.rpc.ErrorInfo and, where a retry may
+help, RetryInfo; no pushback metadata, which says the same to fewer clients. The exception is an answer that waits for a
 person: it is UNAVAILABLE, which clients with a retry policy repeat, and each repetition would be one more task for that
-person, so pushback tells them not to.
+person, so its trailers are not `repeatable`, and each transport tells clients so in its own way.
 
 A conversation (requests and replies both in a stream) is admitted once. Each of its requests is then answered for
 itself, and refused in a reply of its own, so that one bad request does not end the others.
@@ -19,18 +22,16 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import grpc
 from google.protobuf.descriptor import Descriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
-from grpc import aio
 
 from backends.contract import NO_DEADLINE, Deadline
-from backends.errors import InvalidInput, Unavailable
+from backends.errors import InvalidInput, TooLarge, Unavailable
 from gateway.grpc_edge.wire import check_structure
 from gateway.request import Caller, Role
 from gateway.security import Authenticator, require_role
@@ -48,10 +49,11 @@ INLINE_BYTES = 64 * 1024
 
 DETAILS = "grpc-status-details-bin"
 ANSWER_ID = "pointsman-answer-id"
-_NO_RETRY = ("grpc-retry-pushback-ms", "-1")
+
+Pairs: TypeAlias = Iterable[tuple[str, str | bytes]]
+"""Metadata as it travels; of names that end in -bin the values are bytes."""
 
 # Any: requests and replies are of the method's own message types.
-_Context: TypeAlias = aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,35 @@ Method: TypeAlias = Unary | Streaming | Conversation
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """A service as it is served.
+
+    Attributes:
+        methods: those that are, some of which its descriptor may not know yet; calls of the others are refused.
+        hint: what callers of the others are told.
+    """
+
+    service: ServiceDescriptor
+    methods: Mapping[str, Method]
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trailers:
+    """What a refused call ends with.
+
+    Attributes:
+        metadata: google.rpc.Status among it.
+        repeatable: False where a client with a retry policy must not repeat the call by itself.
+    """
+
+    code: grpc.StatusCode
+    message: str
+    metadata: tuple[tuple[str, str | bytes], ...] = ()
+    repeatable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class GrpcExchange:
     """A call that ended.
 
@@ -136,15 +167,18 @@ class GrpcObserver(Protocol):
         ...
 
 
+_ANYBODY = Caller()
+
+
 class CallServer:
     """Serves calls; single event loop."""
 
     def __init__(
         self, authenticator: Authenticator, observer: GrpcObserver, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._authenticator = authenticator
+        self.clock = clock
+        self._authenticate = authenticator.authenticate
         self._observer = observer
-        self._clock = clock
         self._talks: set[_Talk] = set()
         self._is_draining = False
 
@@ -154,113 +188,76 @@ class CallServer:
         for talk in self._talks:
             talk.stop()
 
-    def handlers(self, service: ServiceDescriptor, methods: Mapping[str, Method], hint: str) -> grpc.GenericRpcHandler:
-        """Handlers of every method of *service*: those in *methods*, and a refusal with *hint* for all others."""
-        found = {
-            method.name: grpc.stream_stream_rpc_method_handler(_unimplemented(method.name, hint))
-            if method.client_streaming and method.name not in methods
-            else self._handler(f"{service.full_name}/{method.name}", methods.get(method.name), hint)
-            for method in service.methods
-        }
-        return grpc.method_handlers_generic_handler(service.full_name, found)
+    def ended(self, method: str, code: grpc.StatusCode, started_s: float) -> None:
+        """Report a call of *method*, which exists, that began at *started_s* by `clock`."""
+        self._observer.on_grpc(GrpcExchange(method, code, self.clock() - started_s))
 
-    def _handler(self, name: str, method: Method | None, hint: str) -> grpc.RpcMethodHandler[Any, Any]:
-        match method:
-            case Unary():
-                return grpc.unary_unary_rpc_method_handler(self._unary(name, method), response_serializer=_serialized)
-            case Streaming():
-                return grpc.unary_stream_rpc_method_handler(
-                    self._streaming(name, method), response_serializer=_serialized
-                )
-            case Conversation():
-                return grpc.stream_stream_rpc_method_handler(self._conversation(name, method))
-            case None:
-                return grpc.unary_unary_rpc_method_handler(_unimplemented(name.rpartition("/")[2], hint))
+    async def answer(self, method: Unary, data: bytes, metadata: Pairs, deadline: Deadline) -> bytes | Trailers:
+        """The reply to *data*, or what to end the call with."""
+        try:
+            call = self._admit(method.role, metadata, deadline, len(data))
+            inline = len(data) <= INLINE_BYTES
+            request = (
+                _parsed(method.request, data) if inline else await asyncio.to_thread(_parsed, method.request, data)
+            )
+            return (await method.answer(call, request)).SerializeToString()
+        except Exception as error:
+            return trailers_of(refusal_of(error))
 
-    def _unary(self, name: str, method: Unary) -> Callable[[bytes, _Context], Awaitable[Message]]:
-        async def serve(data: bytes, context: _Context) -> Message:
-            started, code = self._clock(), grpc.StatusCode.CANCELLED
+    async def replies(
+        self, method: Streaming, data: bytes, metadata: Pairs, deadline: Deadline
+    ) -> AsyncGenerator[bytes | Trailers, None]:
+        """The replies to *data*; where trailers are among them, they are the last, and end the call."""
+        try:
+            call = self._admit(method.role, metadata, deadline, len(data))
+            async for reply in method.answer(call, await _read(method.request, data)):
+                yield reply.SerializeToString()
+        except Exception as error:
+            yield trailers_of(refusal_of(error))
+
+    async def converse(
+        self,
+        method: Conversation,
+        requests: AsyncIterator[bytes],
+        write: Callable[[bytes], Awaitable[None]],
+        metadata: Pairs,
+        deadline: Deadline,
+    ) -> Trailers | None:
+        """Answer *requests* until they end, one `write` at a time; what to end the call with, None where it went well.
+
+        Whoever cancels this cancels what is being answered.
+        """
+        try:
+            if self._is_draining:
+                raise shutting_down()
+            talk = _Talk(method, self._admit(method.role, metadata, deadline, 0), write)
+            self._talks.add(talk)
             try:
-                try:
-                    call = self._admit(method.role, context, len(data))
-                    reply = await method.answer(call, await _read(method.request, data))
-                except Exception as error:
-                    refusal = refusal_of(error)
-                else:
-                    code = grpc.StatusCode.OK
-                    return reply
-                code = refusal.wire.grpc
-                await abort(context, refusal)
+                await talk.go_on(requests)
             finally:
-                self._observer.on_grpc(GrpcExchange(name, code, self._clock() - started))
+                self._talks.discard(talk)
+        except Exception as error:
+            return trailers_of(refusal_of(error))
+        return None
 
-        return serve
-
-    def _streaming(self, name: str, method: Streaming) -> Callable[[bytes, _Context], AsyncIterator[Message]]:
-        async def serve(data: bytes, context: _Context) -> AsyncIterator[Message]:
-            started, code = self._clock(), grpc.StatusCode.CANCELLED
-            try:
-                refusal = None
-                try:
-                    call = self._admit(method.role, context, len(data))
-                    async for reply in method.answer(call, await _read(method.request, data)):
-                        yield reply
-                except Exception as error:
-                    refusal = refusal_of(error)
-                code = grpc.StatusCode.OK if refusal is None else refusal.wire.grpc
-                if refusal is not None:
-                    await abort(context, refusal)
-            finally:
-                self._observer.on_grpc(GrpcExchange(name, code, self._clock() - started))
-
-        return serve
-
-    def _conversation(
-        self, name: str, method: Conversation
-    ) -> Callable[[AsyncIterator[bytes], _Context], Awaitable[None]]:
-        async def serve(requests: AsyncIterator[bytes], context: _Context) -> None:
-            started, code = self._clock(), grpc.StatusCode.CANCELLED
-            try:
-                refusal = None
-                try:
-                    if self._is_draining:
-                        raise _shutting_down()
-                    talk = _Talk(method, self._admit(method.role, context, 0), context)
-                    self._talks.add(talk)
-                    try:
-                        await talk.go_on(requests)
-                    finally:
-                        self._talks.discard(talk)
-                except Exception as error:
-                    refusal = refusal_of(error)
-                code = grpc.StatusCode.OK if refusal is None else refusal.wire.grpc
-                if refusal is not None:
-                    await abort(context, refusal)
-            finally:
-                self._observer.on_grpc(GrpcExchange(name, code, self._clock() - started))
-
-        return serve
-
-    def _admit(self, role: Role | None, context: _Context, size_bytes: int) -> Call:
-        remaining_s = context.time_remaining()
-        deadline = NO_DEADLINE if remaining_s is None else Deadline(self._clock() + remaining_s)
-        metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+    def _admit(self, role: Role | None, metadata: Pairs, deadline: Deadline, size_bytes: int) -> Call:
+        texts = {name: value for name, value in metadata if isinstance(value, str)}
         if role is None:
-            return Call(Caller(), metadata, deadline, size_bytes)
-        caller = self._authenticator.authenticate(metadata)
+            return Call(_ANYBODY, texts, deadline, size_bytes)
+        caller = self._authenticate(texts)
         require_role(caller, role)
-        return Call(caller, metadata, deadline, size_bytes)
+        return Call(caller, texts, deadline, size_bytes)
 
 
 class _Talk:
     """One conversation: reads requests while fewer than `MAX_TALKING` of them are being answered."""
 
-    def __init__(self, method: Conversation, call: Call, context: _Context) -> None:
+    def __init__(self, method: Conversation, call: Call, write: Callable[[bytes], Awaitable[None]]) -> None:
         self._method = method
         self._call = call
-        self._context = context
+        self._write = write
         self._slots = asyncio.Semaphore(MAX_TALKING)
-        self._writing = asyncio.Lock()  # grpc takes one message at a time
+        self._writing = asyncio.Lock()  # transports take one message at a time
         self._listening: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
@@ -277,14 +274,13 @@ class _Talk:
         async with asyncio.TaskGroup() as group:
             self._listening = group.create_task(self._listen(requests, group))
         if self._listening.cancelled():
-            raise _shutting_down()
+            raise shutting_down()
 
     async def _listen(self, requests: AsyncIterator[bytes], group: asyncio.TaskGroup) -> None:
         await self._slots.acquire()
-        with suppress(aio.BaseError):  # its caller has just left
-            async for data in requests:
-                group.create_task(self._reply(data))
-                await self._slots.acquire()
+        async for data in requests:
+            group.create_task(self._reply(data))
+            await self._slots.acquire()
 
     async def _reply(self, data: bytes) -> None:
         request = None
@@ -294,16 +290,26 @@ class _Talk:
                 reply = await self._method.answer(replace(self._call, size_bytes=len(data)), request)
             except Exception as error:
                 reply = self._method.refused(request, refusal_of(error))
-            written = _serialized(reply)
+            written = reply.SerializeToString()
             async with self._writing:
-                with suppress(aio.BaseError):  # its caller has just left
-                    await self._context.write(written)
+                await self._write(written)
         finally:
             self._slots.release()
 
 
-def _shutting_down() -> Unavailable:
-    return Unavailable("this gateway is shutting down; open a stream to another", retry_after_s=1.0)
+def deadline_in(remaining_s: float | None, now_s: float) -> Deadline:
+    """The deadline of a call that has *remaining_s* left at *now_s*; None: as long as it takes."""
+    return NO_DEADLINE if remaining_s is None else Deadline(now_s + remaining_s)
+
+
+def shutting_down() -> Unavailable:
+    """Why nothing new is taken while the gateway drains."""
+    return Unavailable("this gateway is shutting down; call another", retry_after_s=1.0)
+
+
+def too_large(size_bytes: int, limit_bytes: int) -> TooLarge:
+    """Why a message is not read."""
+    return TooLarge(f"the message has {size_bytes} bytes; at most {limit_bytes} are read")
 
 
 async def _read(kind: type[Message], data: bytes) -> Message:
@@ -318,16 +324,12 @@ def _parsed(kind: type[Message], data: bytes) -> Message:
         raise InvalidInput(f"the message is not a {kind.DESCRIPTOR.full_name}") from error
 
 
-def _serialized(message: Message) -> bytes:
-    return message.SerializeToString()
-
-
-async def abort(context: _Context, refusal: Refusal) -> NoReturn:
-    """End the call with *refusal*, details included."""
-    metadata: list[tuple[str, str | bytes]] = [(DETAILS, _details(refusal))]
+def trailers_of(refusal: Refusal) -> Trailers:
+    """What a call that is refused so ends with: the one place where a refusal becomes gRPC's."""
+    metadata: tuple[tuple[str, str | bytes], ...] = ((DETAILS, _details(refusal)),)
     if refusal.answer_id is not None:
-        metadata += ((ANSWER_ID, refusal.answer_id), _NO_RETRY)
-    await context.abort(refusal.wire.grpc, refusal.message, tuple(metadata))
+        metadata += ((ANSWER_ID, refusal.answer_id),)
+    return Trailers(refusal.wire.grpc, refusal.message, metadata, repeatable=refusal.answer_id is None)
 
 
 def _details(refusal: Refusal) -> bytes:
@@ -346,10 +348,6 @@ def _details(refusal: Refusal) -> bytes:
     return rich.SerializeToString()
 
 
-def _unimplemented(method: str, hint: str) -> Callable[[Any, _Context], Any]:
-    """Refuses a call of any kind: one message or a stream of them, which it does not read."""
-
-    async def serve(request: Any, context: _Context) -> NoReturn:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here; {hint}")
-
-    return serve
+def unimplemented(method: str, hint: str) -> Trailers:
+    """What a call of a method that exists, and is not served, ends with."""
+    return Trailers(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here; {hint}")

@@ -1,7 +1,8 @@
 """Tensors in `inference.ModelInferRequest`: raw, or in the typed fields of `InferTensorContents`.
 
-A request is all raw or all typed. Raw inputs stand in `raw_input_contents`, one an input and in their order. Narrow
-integer types share a 32-bit field, so what it holds is checked against the type. FP16 and BF16 have no typed field.
+A request is all raw or all typed, but for inputs in shared memory, which are neither. Raw inputs stand in
+`raw_input_contents`, one an input and in their order. Narrow integer types share a 32-bit field, so what it holds is
+checked against the type. FP16 and BF16 have no typed field.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from backends.contract import Datatype, HostArray, ParameterValue, Tensor
+from backends.contract import Datatype, HostArray, ParameterValue, SharedMemoryWindow, Tensor
 from backends.errors import InvalidInput
 from gateway.grpc_edge.calls import INLINE_BYTES
 from gateway.oip import raw
-from gateway.oip.parameters import MAX_PARAMETERS, refuse_extensions
+from gateway.oip.parameters import MAX_PARAMETERS
 from gateway.oip.shapes import Claim, claim, shorten, unique
+from gateway.oip.windows import window
 
 _FIELDS = {
     Datatype.BOOL: "bool_contents",
@@ -38,29 +40,49 @@ _PIECE = 65_536
 
 
 def tensors(request: Any) -> dict[str, Tensor]:
-    """The inputs of a ModelInferRequest, by name.
+    """The inputs of a ModelInferRequest, by name; those in shared memory as windows of it.
 
     Raises:
         InvalidInput: says which input is missing, malformed, or there in two forms.
-        Unimplemented: an input lies in shared memory.
     """
     if not request.inputs:
         raise InvalidInput("the request has no inputs; an inference request needs at least one")
     claims = [claim(tensor.name, tensor.datatype, tensor.shape) for tensor in request.inputs]
     unique([stated.name for stated in claims], "input")
-    for tensor in request.inputs:
-        refuse_extensions(parameters(tensor.parameters), tensor.name)
-    contents = request.raw_input_contents
+    inputs, contents = request.inputs, request.raw_input_contents
+    windows = _windows(request)
+    placed = {}
+    if windows:
+        placed = {
+            stated.name: Tensor(stated.datatype, stated.shape, windows[stated.name])
+            for stated in claims
+            if stated.name in windows
+        }
+        claims = [stated for stated in claims if stated.name not in windows]
+        inputs = [tensor for tensor in inputs if tensor.name not in windows]
     if not contents:
-        return {
-            stated.name: _typed(stated, tensor.contents) for stated, tensor in zip(claims, request.inputs, strict=True)
+        return placed | {
+            stated.name: _typed(stated, tensor.contents) for stated, tensor in zip(claims, inputs, strict=True)
         }
     if len(contents) != len(claims):
         raise InvalidInput(f"raw_input_contents has {len(contents)} entries for {len(claims)} inputs; one each")
-    for tensor in request.inputs:
+    for tensor in inputs:
         if tensor.HasField("contents"):
             raise InvalidInput(f"input {tensor.name!r} has contents beside raw_input_contents; send one of the two")
-    return {stated.name: raw.decode(stated, data) for stated, data in zip(claims, contents, strict=True)}
+    return placed | {stated.name: raw.decode(stated, data) for stated, data in zip(claims, contents, strict=True)}
+
+
+def _windows(request: Any) -> dict[str, SharedMemoryWindow]:
+    """Where inputs lie that are in shared memory, by name."""
+    found: dict[str, SharedMemoryWindow] = {}
+    for tensor in request.inputs:
+        place = window(parameters(tensor.parameters), tensor.name)
+        if place is None:
+            continue
+        if tensor.HasField("contents"):
+            raise InvalidInput(f"input {tensor.name!r} has contents, and a place in shared memory; send one of the two")
+        found[tensor.name] = place
+    return found
 
 
 def is_quick(request: Any, size_bytes: int) -> bool:

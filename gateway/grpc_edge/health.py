@@ -4,6 +4,10 @@ The servicer that comes with them is not used: it keeps watchers' streams open w
 would take all the time it may for as long as anybody watches, and one watcher that leaves silences the others.
 
 Here there is one change in a life, from SERVING to NOT_SERVING, and a watcher's stream ends when it has been told.
+
+`List` tells the state of all services at once. The grpcio-health-checking that goes with protobuf 6 (which tritonclient
+needs) does not have its messages, nor names it in its descriptor: twins stand in for them, with the same bytes on the
+wire, and reflection, which tells descriptors, does not tell of it.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from grpc_health.v1 import health_pb2
 
 from backends.errors import NotFound
 from gateway.grpc_edge.calls import Call, Method, Streaming, Unary
+from pointsman_pb import health_list_pb2
 
 SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
@@ -39,15 +44,18 @@ class Health:
         return {
             "Check": Unary(health_pb2.HealthCheckRequest, self._check, role=None),
             "Watch": Streaming(health_pb2.HealthCheckRequest, self._watch, role=None),
+            "List": Unary(health_list_pb2.HealthListRequest, self._list, role=None),
         }
 
     def _state(self, service: str) -> Message:
-        if service not in self._services:
-            status = _Response.SERVICE_UNKNOWN
-        else:
-            status = _Response.NOT_SERVING if self._draining.is_set() else _Response.SERVING
+        status = self._status() if service in self._services else _Response.SERVICE_UNKNOWN
         reply: Message = _Response(status=status)
         return reply
+
+    def _status(self) -> int:
+        """Of every service that there is."""
+        status: int = _Response.NOT_SERVING if self._draining.is_set() else _Response.SERVING
+        return status
 
     async def _check(self, call: Call, request: health_pb2.HealthCheckRequest) -> Message:
         if request.service not in self._services:
@@ -59,3 +67,9 @@ class Health:
         if not self._draining.is_set():
             await self._draining.wait()
             yield self._state(request.service)
+
+    async def _list(self, call: Call, request: health_list_pb2.HealthListRequest) -> Message:
+        reply = health_list_pb2.HealthListResponse()
+        for service in sorted(self._services):
+            reply.statuses[service].status = self._status()
+        return reply

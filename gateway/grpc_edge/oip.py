@@ -9,27 +9,30 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2
 
-from backends.errors import InvalidInput
+from backends.contract import SharedMemoryWindow
+from backends.errors import InvalidInput, NotFound
 from gateway.grpc_edge.calls import Call, Conversation, Method, Unary
 from gateway.grpc_edge.contents import is_quick, parameters, set_parameter, tensors
 from gateway.keys import parse_idempotency_key
 from gateway.oip import raw
 from gateway.oip.classification import class_count
 from gateway.oip.inference import Inference, infer
-from gateway.oip.metadata import EXTENSIONS, SERVER_NAME, SERVER_VERSION, model_config
-from gateway.oip.parameters import deadline_of, refuse_extensions, sort
+from gateway.oip.metadata import SERVER_NAME, SERVER_VERSION, extensions, model_config
+from gateway.oip.parameters import deadline_of, sort
 from gateway.oip.render import Rendered, told
-from gateway.oip.repository import index, refuse_change, refuse_repository
+from gateway.oip.repository import index, refuse_change, refuse_overrides, refuse_repository, with_dependents
 from gateway.oip.shapes import route_name, tensor_name, unique
 from gateway.oip.statistics import model_stats
-from gateway.request import Protocol
-from gateway.service import DataPlane
+from gateway.oip.windows import no_cuda_region, output_window, refuse_cuda
+from gateway.request import Protocol, Role
+from gateway.service import ROUTE_VERSION, DataPlane, ModelControl
+from gateway.shared_memory import SharedMemory
 from gateway.status import Refusal
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -43,10 +46,21 @@ _FINAL = "triton_final_response"
 # Any, throughout: tritonclient's messages are untyped.
 
 
-def oip_methods(service: DataPlane, clock: Callable[[], float] = time.monotonic) -> Mapping[str, Method]:
-    """The methods that are served; ServerLive and ServerReady need no key."""
-    oip = _Oip(service, clock)
+def oip_methods(
+    service: DataPlane,
+    clock: Callable[[], float] = time.monotonic,
+    memory: SharedMemory | None = None,
+    control: ModelControl | None = None,
+) -> Mapping[str, Method]:
+    """The methods that are served; ServerLive and ServerReady need no key.
+
+    Without *memory*, none is shared; without *control*, no models are loaded.
+    """
+    memory = memory or SharedMemory()
+    oip = _Oip(service, clock, memory, control)
+    changing = Role.CALLER if control is None else Role.OPERATOR
     return {
+        **_shared_memory_methods(memory),
         "ServerLive": Unary(service_pb2.ServerLiveRequest, oip.live, role=None),
         "ServerReady": Unary(service_pb2.ServerReadyRequest, oip.ready, role=None),
         "ModelReady": Unary(service_pb2.ModelReadyRequest, oip.model_ready),
@@ -55,8 +69,8 @@ def oip_methods(service: DataPlane, clock: Callable[[], float] = time.monotonic)
         "ModelConfig": Unary(service_pb2.ModelConfigRequest, oip.config),
         "ModelStatistics": Unary(service_pb2.ModelStatisticsRequest, oip.statistics),
         "RepositoryIndex": Unary(service_pb2.RepositoryIndexRequest, oip.index),
-        "RepositoryModelLoad": Unary(service_pb2.RepositoryModelLoadRequest, oip.load),
-        "RepositoryModelUnload": Unary(service_pb2.RepositoryModelUnloadRequest, oip.unload),
+        "RepositoryModelLoad": Unary(service_pb2.RepositoryModelLoadRequest, oip.load, changing),
+        "RepositoryModelUnload": Unary(service_pb2.RepositoryModelUnloadRequest, oip.unload, changing),
         "ModelInfer": Unary(service_pb2.ModelInferRequest, oip.infer),
         "ModelStreamInfer": Conversation(service_pb2.ModelInferRequest, oip.stream_infer, _stream_refused),
     }
@@ -68,6 +82,8 @@ class _Oip:
 
     service: DataPlane
     clock: Callable[[], float]
+    memory: SharedMemory
+    control: ModelControl | None
 
     async def live(self, call: Call, request: Any) -> Message:
         """The process answers."""
@@ -78,13 +94,17 @@ class _Oip:
         return _message("ServerReadyResponse", ready=self.service.is_ready())
 
     async def model_ready(self, call: Call, request: Any) -> Message:
-        """A route would be answered."""
-        ready = self.service.is_model_ready(route_name(request.name), request.version)
+        """A route would be answered; of what does not exist the answer is no, as clients wait for what is to come."""
+        try:
+            ready = self.service.is_model_ready(route_name(request.name), request.version)
+        except NotFound:
+            ready = False
         return _message("ModelReadyResponse", ready=ready)
 
     async def server(self, call: Call, request: Any) -> Message:
         """What this server is."""
-        return _message("ServerMetadataResponse", name=SERVER_NAME, version=SERVER_VERSION, extensions=EXTENSIONS)
+        listed = extensions(self.memory, model_control=self.control is not None)
+        return _message("ServerMetadataResponse", name=SERVER_NAME, version=SERVER_VERSION, extensions=listed)
 
     async def model(self, call: Call, request: Any) -> Message:
         """A route's inputs and outputs, batch axis included."""
@@ -113,12 +133,22 @@ class _Oip:
         return _message("RepositoryIndexResponse", models=index(self.service, ready_only=request.ready))
 
     async def load(self, call: Call, request: Any) -> Message:
-        """Refused."""
-        refuse_change("load")
+        """Load a model anew."""
+        if self.control is None:
+            refuse_change("load")
+        refuse_repository(request.repository_name)
+        refuse_overrides(request.parameters)
+        await self.control.load(route_name(request.model_name))
+        return _message("RepositoryModelLoadResponse")
 
     async def unload(self, call: Call, request: Any) -> Message:
-        """Refused."""
-        refuse_change("unload")
+        """Unload a model."""
+        if self.control is None:
+            refuse_change("unload")
+        refuse_repository(request.repository_name)
+        stated = {name: _stated(parameter) for name, parameter in request.parameters.items()}
+        await self.control.unload(route_name(request.model_name), dependents=with_dependents(stated))
+        return _message("RepositoryModelUnloadResponse")
 
     async def infer(self, call: Call, request: Any) -> Message:
         """Answer an inference request."""
@@ -152,19 +182,22 @@ class _Oip:
                 deadline=min(call.deadline, deadline_of(self.clock(), sorted_parameters.timeout_s)),
                 key=parse_idempotency_key(call.metadata.get("idempotency-key")),
                 caller=call.caller,
-                classes={name: count for name, count in wanted.items() if count},
+                classes={name: want.classes for name, want in wanted.items() if want.classes},
+                windows={name: want.window for name, want in wanted.items() if want.window is not None},
             ),
+            self.memory,
         )
         await told(answer, _fill, reply, request, answer.route, rendered)
 
 
 def _fill(reply: Any, request: Any, route: str, rendered: Rendered) -> None:
-    reply.model_name, reply.model_version, reply.id = route, request.model_version, request.id
+    reply.model_name, reply.model_version, reply.id = route, request.model_version or ROUTE_VERSION, request.id
     for name, value in rendered.parameters.items():
         set_parameter(reply.parameters[name], value)
     for name, tensor in rendered.outputs.items():
         reply.outputs.add(name=name, datatype=tensor.datatype.value, shape=tensor.shape)
-        reply.raw_output_contents.append(bytes(raw.encode(tensor)))
+        in_memory = isinstance(tensor.data, SharedMemoryWindow)
+        reply.raw_output_contents.append(b"" if in_memory else bytes(raw.encode(tensor)))
 
 
 def _stream_refused(request: Any, refusal: Refusal) -> Message:
@@ -175,15 +208,34 @@ def _stream_refused(request: Any, refusal: Refusal) -> Message:
     return _as_message(reply)
 
 
-def _wanted(request: Any) -> dict[str, int]:
-    """The outputs asked for, in order, and of each how many of its greatest elements (0: it is wanted as it is)."""
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """How an output is wanted.
+
+    Attributes:
+        classes: as how many of its greatest elements; 0: as it is.
+        window: where in shared memory; None: in the reply.
+    """
+
+    classes: int
+    window: SharedMemoryWindow | None
+
+
+def _wanted(request: Any) -> dict[str, _Wanted]:
+    """The outputs asked for, in order."""
     unique([tensor_name(output.name, "output") for output in request.outputs], "output")
-    found: dict[str, int] = {}
+    found: dict[str, _Wanted] = {}
     for output in request.outputs:
         stated = parameters(output.parameters)
-        refuse_extensions(stated, output.name)
-        found[output.name] = class_count(stated.get("classification"), output.name)
+        classes = class_count(stated.get("classification"), output.name)
+        found[output.name] = _Wanted(classes, output_window(stated, output.name, classes))
     return found
+
+
+def _stated(parameter: Any) -> Any:
+    """The value of a ModelRepositoryParameter; None where it has none."""
+    choice = parameter.WhichOneof("parameter_choice")
+    return None if choice is None else getattr(parameter, choice)
 
 
 def _message(kind: str, **fields: Any) -> Message:
@@ -193,3 +245,39 @@ def _message(kind: str, **fields: Any) -> Message:
 def _as_message(message: Any) -> Message:
     assert isinstance(message, Message)
     return message
+
+
+def _shared_memory_methods(memory: SharedMemory) -> Mapping[str, Method]:
+    """The methods of regions. As over HTTP, there are no CUDA regions, and unregistering none is done."""
+
+    async def status(call: Call, request: Any) -> Message:
+        found = memory.status(call.caller.tenant, request.name)
+        return _message("SystemSharedMemoryStatusResponse", regions={one.name: asdict(one) for one in found})
+
+    async def register(call: Call, request: Any) -> Message:
+        memory.register(call.caller.tenant, request.name, request.key, request.offset, request.byte_size)
+        return _message("SystemSharedMemoryRegisterResponse")
+
+    async def unregister(call: Call, request: Any) -> Message:
+        memory.unregister(call.caller.tenant, request.name)
+        return _message("SystemSharedMemoryUnregisterResponse")
+
+    async def cuda_status(call: Call, request: Any) -> Message:
+        if request.name:
+            raise no_cuda_region(request.name)
+        return _message("CudaSharedMemoryStatusResponse")
+
+    async def cuda_register(call: Call, request: Any) -> Message:
+        refuse_cuda()
+
+    async def cuda_unregister(call: Call, request: Any) -> Message:
+        return _message("CudaSharedMemoryUnregisterResponse")
+
+    return {
+        "SystemSharedMemoryStatus": Unary(service_pb2.SystemSharedMemoryStatusRequest, status),
+        "SystemSharedMemoryRegister": Unary(service_pb2.SystemSharedMemoryRegisterRequest, register),
+        "SystemSharedMemoryUnregister": Unary(service_pb2.SystemSharedMemoryUnregisterRequest, unregister),
+        "CudaSharedMemoryStatus": Unary(service_pb2.CudaSharedMemoryStatusRequest, cuda_status),
+        "CudaSharedMemoryRegister": Unary(service_pb2.CudaSharedMemoryRegisterRequest, cuda_register),
+        "CudaSharedMemoryUnregister": Unary(service_pb2.CudaSharedMemoryUnregisterRequest, cuda_unregister),
+    }

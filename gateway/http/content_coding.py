@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 
 from backends.errors import InvalidInput, TooLarge, UnsupportedMedia
+from gateway.http.messages import Body
 from gateway.oip.shapes import shorten
 
 MAX_RATIO = 200
@@ -20,7 +21,7 @@ _CHUNK_BYTES = 1 << 18
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
-def decoded(body: bytes, coding: str, limit_bytes: int) -> bytes:
+def decoded(body: Body, coding: str, limit_bytes: int) -> Body:
     """*body* without its Content-Encoding *coding* ("" or `identity`: as it is).
 
     Raises:
@@ -36,7 +37,8 @@ def decoded(body: bytes, coding: str, limit_bytes: int) -> bytes:
     limit_bytes = min(limit_bytes, max(_FREE_BYTES, MAX_RATIO * len(body)))
     unpacker = zlib.decompressobj(_WINDOW_BITS[coding])
     parts: list[bytes] = []
-    size, rest = 0, body
+    size = 0
+    rest: Body = body
     try:
         while not unpacker.eof:
             part = unpacker.decompress(rest, _CHUNK_BYTES)

@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from backends.contract import record
 from backends.errors import Code, PointsmanError, TooLarge
 from gateway.http.content_coding import decoded
 from gateway.http.messages import HttpRequest, HttpResponse, json_response
 from gateway.http.paths import UNMATCHED, PathEntry, PathTable, WrongMethod
 from gateway.request import Caller
-from gateway.security import LOOPBACK_ONLY, Authenticator, TrustedHosts, refuse_foreign_pages, require_role
+from gateway.security import ANYBODY, LOOPBACK_ONLY, Authenticator, TrustedHosts, refuse_foreign_pages, require_role
 from gateway.status import Refusal, refusal_of
 
 PROBLEM_TYPES = "tag:pointsman,2025:problem:"
@@ -51,7 +52,7 @@ class HttpLimits:
     wait_s: float = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HttpExchange:
     """A request that ended.
 
@@ -125,7 +126,7 @@ class Handler:
     def _admit(self, entry: PathEntry, request: HttpRequest) -> Caller:
         """Who asks, if they may; what needs no role is open to every page too, as it tells nothing and does nothing."""
         if entry.role is None:
-            return Caller()
+            return ANYBODY
         caller = self._authenticator.authenticate(request.headers)
         if not self._authenticator.needs_key:
             self._hosts.check(request.headers.get("host", ""))

@@ -7,15 +7,18 @@ one of these into the other, so that every transport serves the same data plane 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeAlias
 
 import orjson
 
+from backends.contract import record
 from gateway.request import Caller
 
+Body: TypeAlias = bytes | memoryview
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@record(eq=False)
 class HttpRequest:
     """A request as it arrived, body complete.
 
@@ -24,17 +27,22 @@ class HttpRequest:
         path: the raw path, percent-encoding untouched, without the query.
         query: the raw query string, without "?".
         headers: by lower-case name; a repeated header's values joined by ", ".
-        body: after transfer decoding, before content decoding.
+        body: after transfer decoding, before content decoding. A long one is a view on where it was put.
     """
 
     method: str
     path: str
     query: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
+    body: Body = b""
+
+    @property
+    def octets(self) -> bytes:
+        """The body as bytes, for those who read no tensors; a view is copied."""
+        return bytes(self.body)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class HttpResponse:
     """A response to write; the transport adds Content-Length, Date and Connection, and withholds the body from HEAD."""
 

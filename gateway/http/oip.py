@@ -27,28 +27,40 @@ from gateway.http.oip_body import (
     write,
 )
 from gateway.http.paths import PathEntry
-from gateway.http.strict_json import loads
+from gateway.http.shared_memory import shared_memory_endpoints
+from gateway.http.strict_json import loads, members
 from gateway.http.strict_json import parameters as json_parameters
 from gateway.keys import parse_idempotency_key
 from gateway.oip.inference import Inference, infer
-from gateway.oip.metadata import EXTENSIONS, SERVER_NAME, SERVER_VERSION, model_config
+from gateway.oip.metadata import SERVER_NAME, SERVER_VERSION, extensions, model_config
 from gateway.oip.parameters import deadline_of
 from gateway.oip.render import told
-from gateway.oip.repository import index, refuse_change, wants_ready
+from gateway.oip.repository import index, refuse_change, refuse_overrides, wants_ready, with_dependents
 from gateway.oip.shapes import route_name
 from gateway.oip.statistics import model_stats
-from gateway.request import Caller, Protocol
-from gateway.service import DataPlane
+from gateway.request import Caller, Protocol, Role
+from gateway.service import ROUTE_VERSION, DataPlane, ModelControl
+from gateway.shared_memory import SharedMemory
 
-_INDEX_BYTES = 4096
+_REPOSITORY_BYTES = 4096
+_EMPTY = HttpResponse(200)
 _BODY_TYPES = ("", "application/json", "application/octet-stream")
 
 
 def oip_endpoints(
-    service: DataPlane, limits: HttpLimits, clock: Callable[[], float] = time.monotonic
+    service: DataPlane,
+    limits: HttpLimits,
+    clock: Callable[[], float] = time.monotonic,
+    memory: SharedMemory | None = None,
+    control: ModelControl | None = None,
 ) -> Sequence[PathEntry]:
-    """The entries of `/v2`; health needs no key."""
-    oip = _Oip(service, limits, clock)
+    """The entries of `/v2`; health needs no key.
+
+    Without *memory*, none is shared; without *control*, no models are loaded.
+    """
+    memory = memory or SharedMemory()
+    oip = _Oip(service, limits, clock, memory, control)
+    changing = Role.CALLER if control is None else Role.OPERATOR
     models = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
     return (
         PathEntry("GET", "/v2", oip.server),
@@ -59,9 +71,10 @@ def oip_endpoints(
         *(PathEntry("GET", f"{model}/config", oip.config) for model in models),
         *(PathEntry("GET", f"{model}/stats", oip.statistics) for model in ("/v2/models", *models)),
         PathEntry("POST", "/v2/repository/index", oip.index),
-        PathEntry("POST", "/v2/repository/models/{model}/load", oip.load),
-        PathEntry("POST", "/v2/repository/models/{model}/unload", oip.unload),
+        PathEntry("POST", "/v2/repository/models/{model}/load", oip.load, changing),
+        PathEntry("POST", "/v2/repository/models/{model}/unload", oip.unload, changing),
         *(PathEntry("POST", f"{model}/infer", oip.infer) for model in models),
+        *shared_memory_endpoints(memory),
     )
 
 
@@ -72,10 +85,13 @@ class _Oip:
     service: DataPlane
     limits: HttpLimits
     clock: Callable[[], float]
+    memory: SharedMemory
+    control: ModelControl | None
 
     async def server(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
         """What this server is."""
-        return json_response({"name": SERVER_NAME, "version": SERVER_VERSION, "extensions": EXTENSIONS})
+        listed = extensions(self.memory, model_control=self.control is not None)
+        return json_response({"name": SERVER_NAME, "version": SERVER_VERSION, "extensions": listed})
 
     async def live(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
         """The process answers."""
@@ -118,18 +134,24 @@ class _Oip:
 
     async def index(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
         """Every route, and whether it is ready."""
-        if len(request.body) > _INDEX_BYTES:
-            raise TooLarge(f"the body has {len(request.body)} bytes; a repository index request has a few")
-        asked = json_parameters(loads(request.body)) if request.body else {}
+        asked = json_parameters(_asked_of_repository(request))
         return json_response(index(self.service, ready_only=wants_ready(asked.get("ready"))))
 
     async def load(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
-        """Refused."""
-        refuse_change("load")
+        """Load a model anew."""
+        if self.control is None:
+            refuse_change("load")
+        refuse_overrides(_parameters(request))
+        await self.control.load(route_name(path["model"]))
+        return _EMPTY
 
     async def unload(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
-        """Refused."""
-        refuse_change("unload")
+        """Unload a model."""
+        if self.control is None:
+            refuse_change("unload")
+        dependents = with_dependents(json_parameters(_parameters(request)))
+        await self.control.unload(route_name(path["model"]), dependents=dependents)
+        return _EMPTY
 
     async def infer(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
         """Answer an inference request."""
@@ -154,9 +176,12 @@ class _Oip:
                 key=key,
                 caller=caller,
                 classes={want.name: want.classes for want in body.wanted if want.classes},
+                windows={want.name: want.window for want in body.wanted if want.window is not None},
             ),
+            self.memory,
         )
-        text, json_bytes = await told(answer, write, answer.route, version, body, rendered.outputs, rendered.parameters)
+        said = (answer.route, version or ROUTE_VERSION, body, rendered.outputs, rendered.parameters)
+        text, json_bytes = await told(answer, write, *said)
         fields = [("content-type", "application/json")]
         if json_bytes is not None:
             fields = [("content-type", "application/octet-stream"), (HEADER_LENGTH, str(json_bytes))]
@@ -178,3 +203,16 @@ class _Oip:
 
 def _described(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]}
+
+
+def _asked_of_repository(request: HttpRequest) -> Any:  # Any: JSON
+    if len(request.body) > _REPOSITORY_BYTES:
+        raise TooLarge(
+            f"the body has {len(request.body)} bytes; a request about the repository has a few, as no model comes by it"
+        )
+    return loads(request.octets) if request.body else {}
+
+
+def _parameters(request: HttpRequest) -> Any:  # Any: JSON
+    """The parameters of a load or an unload."""
+    return members(_asked_of_repository(request), "the body", frozenset({"parameters"})).get("parameters", {})

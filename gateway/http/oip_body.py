@@ -7,7 +7,7 @@
 members. Members that the protocol does not know are ignored, as other servers of it do.
 
 The reader works on two counts: every byte behind the JSON belongs to exactly one input, and every input has exactly one
-of the two forms.
+of the two forms, or lies in shared memory (`gateway.oip.windows`).
 
 A length of 0 means a raw body: it is the elements of one item of the route's one input, and nothing else. An axis of
 varying length is as long as makes the bytes come out; a BYTES input is one element, without its length before it. All
@@ -22,20 +22,21 @@ import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
 
-from backends.contract import Datatype, ParameterValue, Tensor, TensorSpec
+from backends.contract import Datatype, ParameterValue, SharedMemoryWindow, Tensor, TensorSpec, record
 from backends.errors import InvalidInput, TooLarge
+from gateway.http.messages import Body
 from gateway.http.strict_json import loads
 from gateway.http.strict_json import parameters as json_parameters
 from gateway.oip import json_data, raw
 from gateway.oip.classification import class_count
-from gateway.oip.parameters import Parameters, refuse_extensions, sort
+from gateway.oip.parameters import Parameters, sort
 from gateway.oip.shapes import MAX_TENSORS, claim, shorten, tensor_name, unique
+from gateway.oip.windows import output_window, window
 
 HEADER_LENGTH = "inference-header-content-length"
 
@@ -51,21 +52,23 @@ MAX_ID = 4096
 """Longest request id, in characters."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WantedOutput:
     """An output that the request asks for.
 
     Attributes:
         binary: whether it goes raw.
         classes: how many of its greatest elements it is to be told as; 0: as it is.
+        window: where in shared memory it goes; None: into the response.
     """
 
     name: str
     binary: bool
     classes: int = 0
+    window: SharedMemoryWindow | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class InferBody:
     """An inference request, as its body states it.
 
@@ -101,7 +104,7 @@ def header_length(value: str | None, body_bytes: int) -> int | None:
     return length
 
 
-def is_quick(body: bytes, json_bytes: int | None) -> bool:
+def is_quick(body: Body, json_bytes: int | None) -> bool:
     """Whether `parse` takes some milliseconds at most: what takes longer belongs in a thread.
 
     Short bodies do, and so do long ones that have numbers alone behind short JSON, as these are not looked at one by
@@ -111,11 +114,13 @@ def is_quick(body: bytes, json_bytes: int | None) -> bool:
         return True
     if len(body) > _QUICK_COPY_BYTES:
         return False
-    text = body[:json_bytes]
-    return len(text) <= _QUICK_BYTES and b"BYTES" not in text and b"\\" not in text
+    if json_bytes is None or json_bytes > _QUICK_BYTES:
+        return False
+    text = bytes(body[:json_bytes])
+    return b"BYTES" not in text and b"\\" not in text
 
 
-def parse(body: bytes, json_bytes: int | None, json_limit_bytes: int) -> InferBody:
+def parse(body: Body, json_bytes: int | None, json_limit_bytes: int) -> InferBody:
     """Read a request.
 
     Args:
@@ -127,12 +132,12 @@ def parse(body: bytes, json_bytes: int | None, json_limit_bytes: int) -> InferBo
         TooLarge: the JSON is longer than *json_limit_bytes*.
         Unimplemented: an extension that is not served.
     """
-    text = body if json_bytes is None else body[:json_bytes]
-    if len(text) > json_limit_bytes:
+    length = len(body) if json_bytes is None else json_bytes
+    if length > json_limit_bytes:
         raise TooLarge(
-            f"the JSON has {len(text)} bytes; at most {json_limit_bytes} are read: send tensors as binary tensor data"
+            f"the JSON has {length} bytes; at most {json_limit_bytes} are read: send tensors as binary tensor data"
         )
-    message = loads(text)
+    message = loads(bytes(body[:length]))
     if not isinstance(message, dict):
         raise InvalidInput(f"the body must be a JSON object with 'inputs', not {shorten(message)}")
     parameters = sort(json_parameters(message.get("parameters", {})))
@@ -143,7 +148,7 @@ def parse(body: bytes, json_bytes: int | None, json_limit_bytes: int) -> InferBo
     return InferBody(_id(message.get("id", "")), tensors, wanted, parameters)
 
 
-def parse_raw(body: bytes, inputs: Sequence[TensorSpec]) -> InferBody:
+def parse_raw(body: Body, inputs: Sequence[TensorSpec]) -> InferBody:
     """Read a request that is one item of the one input of a route; takes no time worth a thread.
 
     Args:
@@ -163,7 +168,7 @@ def parse_raw(body: bytes, inputs: Sequence[TensorSpec]) -> InferBody:
                 "send a JSON header"
             )
         element = np.empty((1, *(1 for _ in spec.shape)), dtype=object)
-        element.reshape(-1)[0] = body
+        element.reshape(-1)[0] = bytes(body)
         tensor = Tensor.of(element, Datatype.BYTES)
     else:
         shape = (1, *_inferred(spec, len(body)))
@@ -209,14 +214,21 @@ def _inputs(objects: Sequence[Mapping[str, Any]], tail: memoryview | None) -> di
     offset = 0
     for found in objects:
         stated = claim(found.get("name"), found.get("datatype"), found.get("shape"))
-        size = _binary_size(found.get("parameters"), stated.name)
+        where = _where(found.get("parameters"), stated.name)
         if stated.name in tensors:
             unique([*tensors, stated.name], "input")
-        if (size is None) == ("data" not in found):
-            raise InvalidInput(f"input {stated.name!r} needs either data or the parameter binary_data_size")
-        if size is None:
+        if (where is None) == ("data" not in found):
+            raise InvalidInput(
+                f"input {stated.name!r} needs either data or the parameter binary_data_size, or else "
+                "shared_memory_region"
+            )
+        if where is None:
             tensors[stated.name] = json_data.decode(stated, found["data"])
             continue
+        if isinstance(where, SharedMemoryWindow):
+            tensors[stated.name] = Tensor(stated.datatype, stated.shape, where)
+            continue
+        size = where
         if tail is None:
             raise InvalidInput(
                 f"input {stated.name!r} has binary_data_size, but the request has no Inference-Header-Content-Length"
@@ -232,13 +244,18 @@ def _inputs(objects: Sequence[Mapping[str, Any]], tail: memoryview | None) -> di
     return tensors
 
 
-def _binary_size(parameters: Any, name: str) -> int | None:
+def _where(parameters: Any, name: str) -> int | SharedMemoryWindow | None:
+    """Where an input's elements are: in so many bytes behind the JSON, in shared memory, or (None) in its `data`."""
     if parameters is None:
         return None
     found = json_parameters(parameters, f"parameters of input {name!r}")
-    refuse_extensions(found, name)
     size = found.get("binary_data_size")
-    if size is not None and (type(size) is not int or size < 0):
+    place = window(found, name)
+    if size is None:
+        return place
+    if place is not None:
+        raise InvalidInput(f"input {name!r} has binary_data_size, and a place in shared memory; send one of the two")
+    if type(size) is not int or size < 0:
         raise InvalidInput(f"input {name!r} has binary_data_size {shorten(size)}; it is a number of bytes")
     return size
 
@@ -246,11 +263,14 @@ def _binary_size(parameters: Any, name: str) -> int | None:
 def _wanted(found: Mapping[str, Any], default: bool) -> WantedOutput:
     name = tensor_name(found.get("name"), "output")
     parameters = json_parameters(found.get("parameters", {}), f"parameters of output {name!r}")
-    refuse_extensions(parameters, name)
     binary = parameters.get("binary_data", default)
     if not isinstance(binary, bool):
         raise InvalidInput(f"output {name!r} has binary_data {shorten(binary)}; it can be true or false")
-    return WantedOutput(name, binary, class_count(parameters.get("classification"), name))
+    classes = class_count(parameters.get("classification"), name)
+    place = output_window(parameters, name, classes)
+    if place is not None and parameters.get("binary_data"):  # tritonclient says false there
+        raise InvalidInput(f"output {name!r} has binary_data, and a place in shared memory; ask for one of the two")
+    return WantedOutput(name, binary, classes, place)
 
 
 def write(
@@ -275,7 +295,9 @@ def write(
     tail: list[raw.Buffer] = []
     for name, tensor in outputs.items():
         output: dict[str, Any] = {"name": name, "datatype": tensor.datatype, "shape": tensor.shape}
-        if request.is_binary(name):
+        if isinstance(tensor.data, SharedMemoryWindow):
+            pass  # it is where its caller looks for it
+        elif request.is_binary(name):
             tail.append(raw.encode(tensor))
             output["parameters"] = {"binary_data_size": len(tail[-1])}
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from backends.errors import MethodNotAllowed, NotFound
 from gateway.http.messages import Endpoint, PathParameters
@@ -17,6 +18,12 @@ from gateway.request import Role
 
 UNMATCHED = "(unmatched)"
 """What metrics call every path that is not in the table."""
+
+_REMEMBERED = 512
+"""Paths that need not be looked for again: those of a few models, asked for by many requests."""
+
+_SHORT = 256
+"""Characters of a path that is remembered; callers can choose its length."""
 
 _PARAMETER = re.compile(r"\{([a-z_]+)\}")
 
@@ -71,7 +78,7 @@ class PathTable:
     """Finds the entry for a request; fixed once built."""
 
     def __init__(self, entries: Iterable[PathEntry]) -> None:
-        """Build the table.
+        """Build the table, which remembers the last paths that it was asked about.
 
         Raises:
             ValueError: two entries have one method and template.
@@ -90,6 +97,7 @@ class PathTable:
         for path in paths.values():
             if path.template not in self._fixed:
                 self._variable.setdefault(path.template.count("/"), []).append(path)
+        self._found = lru_cache(_REMEMBERED)(self._find)
 
     def match(self, method: str, path: str) -> Match:
         """The entry for *method* on *path*, raw and without its query.
@@ -98,6 +106,9 @@ class PathTable:
             NotFound: the table has no such path.
             WrongMethod: it has, with other methods.
         """
+        return self._found(method, path) if len(path) <= _SHORT else self._find(method, path)
+
+    def _find(self, method: str, path: str) -> Match:
         if fixed := self._fixed.get(path):
             return Match(_entry(fixed, method), {})
         for candidate in self._variable.get(path.count("/"), ()):

@@ -3,6 +3,10 @@
 httptools reads heads. Bodies are cut off here: httptools can neither stop after a request nor say where it stopped,
 so with it a client that pipelines would decide how much is read ahead, and every body would be copied once more.
 
+A long body with tensors in it is put where it will stay: into memory that is asked for when its length is known, and
+taken from the system page by page as it fills, so that a client which only promises costs nothing. What follows its
+JSON begins at an address that NumPy and models can work on, or every tensor would have to be moved.
+
 Two readers that could split a stream of bytes differently are how requests are smuggled past a proxy. So whatever has
 two readings is refused, and ends its connection: what `_checked` refuses before httptools sees the head, what httptools
 refuses, and what `_Head` and `_Chunks` refuse after it. Nothing lenient is ever set.
@@ -25,9 +29,10 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
+import numpy as np
 
 from backends.errors import InvalidInput, TooLarge
-from gateway.http.messages import HttpRequest, HttpResponse
+from gateway.http.messages import Body, HttpRequest, HttpResponse
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """Asks for the body; also told to a client that has ended its side, to learn whether it is still there."""
@@ -42,6 +47,9 @@ _CHUNK = re.compile(rb"([0-9a-fA-F]{1,16})(?:;[\t -~\x80-\xff]*)?\r\n")
 _CHUNK_LINE_BYTES = 256
 _TRAILER_BYTES = 8 * 1024
 _MOST_PARTS = 1024
+_LONG_BYTES = 256 * 1024  # a body from here on is placed
+_ALIGNMENT = 64
+_JSON_BYTES = "inference-header-content-length"
 
 
 class HeadTooLarge(TooLarge):
@@ -76,8 +84,8 @@ class RequestReader:
         wants_continue: the client waits to be told to send its body; whoever tells it sets this to False.
     """
 
-    __slots__ = ("_at", "_body_bytes", "_chunks", "_head", "_held", "_limits", "_missing", "_parts", "_seen", "is_1_1",
-                 "keep_alive", "wants_continue")  # fmt: skip
+    __slots__ = ("_at", "_body_bytes", "_chunks", "_head", "_held", "_limits", "_missing", "_parts", "_placed", "_seen",
+                 "is_1_1", "keep_alive", "wants_continue")  # fmt: skip
 
     def __init__(self, limits: WireLimits, body_bytes: int) -> None:
         """Read requests with bodies of up to *body_bytes*."""
@@ -87,6 +95,7 @@ class RequestReader:
         self._at = 0
         self._seen = 0
         self._parts: list[bytes] = []
+        self._placed: _Placed | None = None
         self._missing = 0
         self._chunks: _Chunks | None = None
         self._head: _Head | None = None
@@ -163,6 +172,8 @@ class RequestReader:
             self.wants_continue = head.is_1_1
         if head.length > self._body_bytes:
             raise TooLarge(f"the body has {head.length} bytes; at most {self._body_bytes} are read")
+        if head.length >= _LONG_BYTES and head.json_bytes is not None:
+            self._placed = _Placed(head.length, head.json_bytes)
 
     def _body(self, data: bytes, at: int) -> HttpRequest | None:
         """Read the body on, which goes on in *data* at *at*; the request, if that is the end of it."""
@@ -177,6 +188,14 @@ class RequestReader:
             self._chunks = None
             return self._whole(body, *rest)
         missing = self._missing
+        if self._placed is not None:
+            part = memoryview(data)[at : at + missing]
+            self._placed.add(part)
+            self._missing -= len(part)
+            if self._missing:
+                return None
+            placed, self._placed = self._placed.body, None
+            return self._whole(placed, data, at + missing)
         if here < missing:
             if here:
                 _append(self._parts, data[at:])
@@ -189,7 +208,7 @@ class RequestReader:
             self._parts = []
         return self._whole(body, data, at + missing)
 
-    def _whole(self, body: bytes, data: bytes, at: int) -> HttpRequest:
+    def _whole(self, body: Body, data: bytes, at: int) -> HttpRequest:
         """The request with its *body*; what follows it in *data* from *at* on is kept."""
         head, self._head = self._head, None
         assert head is not None
@@ -197,6 +216,25 @@ class RequestReader:
             self._held, self._at = data, at
         self.wants_continue = False
         return head.request(body)
+
+
+class _Placed:
+    """A long body as it fills."""
+
+    __slots__ = ("_at", "_room", "body")
+
+    def __init__(self, length: int, json_bytes: int) -> None:
+        """Room for *length* bytes, of which those behind *json_bytes* are aligned."""
+        whole = np.empty(length + _ALIGNMENT, np.uint8)
+        start = -(whole.ctypes.data + json_bytes) % _ALIGNMENT
+        self._room = whole.data[start : start + length]
+        self._at = 0
+        self.body = self._room.toreadonly()
+
+    def add(self, part: memoryview) -> None:
+        """Put *part* behind what is here."""
+        self._room[self._at : self._at + len(part)] = part
+        self._at += len(part)
 
 
 def _append(parts: list[bytes], part: bytes) -> None:
@@ -257,6 +295,8 @@ class _Head:
         self.is_1_1 = head.startswith(b" HTTP/1.1", first - 9)
         if not self.is_1_1 and not head.startswith(b" HTTP/1.0", first - 9):
             raise InvalidInput(f"{_INVALID}it is neither HTTP/1.1 nor HTTP/1.0")
+        if first != len(method) + len(self._target) + 10:  # httptools passes over spaces behind the target
+            raise InvalidInput(f"{_INVALID}there is more than a method, a target and a version in its first line")
         if self._hosts != 1 and (self.is_1_1 or self._hosts):
             raise InvalidInput(f"the request has {self._hosts} Host headers; HTTP/1.1 needs exactly one")
         connection = self.headers.get("connection")
@@ -264,7 +304,13 @@ class _Head:
         self.is_chunked = self._is_chunked()
         self.length = self._length()
 
-    def request(self, body: bytes = b"") -> HttpRequest:
+    @property
+    def json_bytes(self) -> int | None:
+        """How much JSON is said to come before tensors; None where nothing is, or nothing that makes sense."""
+        stated = self.headers.get(_JSON_BYTES, "")
+        return int(stated) if len(stated) <= 18 and stated.isascii() and stated.isdigit() else None
+
+    def request(self, body: Body = b"") -> HttpRequest:
         """The request that this is the head of."""
         return HttpRequest(self.method, self.path, self.query, self.headers, body)
 
@@ -361,7 +407,7 @@ class _Chunks:
                 at, complete = self._chunk(data, at)
                 if not complete:
                     return None
-            found = _CHUNK.match(data, at)
+            found = _CHUNK.match(data, at, at + _CHUNK_LINE_BYTES)
             if found is None:
                 self._hold_line(data, at)
                 return None
@@ -400,9 +446,9 @@ class _Chunks:
         return len(data), False
 
     def _hold_line(self, data: bytes, at: int) -> None:
-        line = data[at : at + _CHUNK_LINE_BYTES + 1]
+        line = data[at : at + _CHUNK_LINE_BYTES]
         # Whole (then it does not fit the grammar), too long, or no longer to be completed.
-        if b"\n" in line or len(line) > _CHUNK_LINE_BYTES or not _CHUNK_START.fullmatch(line):
+        if b"\n" in line or len(line) == _CHUNK_LINE_BYTES or not _CHUNK_START.fullmatch(line):
             raise InvalidInput(f"{_INVALID}a chunk's size is not a hexadecimal number on a line of its own")
         self._held = line
 
@@ -411,7 +457,8 @@ class _Chunks:
             return data, at + 2
         end = data.find(_END, at)
         lines = data[at : end + 2 if end >= 0 else len(data)]
-        if len(lines) > _TRAILER_BYTES or _AMBIGUOUS.search(lines):
+        most = _TRAILER_BYTES if end >= 0 else _TRAILER_BYTES + 1  # behind the last line, its end may have begun
+        if len(lines) > most or _AMBIGUOUS.search(lines):
             raise InvalidInput(f"{_INVALID}there is something behind its chunks that is no trailer")
         if end < 0:
             self._held = lines

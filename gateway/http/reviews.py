@@ -258,7 +258,7 @@ def _body(request: HttpRequest, known: frozenset[str]) -> _Json:
         raise TooLarge(f"the body exceeds {_MAX_BODY_BYTES} bytes")
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMedia("send the body as application/json")
-    return strict_json.members(strict_json.loads(request.body), "the body", known)
+    return strict_json.members(strict_json.loads(request.octets), "the body", known)
 
 
 def _lease_s(body: _Json) -> float:

@@ -85,9 +85,9 @@ class _V1:
         key = parse_idempotency_key(request.headers.get("idempotency-key"))
         deadline = deadline_of(started, headers.timeout_s(request.headers))
         if len(request.body) <= _INLINE_BYTES:
-            read = _read(route, media, request.body, self.limits.json_bytes, key is not None)
+            read = _read(route, media, request.octets, self.limits.json_bytes, key is not None)
         else:
-            read = await asyncio.to_thread(_read, route, media, request.body, self.limits.json_bytes, key is not None)
+            read = await asyncio.to_thread(_read, route, media, request.octets, self.limits.json_bytes, key is not None)
         return Request(
             route=route,
             payload=read.payload,
@@ -114,7 +114,7 @@ class _V1:
             raise UnsupportedMedia('feedback is application/json: {"item": 0, "label": "..."}')
         if len(request.body) > _MAX_FEEDBACK_BYTES:
             raise TooLarge(f"the feedback has {len(request.body)} bytes; at most {_MAX_FEEDBACK_BYTES} are read")
-        given = members(loads(request.body), "the body", frozenset({"item", "label"}))
+        given = members(loads(request.octets), "the body", frozenset({"item", "label"}))
         item, label = given.get("item", 0), parse_label(given.get("label"))
         if type(item) is not int or not 0 <= item <= _MAX_ITEM:
             raise InvalidInput(f"item is {shorten(item)}; it is the index of one of the answer's items")

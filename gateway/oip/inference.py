@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field, replace
 
-from backends.contract import Deadline, Tensors
+from backends.contract import Deadline, SharedMemoryWindow, Tensors, record
 from gateway.answer import Answer
 from gateway.oip.classification import check_classes
 from gateway.oip.fingerprint import of_tensors
 from gateway.oip.parameters import Parameters
 from gateway.oip.render import Rendered, render, told, unknown_output
+from gateway.oip.windows import any_window, loaded, places, stored
 from gateway.request import Caller, Protocol, Request, TensorInputs
 from gateway.service import Service
+from gateway.shared_memory import SharedMemory
+from router.contract import AUTO
 
 _INLINE_BYTES = 256 * 1024
 """What takes longer to hash than this much is hashed in a thread."""
@@ -22,7 +25,7 @@ _QUICK_CLASSES = 2048
 """More classes than that take longer than a millisecond to write."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Inference:
     """An inference request that has been read.
 
@@ -30,6 +33,7 @@ class Inference:
         version: the model version asked for; "" for any.
         wanted: names of the outputs asked for, in order; empty for all.
         classes: of those that are asked for as their greatest elements, how many of these, by name.
+        windows: of those that go to shared memory, where to, by name.
         key: the idempotency key, or None.
     """
 
@@ -43,14 +47,17 @@ class Inference:
     key: str | None = None
     caller: Caller = field(default_factory=Caller)
     classes: Mapping[str, int] = field(default_factory=dict)
+    windows: Mapping[str, SharedMemoryWindow] = field(default_factory=dict)
 
 
-async def infer(service: Service, asked: Inference) -> tuple[Answer, Rendered]:
-    """Answer *asked*, in the protocol's terms.
+async def infer(service: Service, asked: Inference, memory: SharedMemory) -> tuple[Answer, Rendered]:
+    """Answer *asked*, in the protocol's terms; outputs that went to shared memory are windows of it.
 
     Raises:
         PointsmanError: with the code to send.
     """
+    if asked.windows or any_window(asked.tensors):
+        return await _infer_shared(service, asked, memory)
     _check_outputs(service, asked)
     answer = await service.decide(
         Request(
@@ -64,9 +71,20 @@ async def infer(service: Service, asked: Inference) -> tuple[Answer, Rendered]:
             idempotency_key=asked.key,
             fingerprint=b"" if asked.key is None else await _fingerprint(asked),
             on_defer=asked.parameters.on_defer,
+            priority=asked.parameters.priority,
         )
     )
     return answer, await _rendered(service, asked, answer)
+
+
+async def _infer_shared(service: Service, asked: Inference, memory: SharedMemory) -> tuple[Answer, Rendered]:
+    """Answer *asked*, of which a tensor lies in shared memory: as if it had come, and could go, in the message."""
+    _check_outputs(service, asked)
+    tenant = asked.caller.tenant
+    found = places(memory, tenant, asked.windows)
+    tensors = await loaded(memory, tenant, asked.tensors)
+    answer, rendered = await infer(service, replace(asked, tensors=tensors, windows={}), memory)
+    return answer, replace(rendered, outputs=await stored(found, rendered.outputs))
 
 
 async def _rendered(service: Service, asked: Inference, answer: Answer) -> Rendered:
@@ -80,7 +98,7 @@ async def _rendered(service: Service, asked: Inference, answer: Answer) -> Rende
 
 def _check_outputs(service: Service, asked: Inference) -> None:
     """Refuse an output that does not exist before any model has worked for it."""
-    if not asked.wanted or asked.route not in service.names():
+    if not asked.wanted or asked.route == AUTO:  # whose outputs are those of the route it comes to
         return
     known = {spec.name: spec.datatype for spec in service.metadata(asked.route, asked.version).outputs}
     for name in asked.wanted:

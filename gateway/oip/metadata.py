@@ -8,14 +8,37 @@ from typing import Any
 
 from backends.contract import Datatype, TensorSpec
 from gateway.service import ModelMetadata
+from gateway.shared_memory import SharedMemory
 
 SERVER_NAME = "pointsman"
 SERVER_VERSION = version("pointsman")
 
-EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "parameters", "statistics")
-"""The protocol's extensions that work here, and no others."""
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+)
+"""The protocol's extensions that always work here."""
+
+_MODEL_CONTROL = ("model_repository", "model_repository(unload_dependents)")
 
 _TYPES = {datatype: f"TYPE_{datatype}" for datatype in Datatype} | {Datatype.BYTES: "TYPE_STRING"}
+
+
+def extensions(memory: SharedMemory, *, model_control: bool = False) -> tuple[str, ...]:
+    """The protocol's extensions that work here, and no others.
+
+    The repository's index always works; its extension is listed where models can be loaded and unloaded too
+    (*model_control*), as a client that finds it there may count on all three.
+    """
+    return (
+        *EXTENSIONS,
+        *(("system_shared_memory",) if memory.enabled else ()),
+        *(_MODEL_CONTROL if model_control else ()),
+    )
 
 
 def model_config(found: ModelMetadata) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Some names belong to the protocol or its extensions. Those that change what a correct answer is, and that nothing here
 serves, are refused: a sequence that is answered as single requests is a wrong answer. Triton's `timeout` counts only
-while a request queues; here it is a deadline like every other.
+while a request queues; here it is a deadline like every other. `priority` is Triton's too: 1 is the highest, and 0, or
+a level that a model does not have, its default (`batching: {priority_levels: ...}`); where it has none, all are alike.
 
 `content_type` is ours: tensors have no media type, so a client that wants to be routed by one (rules of `classify` for
 `auto`) says here of what it made them, or what its BYTES are. It is taken out of the caller's own parameters, since
@@ -14,9 +15,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
-from backends.contract import NO_DEADLINE, Deadline, ParameterValue
+from backends.contract import NO_DEADLINE, Deadline, ParameterValue, record
 from backends.errors import InvalidInput, Unimplemented
 from gateway.oip.render import take_on_defer
 from gateway.oip.shapes import shorten
@@ -29,12 +30,12 @@ MAX_PARAMETERS = 256
 """Most parameters of one request, and of one tensor."""
 
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+_RESERVED = "triton_"
 _EMPTY_FINAL = "triton_enable_empty_final_response"  # every request has one reply here, which is its final one
-_SHARED_MEMORY = "shared_memory_region"
 _MEDIA_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]{1,127}/[a-z0-9!#$&^_.+-]{1,127}")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Parameters:
     """A request's parameters, sorted by whom they concern.
 
@@ -44,6 +45,7 @@ class Parameters:
         timeout_s: the caller's `timeout`; None where there is none.
         binary_output: outputs go raw, where not said otherwise for one.
         content_type: what the tensors were made of, lower-case, for rules; "" where the caller does not say.
+        priority: the caller's; 0 where there is none.
     """
 
     own: Mapping[str, ParameterValue] = field(default_factory=dict)
@@ -51,6 +53,11 @@ class Parameters:
     timeout_s: float | None = None
     binary_output: bool = False
     content_type: str = ""
+    priority: int = 0
+
+
+NONE = Parameters()
+"""Those of a request that has none."""
 
 
 def sort(parameters: Mapping[str, ParameterValue]) -> Parameters:
@@ -60,6 +67,8 @@ def sort(parameters: Mapping[str, ParameterValue]) -> Parameters:
         InvalidInput: a reserved parameter has a value that it cannot have.
         Unimplemented: one asks for an extension that is not served.
     """
+    if not parameters:
+        return NONE
     on_defer, own = take_on_defer(parameters)
     for name in _SEQUENCE:
         if own.pop(name, None):
@@ -69,8 +78,11 @@ def sort(parameters: Mapping[str, ParameterValue]) -> Parameters:
         raise InvalidInput(f"binary_data_output is {shorten(binary_output)}; it can be true or false")
     if not isinstance(own.pop(_EMPTY_FINAL, False), bool):
         raise InvalidInput(f"{_EMPTY_FINAL} can be true or false")
+    if reserved := next((name for name in own if name.startswith(_RESERVED)), None):
+        raise InvalidInput(f"parameter {shorten(reserved)} is unknown; {_RESERVED}* are reserved by the protocol")
     content_type = media_type(own.pop("content_type", ""))
-    return Parameters(own, on_defer, _timeout_s(own.pop("timeout", None)), binary_output, content_type)
+    timeout_s, priority = _timeout_s(own.pop("timeout", None)), _priority(own.pop("priority", 0))
+    return Parameters(own, on_defer, timeout_s, binary_output, content_type, priority)
 
 
 def media_type(value: ParameterValue) -> str:
@@ -95,17 +107,13 @@ def _timeout_s(value: ParameterValue | None) -> float | None:
     return value / 1e6 if value else None
 
 
+def _priority(value: ParameterValue) -> int:
+    if type(value) is not int or value < 0:
+        raise InvalidInput(f"priority is {shorten(value)}; it is a whole number, 1 the highest, 0 for the default")
+    return value
+
+
 def deadline_of(now: float, *timeouts_s: float | None) -> Deadline:
     """The earliest deadline that *timeouts_s* set from *now*, on the monotonic clock; None sets none."""
     stated = [timeout_s for timeout_s in timeouts_s if timeout_s is not None]
     return Deadline(now + min(*stated, MAX_TIMEOUT_S)) if stated else NO_DEADLINE
-
-
-def refuse_extensions(parameters: Mapping[str, object], name: str) -> None:
-    """Refuse what an input's or output's parameters ask for and nothing here serves.
-
-    Raises:
-        Unimplemented: shared memory.
-    """
-    if _SHARED_MEMORY in parameters:
-        raise Unimplemented(f"{name!r} lies in shared memory, which is not served; send the data in the request")

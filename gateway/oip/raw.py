@@ -33,14 +33,9 @@ def decode(claim: Claim, data: Buffer) -> Tensor:
     Raises:
         InvalidInput: the size of *data* is not what the claim needs, or an element is malformed.
     """
-    itemsize = claim.datatype.itemsize
-    if itemsize is None:
+    check_size(claim, len(data))
+    if claim.datatype is Datatype.BYTES:
         return Tensor(claim.datatype, claim.shape, _decode_bytes(claim, data))
-    if len(data) != claim.count * itemsize:
-        raise InvalidInput(
-            f"input {claim.name!r} has {len(data)} bytes; shape {list(claim.shape)} of {claim.datatype} "
-            f"takes {claim.count * itemsize}"
-        )
     dtype = claim.datatype.numpy
     array = np.frombuffer(data, dtype.newbyteorder("<"))
     if claim.datatype is Datatype.BOOL and array.size and array.view(np.uint8).max() > 1:
@@ -50,12 +45,26 @@ def decode(claim: Claim, data: Buffer) -> Tensor:
     return Tensor(claim.datatype, claim.shape, array.reshape(claim.shape))
 
 
-def _decode_bytes(claim: Claim, data: Buffer) -> HostArray:
-    if claim.count * _LENGTH.size > len(data):
+def check_size(claim: Claim, size: int) -> None:
+    """Refuse *size* bytes that cannot be the tensor, whatever they are.
+
+    Raises:
+        InvalidInput: names both sizes.
+    """
+    itemsize = claim.datatype.itemsize
+    if itemsize is not None and size != claim.count * itemsize:
         raise InvalidInput(
-            f"input {claim.name!r} has {len(data)} bytes; {claim.count} BYTES elements take at least "
+            f"input {claim.name!r} has {size} bytes; shape {list(claim.shape)} of {claim.datatype} "
+            f"takes {claim.count * itemsize}"
+        )
+    if itemsize is None and claim.count * _LENGTH.size > size:
+        raise InvalidInput(
+            f"input {claim.name!r} has {size} bytes; {claim.count} BYTES elements take at least "
             f"{claim.count * _LENGTH.size}"
         )
+
+
+def _decode_bytes(claim: Claim, data: Buffer) -> HostArray:
     octets, size = bytes(data), len(data)  # slices of bytes are made in half the time of a view's
     found: list[bytes] = []
     end = 0

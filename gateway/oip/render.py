@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 import orjson
 
-from backends.contract import ParameterValue, Ragged, Tensor
+from backends.contract import Datatype, ParameterValue, Ragged, Tensor, record
 from backends.errors import InvalidInput, Unavailable
 from gateway.answer import Answer, ItemAnswer, Status
 from gateway.oip.classification import classified
@@ -42,7 +41,7 @@ _QUICK_ELEMENTS = 16 * 1024
 _QUICK_BYTES = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Rendered:
     """An answer in the protocol's terms.
 
@@ -55,7 +54,7 @@ class Rendered:
     parameters: Mapping[str, ParameterValue]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Summary:
     """An answer's rows in one line.
 
@@ -118,11 +117,16 @@ async def told(answer: Answer, tell: Callable[_P, _T], *args: _P.args, **kwargs:
 def _is_quick(answer: Answer) -> bool:
     if len(answer.items) > _QUICK_ROWS:
         return False
-    outputs = [tensor for item in answer.items if item.outputs is not None for tensor in item.outputs.values()]
-    return (
-        sum(_elements(tensor) for tensor in outputs) <= _QUICK_ELEMENTS  # first: sizes of texts are counted one by one
-        and sum(tensor.nbytes for tensor in outputs) <= _QUICK_BYTES
-    )
+    elements = 0
+    texts: list[Tensor] = []
+    for item in answer.items:
+        for tensor in item.outputs.values() if item.outputs else ():
+            elements += _elements(tensor)
+            if tensor.datatype is Datatype.BYTES:
+                texts.append(tensor)
+    if elements > _QUICK_ELEMENTS:  # first: sizes of texts are counted one by one
+        return False
+    return not texts or sum(text.nbytes for text in texts) <= _QUICK_BYTES
 
 
 def _elements(tensor: Tensor) -> int:
@@ -133,11 +137,14 @@ def _elements(tensor: Tensor) -> int:
 
 def summarise(answer: Answer) -> Summary:
     """The rows of *answer* in one line."""
-    items = answer.items
-    worst = next(item for item in items if item.status is answer.status)
+    items, status = answer.items, answer.status
+    if len(items) == 1:
+        (item,) = items
+        return Summary(status, item.stage, item.label, item.confidence, item.decided_by, item.reason)
+    worst = next(item for item in items if item.status is status)
     confidences = [item.confidence for item in items if item.confidence is not None]
     return Summary(
-        status=answer.status,
+        status=status,
         stage=_shared([item.stage for item in items]),
         label=_shared([item.label for item in items]),
         confidence=min(confidences) if len(confidences) == len(items) else None,
@@ -186,6 +193,8 @@ def _outputs(answer: Answer, wanted: Sequence[str]) -> dict[str, Tensor]:
     for name in names:
         if any(name not in outputs for outputs in rows):
             raise unknown_output(name, rows[0])
+    if len(rows) == 1:
+        return {name: _whole(rows[0][name]) for name in names}
     return {name: _joined(name, [outputs[name] for outputs in rows]) for name in names}
 
 
@@ -202,6 +211,11 @@ def _joined(name: str, rows: Sequence[Tensor]) -> Tensor:
         raise InvalidInput(f"output {name!r} has rows of several shapes; send the items one by one")
     joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     return Tensor(first.datatype, joined.shape, joined)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The one row's tensor, as an array."""
+    return _joined("", [tensor]) if isinstance(tensor.data, Ragged) else tensor
 
 
 def _parts(tensor: Tensor) -> list[np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:

@@ -1,32 +1,39 @@
-"""Triton's model repository extension, as far as it makes sense here: what is served can be listed, and not changed.
+"""Triton's model repository extension: what is served can be listed and, where the operator says so, loaded anew.
 
 What a route's models are is part of what its certificate proves, so they come from the configuration alone: a client
-that could load another model under the same name could void every promise with one call. Load and unload are therefore
-refused as not implemented, with what to do instead.
+that could load another model under the same name could void every promise with one call. By default load and unload are
+therefore refused as not implemented, with what to do instead (Triton says UNAVAILABLE, which clients would repeat).
+
+With `server: {model_control: explicit}` operators may load and unload what is configured (`gateway.loading`). What a
+load brings along to be loaded instead (`config`, `file:...`) is refused always, and never looked at.
+
+Listed are routes and exposed models, which are what callers can name. A model that is neither can be loaded by its
+name, and is not listed, since callers have no business with it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from backends.contract import ParameterValue
 from backends.errors import InvalidInput, Unimplemented
 from gateway.oip.shapes import shorten
-from gateway.service import Service
+from gateway.service import DataPlane
 
-_WHY = "no model of it is ready, or the gateway is shutting down"
+_DEPENDENTS = "unload_dependents"
 
 
-def index(service: Service, *, ready_only: bool) -> list[dict[str, Any]]:
+def index(service: DataPlane, *, ready_only: bool) -> list[dict[str, Any]]:
     """`inference.RepositoryIndexResponse.models` in JSON (hence Any): every route and exposed model."""
     return [
         {
             "name": name,
             "version": version,
-            **({"state": "READY"} if ready else {"state": "UNAVAILABLE", "reason": _WHY}),
+            **({"state": "READY"} if why is None else {"state": "UNAVAILABLE", "reason": why}),
         }
         for name in service.names()
-        if (ready := service.is_model_ready(name)) or not ready_only
+        if (why := service.why_not_ready(name)) is None or not ready_only
         for version in service.metadata(name).versions
     ]
 
@@ -61,5 +68,34 @@ def refuse_change(verb: str) -> NoReturn:
         Unimplemented: always.
     """
     raise Unimplemented(
-        f"models are not {verb}ed by clients here: the configuration says which are served; change it, and restart"
+        f"models are not {verb}ed by clients here: the configuration says which are served; change it and restart, or "
+        "let operators do it with `server: {model_control: explicit}`"
     )
+
+
+def refuse_overrides(parameters: Iterable[str]) -> None:
+    """Refuse what a load would have opened instead of what is configured: *parameters* by their names.
+
+    Raises:
+        InvalidInput: there is one.
+    """
+    for name in parameters:
+        raise InvalidInput(
+            f"load parameter {shorten(name)}: a model is loaded as it is configured, and from the files that the "
+            "configuration names; change these, and load without parameters"
+        )
+
+
+def with_dependents(parameters: Mapping[str, ParameterValue]) -> bool:
+    """What the *parameters* of an unload say.
+
+    Raises:
+        InvalidInput: there is an unknown one, or a value that it cannot have.
+    """
+    for name in parameters:
+        if name != _DEPENDENTS:
+            raise InvalidInput(f"unload parameter {shorten(name)} is unknown; there is {_DEPENDENTS}")
+    value = parameters.get(_DEPENDENTS, False)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{_DEPENDENTS} is {shorten(value)}; it can be true or false")
+    return value

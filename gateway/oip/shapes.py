@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from backends.contract import Datatype
+from backends.contract import Datatype, record
 from backends.errors import InvalidInput
 from gateway.request import MAX_ITEMS
 
@@ -33,7 +32,7 @@ _MAX_COUNT = 2**48
 _ROUTE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Claim:
     """A tensor's name, datatype and shape, as its sender states them.
 
@@ -71,7 +70,8 @@ def claim(name: Any, datatype: Any, shape: Any, what: str = "input") -> Claim:
                 f"{what} {name!r} has {shorten(length)} in its shape; dimensions are integers from 0 upwards"
             )
     count = math.prod(shape)
-    if count > _MAX_COUNT:
+    # Beside a length of 0 any other is no element more, and yet NumPy makes no array of such a shape.
+    if count > _MAX_COUNT or (count == 0 and math.prod(filter(None, shape)) > _MAX_COUNT):
         raise InvalidInput(f"{what} {name!r} has shape {shorten(list(shape))}: more elements than any request can hold")
     if shape and shape[0] > MAX_ITEMS:
         raise InvalidInput(
@@ -128,9 +128,24 @@ def shorten(value: Any, limit: int = 60) -> str:
     """What a sender sent, as error messages quote it: escaped, and never at length."""
     if isinstance(value, str | bytes):
         value = value[: limit + 1]
-    elif isinstance(value, Sequence):
-        value = list(value[:limit])
     elif isinstance(value, dict):
         return "an object"
-    text = repr(value)
+    text = _listed(value, limit) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else repr(value)
     return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def _listed(values: Sequence[Any], limit: int) -> str:
+    """*values* without what is in lists among them: these may be long, and no other thread runs while `repr` works."""
+    return f"[{', '.join(_brief(value, limit) for value in values[:limit])}]"
+
+
+def _brief(value: Any, limit: int) -> str:
+    match value:
+        case str() | bytes():
+            return repr(value[: limit + 1])
+        case dict():
+            return "{…}" if value else "{}"
+        case Sequence():
+            return "[…]" if value else "[]"
+        case _:
+            return repr(value)

@@ -8,7 +8,9 @@
 from gateway.settings.document import Fault
 from gateway.settings.load import SettingsError, load_settings
 from gateway.settings.options import (
+    MAX_WORKERS,
     CertifiedSettings,
+    ControlMode,
     DetectorSettings,
     ModelSettings,
     RouteSettings,
@@ -18,7 +20,9 @@ from gateway.settings.options import (
 from gateway.settings.schema import settings_schema
 
 __all__ = [
+    "MAX_WORKERS",
     "CertifiedSettings",
+    "ControlMode",
     "DetectorSettings",
     "Fault",
     "ModelSettings",

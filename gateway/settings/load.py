@@ -18,7 +18,8 @@ from backends.contract import Datatype, TensorSpec
 from backends.errors import PointsmanError
 from backends.registry import BackendType, backend_type
 from batching.options import BatchingOptions
-from gateway.security import ApiKey, SecurityOptions
+from gateway.grpc_edge.transport import Transport, why_not_native
+from gateway.security import ApiKey, SecurityOptions, is_loopback
 from gateway.settings.document import Document, Fault, Place, read_document, read_file
 from gateway.settings.options import (
     CertifiedSettings,
@@ -48,6 +49,7 @@ from gateway.settings.written import (
     UnsureSection,
     WhenSection,
 )
+from gateway.shared_memory import SharedMemoryOptions
 from gateway.store.options import StoreOptions
 from kernels.decode import DECODERS
 from kernels.plan import PlanError, parse_spec
@@ -183,7 +185,7 @@ def _model(document: Document, name: str, data: object) -> ModelSettings | None:
         labels=labels,
         measure=section.confidence or (calibration.how if calibration else None),
         calibration=calibration,
-        batching=_batching(section.batching),
+        batching=_batching(document, (*place, "batching"), section.batching),
         cost=section.cost,
         expose=section.expose,
     )
@@ -285,8 +287,13 @@ def _from_json(
     return None
 
 
-def _batching(section: BatchingSection) -> BatchingOptions:
-    return BatchingOptions(section.max_batch, section.max_delay, section.max_queue, section.max_queue_bytes)
+def _batching(document: Document, place: Place, section: BatchingSection) -> BatchingOptions:
+    options = (section.max_batch, section.max_delay, section.max_queue, section.max_queue_bytes)
+    try:
+        return BatchingOptions(*options, section.priority_levels, section.default_priority)
+    except ValueError as error:
+        document.add_fault(place, str(error))
+        return BatchingOptions(*options)
 
 
 # --- routes ---
@@ -567,12 +574,18 @@ def _server(document: Document, data: object) -> ServerOptions | None:
         host=section.host,
         http_port=section.http_port,
         grpc_port=section.grpc_port,
+        grpc_transport=_grpc_transport(document, section),
         control_port=section.control_port,
         max_body_bytes=section.max_body,
         drain_s=section.drain,
         tls=_tls(document, section.tls),
         trusted_hosts=section.trusted_hosts,
+        shared_memory=_shared_memory(document, section),
+        workers=section.workers,
+        model_control=section.model_control,
     )
+    if (why := options.why_not_workers()) is not None:
+        document.add_fault(("server", "workers"), why)
     taken: dict[int, str] = {}
     for key in ("http_port", "grpc_port", "control_port"):
         port = getattr(options, key)
@@ -580,6 +593,20 @@ def _server(document: Document, data: object) -> ServerOptions | None:
             document.add_fault(("server", key), f"is {port}, as {taken[port]} is; give each a port of its own")
         taken.setdefault(port, key)
     return options
+
+
+def _grpc_transport(document: Document, section: ServerSection) -> Transport:
+    if section.grpc_transport is Transport.NATIVE and (why := why_not_native()) is not None:
+        document.add_fault(("server", "grpc_transport"), f"native {why}")
+    return section.grpc_transport
+
+
+def _shared_memory(document: Document, section: ServerSection) -> SharedMemoryOptions:
+    memory = section.shared_memory
+    if memory.enabled and not is_loopback(section.host):
+        message = f"is for clients on this machine, but host {section.host!r} lets others in"
+        document.add_fault(("server", "shared_memory", "enabled"), f"{message}; set host: 127.0.0.1, or enabled: false")
+    return SharedMemoryOptions(memory.enabled, memory.max_regions, memory.limit)
 
 
 def _tls(document: Document, section: TlsSection | None) -> TlsOptions | None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ssl
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from backends.contract import TensorSpec
 from batching.options import BatchingOptions
+from gateway.grpc_edge.transport import Transport
 from gateway.security import SecurityOptions
+from gateway.shared_memory import SharedMemoryOptions
 from gateway.store.options import StoreOptions
 from router.calibration import Calibration, Calibrator, Identity
 from router.certificate import Certificate
@@ -18,6 +22,17 @@ from router.certification import Budget
 from router.confidence import Measure
 from router.contract import AcceptRule, HumanPolicy, OnDefer
 from router.table import RouteTable
+
+
+class ControlMode(StrEnum):
+    """Whether clients may load and unload models, as Triton's --model-control-mode."""
+
+    NONE = "none"
+    EXPLICIT = "explicit"
+
+
+MAX_WORKERS = 64
+"""Most processes that share the data plane's ports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +155,10 @@ class ServerOptions:
         drain_s: seconds that accepted requests get to finish when the gateway stops.
         tls: of the HTTP data plane; None: it speaks plainly, as the other ports do.
         trusted_hosts: host names under which browsers reach the control port, beside localhost and addresses.
+        shared_memory: tensors that clients on this machine leave there.
+        grpc_transport: what carries the gRPC data plane.
+        workers: processes that share the data plane's ports; 1: everything is in one process.
+        model_control: whether operators load and unload models by the Open Inference Protocol.
     """
 
     host: str = "127.0.0.1"
@@ -150,6 +169,28 @@ class ServerOptions:
     drain_s: float = 20.0
     tls: TlsOptions | None = None
     trusted_hosts: tuple[str, ...] = ()
+    shared_memory: SharedMemoryOptions = field(default_factory=SharedMemoryOptions)
+    grpc_transport: Transport = Transport.AUTO
+    workers: int = 1
+    model_control: ControlMode = ControlMode.NONE
+
+    def why_not_workers(self) -> str | None:
+        """What keeps `workers` processes from serving as these options say, and the remedy; None: nothing."""
+        if self.workers == 1:
+            return None
+        if self.shared_memory.enabled:
+            return (
+                "shares the ports among processes, but a client's shared memory is registered with one of them; "
+                "set shared_memory: {enabled: false}, or workers: 1"
+            )
+        if self.model_control is ControlMode.EXPLICIT:
+            return (
+                "shares the ports among processes, and a client that loads a model reaches one of them; "
+                "set model_control: none, or workers: 1"
+            )
+        if sys.platform != "linux":
+            return "needs Linux, which spreads connections over processes that listen on one port; set workers: 1"
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from pydantic_core import CoreSchema
 
 from backends.contract import Datatype
 from batching.options import BatchingOptions
+from gateway.grpc_edge.transport import Transport
 from gateway.request import Role
-from gateway.settings.options import ServerOptions
+from gateway.settings.options import MAX_WORKERS, ControlMode, ServerOptions
 from gateway.settings.units import duration_s, number_range, share, size_bytes, size_range
 from gateway.store.options import StoreOptions
 from router.confidence import Measure
@@ -30,6 +31,7 @@ NOTHING = "none"
 # What the options say by themselves is what a file that says nothing gets.
 _BATCHING = BatchingOptions()
 _SERVER = ServerOptions()
+_MEMORY = _SERVER.shared_memory
 _STORE = StoreOptions(Path("pointsman.db"))
 
 
@@ -153,6 +155,12 @@ class BatchingSection(Section):
     max_delay: Duration = Field(default=_BATCHING.max_delay_s, description="Longest an item waits for company.")
     max_queue: int = Field(default=_BATCHING.max_queue, ge=1, description="Most items that wait.")
     max_queue_bytes: Size = Field(default=_BATCHING.max_queue_bytes, description="Most bytes that waiting items take.")
+    priority_levels: int = Field(
+        default=_BATCHING.priority_levels, ge=0, description="Levels of requests' `priority`, 1 the highest; 0: off."
+    )
+    default_priority: int = Field(
+        default=_BATCHING.default_priority, ge=0, description="Level of requests that name none; the middle by default."
+    )
 
 
 class ModelSection(Section):
@@ -344,18 +352,38 @@ class TlsSection(Section):
     key: Text = Field(description="Its private key, not encrypted.")
 
 
+class SharedMemorySection(Section):
+    """Tensors that clients on this machine leave in shared memory, as Triton's extension has them."""
+
+    enabled: bool = Field(default=_MEMORY.enabled, description="Clients may register regions; host must be loopback.")
+    max_regions: int = Field(default=_MEMORY.max_regions, ge=1, description="Most regions of one tenant.")
+    limit: Size = Field(default=_MEMORY.limit_bytes, description="What copies of inputs may take at a time.")
+
+
 class ServerSection(Section):
     """Where the gateway listens, and how it stops."""
 
     host: Text = _SERVER.host
     http_port: int = Field(default=_SERVER.http_port, ge=0, le=65535)
     grpc_port: int = Field(default=_SERVER.grpc_port, ge=0, le=65535)
+    grpc_transport: Transport = Field(
+        default=_SERVER.grpc_transport,
+        description="auto: native (pygrpc-native) where host is loopback and it is installed, grpcio otherwise.",
+    )
     control_port: int = Field(default=_SERVER.control_port, ge=0, le=65535)
     max_body: Size = Field(default=_SERVER.max_body_bytes, description="The largest request that is read.")
     drain: Duration = Field(default=_SERVER.drain_s, description="What accepted requests get to finish at the end.")
     tls: TlsSection | None = Field(default=None, description="TLS on http_port; the other ports speak plainly.")
     trusted_hosts: tuple[Text, ...] = Field(
         default=(), description="Host names under which browsers reach the inbox; addresses and localhost always may."
+    )
+    shared_memory: SharedMemorySection = SharedMemorySection()
+    workers: int = Field(
+        default=_SERVER.workers, ge=1, le=MAX_WORKERS, description="Processes that share http_port and grpc_port."
+    )
+    model_control: ControlMode = Field(
+        default=_SERVER.model_control,
+        description="explicit: operators may load models anew, and unload them, by the Open Inference Protocol.",
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, RowMapping, bindparam, select
 
+from backends.contract import record
 from backends.errors import InvalidInput, NotFound, PointsmanError
 from gateway.answer import Answer, AnswerId, ItemAnswer, Status, new_answer_id
 from gateway.store import codec, keys
@@ -20,7 +21,7 @@ from gateway.store.transaction import Transaction
 from router.contract import Reason
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Commit:
     """An answer to keep, the people's tasks in it, and the key that it finishes."""
 

@@ -354,6 +354,13 @@ class Store(CertificationStore, Protocol):
         """Reopen reviews whose lease ran out, purge what retention or the disk limit tells; call every few seconds."""
         ...
 
+    async def measure(self) -> int:
+        """How many bytes the store takes now; for a process whose store another one maintains: call every few seconds.
+
+        A store that is full refuses before it writes, and so would not see that another process has made room.
+        """
+        ...
+
     async def verify_log(self) -> Sequence[str]:
         """Where the decision log's hash chains are broken: one line a fault; none when it is whole."""
         ...

@@ -22,7 +22,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from backends.errors import Code, Unavailable
-from gateway.answer import Answer, AnswerId
+from gateway.answer import Answer, AnswerId, told_s
 from gateway.store import answers, certificates, keys, labels, log, migrations, retention, reviews
 from gateway.store.answers import Commit, Feedback
 from gateway.store.contract import (
@@ -53,6 +53,9 @@ _QUEUE_BYTES = 64 * 2**20
 _POLL_S = 1.0
 _POLL_IDS = 500
 _VACUUM_PAGES = 1024
+_UNDERWAY_S = 0.5
+"""Age of an answer's id up to which a sibling may not have committed the answer yet."""
+_LOOK_AGAIN_S = 0.03
 
 _R = TypeVar("_R")
 
@@ -62,6 +65,7 @@ async def open_store(
     *,
     clock: Callable[[], float] = time.monotonic,
     wall_clock: Callable[[], float] = time.time,
+    siblings: bool = False,
 ) -> SqlStore:
     """Open the store, making or upgrading its schema, and reopening what dead processes held; close it with `aclose`.
 
@@ -69,12 +73,14 @@ async def open_store(
         options: where, and how much.
         clock: of leases, in seconds; one for all processes of the host.
         wall_clock: Unix time, in seconds.
+        siblings: other processes answer the same callers, so an answer of theirs may be asked for here before it is
+            committed: it is looked for again until its id is half a second old.
 
     Raises:
         CannotOpenStore: there is no sound SQLite, the file cannot be used, or a later version made it.
     """
     database, identity = await asyncio.to_thread(_open, options)
-    return SqlStore(options, database, identity, clock, wall_clock)
+    return SqlStore(options, database, identity, clock, wall_clock, siblings=siblings)
 
 
 class SqlStore:
@@ -87,13 +93,17 @@ class SqlStore:
         identity: Identity,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        *,
+        siblings: bool = False,
     ) -> None:
         self._options = options
         self._database = database
         self._identity = identity
         self._clock = clock
+        self._wall_clock = wall_clock
+        self._siblings = siblings
         self._watermarks = Watermarks.of(options.limit_bytes)
-        self._queued: dict[AnswerId, Answer] = {}
+        self._queued: dict[AnswerId, tuple[Answer, int]] = {}  # and what it takes, in bytes
         self._queued_bytes = 0
         self._room = asyncio.Event()
         self._waiting: dict[AnswerId, set[asyncio.Future[None]]] = {}
@@ -149,15 +159,22 @@ class SqlStore:
             self._room.clear()
             await self._room.wait()
         self._writer.record(Commit(answer))
-        self._queued[answer.id] = answer
+        self._queued[answer.id] = (answer, size)
         self._queued_bytes += size
 
     async def answer(self, tenant: str, answer_id: AnswerId) -> Answer | None:
         """See `Store.answer`."""
         queued = self._queued.get(answer_id)
         if queued is not None:
-            return queued if queued.tenant == tenant else None
-        return await self._read(lambda connection: answers.read_answer(connection, tenant, answer_id))
+            return queued[0] if queued[0].tenant == tenant else None
+        while True:
+            found = await self._read(lambda connection: answers.read_answer(connection, tenant, answer_id))
+            if found is not None or not self._may_be_underway(answer_id):
+                return found
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+    def _may_be_underway(self, answer_id: AnswerId) -> bool:
+        return self._siblings and 0.0 <= self._wall_clock() - told_s(answer_id) < _UNDERWAY_S
 
     async def reviews(
         self,
@@ -214,7 +231,9 @@ class SqlStore:
         answers.check_label(label)
         feedback = Feedback(tenant, answer_id, item, label, source)
         queued = self._queued.get(answer_id)
-        route = None if queued is None else answers.answered_route(queued, feedback)
+        if queued is None and self._may_be_underway(answer_id):
+            await self.answer(tenant, answer_id)
+        route = None if queued is None else answers.answered_route(queued[0], feedback)
         await self._writer.run(lambda transaction: answers.add_feedback(transaction, feedback, route))
 
     async def wait(self, tenant: str, answer_id: AnswerId, timeout_s: float) -> Answer | None:
@@ -276,6 +295,10 @@ class SqlStore:
         await self._writer.run(lambda transaction: self._database.give_back(transaction.connection, _VACUUM_PAGES))
         return Maintenance(reopened, purged, size, size >= self._watermarks.refuse_deferrals)
 
+    async def measure(self) -> int:
+        """See `Store.measure`."""
+        return await self._measure(shrink=False)
+
     async def verify_log(self) -> Sequence[str]:
         """See `Store.verify_log`."""
         return await self._read(log.verify)
@@ -333,9 +356,9 @@ class SqlStore:
 
     def _on_recorded(self, commits: list[Commit]) -> None:
         for commit in commits:
-            answer = self._queued.pop(commit.answer.id, None)
-            if answer is not None:
-                self._queued_bytes -= _size(answer)
+            queued = self._queued.pop(commit.answer.id, None)
+            if queued is not None:
+                self._queued_bytes -= queued[1]
         self._room.set()
 
     def _notify(self, ids: Sequence[AnswerId]) -> None:
@@ -413,6 +436,9 @@ def _open(options: StoreOptions) -> tuple[SqliteDatabase, Identity]:
 
 def _size(answer: Answer) -> int:
     """About what *answer* takes in memory, in bytes: outputs, and a little for each item."""
-    return sum(
-        512 + sum(tensor.nbytes for tensor in item.outputs.values()) if item.outputs else 512 for item in answer.items
-    )
+    size = 512 * len(answer.items)
+    for item in answer.items:
+        if item.outputs:
+            for tensor in item.outputs.values():
+                size += tensor.nbytes
+    return size

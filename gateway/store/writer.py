@@ -26,9 +26,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
+from backends.contract import record
 from backends.errors import PointsmanError, Unavailable
 from gateway.store import log
 from gateway.store.answers import Commit, commit_answers
@@ -53,7 +53,7 @@ Bulk: TypeAlias = Callable[[Transaction, Sequence[_A]], Sequence[_R | PointsmanE
 """A function of many units: for each argument its result, or the error that its caller gets."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class _Unit:
     """Any: units of one queue have arguments and results of many types; `Writer.submit` pairs them."""
 

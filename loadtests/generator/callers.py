@@ -1,6 +1,6 @@
 """Connections: each takes a request while it is free, and tells how it ended.
 
-HTTP is a protocol of our own that looks for the status and `Content-Length` alone, since whatever the generator spends
+HTTP is a protocol of our own that looks for the status and the body's length alone, since whatever the generator spends
 is missing to the server beside it. gRPC is grpc.aio with requests serialised beforehand, all over one channel.
 """
 
@@ -24,6 +24,8 @@ Ended = Callable[[str], None]
 """Called with `OK`, `WRONG`, or the kind of the error."""
 
 _LENGTH = re.compile(rb"content-length: *([0-9]+)", re.IGNORECASE)
+_CHUNKED = re.compile(rb"transfer-encoding: *chunked", re.IGNORECASE)
+_LAST_CHUNK = b"0\r\n\r\n"
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
@@ -98,17 +100,22 @@ class _HttpCaller(asyncio.Protocol):
             return
         head = received[:end]
         length = _LENGTH.search(head)
-        if length is None:
+        if length is None and not _CHUNKED.search(head):
             self._end("no Content-Length")
             self.close()
             return
-        if len(received) < end + 4 + int(length[1]):
+        body = received[end + 4 :]
+        if length is None:
+            if not body.endswith(_LAST_CHUNK):
+                return
+            body = _joined(body)
+        elif len(body) < int(length[1]):
             return
         status = head[9:12]
         if status != b"200":
             self._end(f"HTTP {status.decode('latin-1')}")
         else:
-            self._end(OK if is_right_http(self._shot, head, received[end + 4 :]) else WRONG)
+            self._end(OK if is_right_http(self._shot, head, body) else WRONG)
 
     def close(self) -> None:
         if self._transport is not None:
@@ -118,6 +125,17 @@ class _HttpCaller(asyncio.Protocol):
         ended, self._ended, self._shot = self._ended, None, None
         if ended is not None:
             ended(how)
+
+
+def _joined(chunks: bytes) -> bytes:
+    """What *chunks*, all that there are, say together; they have no extensions and no trailers."""
+    body = b""
+    while True:
+        size, _, chunks = chunks.partition(b"\r\n")
+        if not (length := int(size, 16)):
+            return body
+        body += chunks[:length]
+        chunks = chunks[length + 2 :]
 
 
 class _GrpcCaller:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from loadtests.generator.callers import OK, Caller, grpc_callers, http_callers
 from loadtests.generator.histogram import Histogram
-from loadtests.generator.shots import Shot, grpc_shots, http_shots
+from loadtests.generator.shots import Form, Shot, grpc_shots, http_shots
 from loadtests.generator.timer import Timer
 
 _BURST = 32
@@ -33,6 +33,8 @@ class Plan:
         url: `http://host:port` or `grpc://host:port`.
         rate: requests a second of all processes, open loop; None: a closed loop.
         clients: of a closed loop, over all processes.
+        path: HTTP: where to post, instead of `/v2/models/{model}/infer`.
+        rows: HTTP: `{"x": [[...]]}` instead of the Open Inference Protocol; the reply is `[[...]]` or `{"y": [[...]]}`.
         connections: most requests that one process has under way, open loop.
         patience_s: what replies get after the last arrival.
     """
@@ -44,9 +46,20 @@ class Plan:
     seconds: float = 5.0
     processes: int = 1
     binary: bool = False
+    path: str | None = None
+    rows: bool = False
     connections: int = 128
     patience_s: float = 5.0
     seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.binary and self.rows:
+            raise ValueError("rows are JSON: leave out binary, or rows")
+
+    @property
+    def form(self) -> Form:
+        """How HTTP carries the tensors."""
+        return Form.BINARY if self.binary else Form.ROWS if self.rows else Form.JSON
 
 
 @dataclass(slots=True)
@@ -126,7 +139,8 @@ class _Load:
             async with grpc.aio.insecure_channel(f"{host}:{port}") as channel:
                 await self._send_all(grpc_callers(channel, self._size), grpc_shots(self._plan.model, self._seed), pipe)
         else:
-            shots = http_shots(f"{host}:{port}", self._plan.model, self._plan.binary, self._seed)
+            path = self._plan.path or f"/v2/models/{self._plan.model}/infer"
+            shots = http_shots(f"{host}:{port}", path, self._plan.form, self._seed)
             await self._send_all(http_callers(host, port, self._size), shots, pipe)
 
     async def _send_all(self, callers: list[Caller], shots: list[Shot], pipe: Connection) -> None:

@@ -95,13 +95,13 @@ def _generate(plan: Plan, pid: int | None, pipes: list[Any]) -> Report:  # Any: 
         for pipe in pipes:
             if (said := pipe.recv()) != "ready":
                 raise NotStarted(f"{plan.url}: {said}")
-        before_s = _cpu_s(pid)
+        before_s = tree_cpu_s(pid)
         start = time.monotonic() + _LEAD_S
         for pipe in pipes:
             pipe.send(start)
         for pipe in pipes:
             tally.add(pipe.recv())
-        after_s = _cpu_s(pid)
+        after_s = tree_cpu_s(pid)
     except EOFError as error:
         raise NotStarted("a process of the generator ended early; its error is above") from error
     server_us = None
@@ -110,7 +110,7 @@ def _generate(plan: Plan, pid: int | None, pipes: list[Any]) -> Report:  # Any: 
     return _report(plan, tally, server_us)
 
 
-def _cpu_s(pid: int | None) -> float | None:
+def tree_cpu_s(pid: int | None) -> float | None:
     """User and system seconds of *pid* and its living children."""
     if pid is None:
         return None

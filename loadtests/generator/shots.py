@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,26 @@ COUNT = 4096
 """Different requests of a process; more than are ever under way at a time."""
 
 
+class Form(StrEnum):
+    """How HTTP carries the tensors."""
+
+    JSON = "json"
+    BINARY = "binary"
+    ROWS = "rows"
+    """`{"x": [[...]]}`, for servers that know no Open Inference Protocol."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shot:
     """One request, and the reply that is right.
 
     Attributes:
         sent: the whole HTTP request, or the whole gRPC message.
-        y: float32 little-endian, or (JSON) the numbers; exact in both.
+        y: float32 little-endian, or (JSON) the numbers, or (rows) a list of them; exact in all.
     """
 
     sent: bytes
-    y: Any  # bytes or list[float]
+    y: Any  # bytes, list[float] or list[list[float]]
 
 
 def _rows(seed: tuple[int, int]) -> list[Any]:  # Any: arrays
@@ -36,12 +46,17 @@ def _rows(seed: tuple[int, int]) -> list[Any]:  # Any: arrays
     return list(rows)
 
 
-def http_shots(host: str, model: str, binary: bool, seed: tuple[int, int]) -> list[Shot]:
-    """Requests to `/v2/models/{model}/infer`, in JSON or with binary tensors both ways."""
-    return [_http_shot(host, model, binary, x) for x in _rows(seed)]
+def http_shots(host: str, path: str, form: Form, seed: tuple[int, int]) -> list[Shot]:
+    """Requests to *path*, in JSON, with binary tensors both ways, or as rows."""
+    return [_http_shot(host, path, form, x) for x in _rows(seed)]
 
 
-def _http_shot(host: str, model: str, binary: bool, x: Any) -> Shot:
+def _http_shot(host: str, path: str, form: Form, x: Any) -> Shot:
+    if form is Form.ROWS:
+        return Shot(
+            _post(host, path, json.dumps({"x": [x.tolist()]}, separators=(",", ":")).encode()), [(2 * x).tolist()]
+        )
+    binary = form is Form.BINARY
     tensor: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": [1, WIDTH]}
     body: dict[str, Any] = {"inputs": [tensor]}
     if binary:
@@ -50,15 +65,16 @@ def _http_shot(host: str, model: str, binary: bool, x: Any) -> Shot:
     else:
         tensor["data"] = x.tolist()
     text = json.dumps(body, separators=(",", ":")).encode()
-    content = b"Content-Type: application/json\r\n"
-    payload = text
-    if binary:
-        content = b"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: %d\r\n" % len(text)
-        payload += x.astype("<f4").tobytes()
-    head = b"POST /v2/models/%b/infer HTTP/1.1\r\nHost: %b\r\n%bContent-Length: %d\r\n\r\n" % (
-        model.encode(), host.encode(), content, len(payload),
+    if not binary:
+        return Shot(_post(host, path, text), (2 * x).tolist())
+    content = b"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: %d\r\n" % len(text)
+    return Shot(_post(host, path, text + x.astype("<f4").tobytes(), content), (2 * x).astype("<f4").tobytes())
+
+
+def _post(host: str, path: str, payload: bytes, content: bytes = b"Content-Type: application/json\r\n") -> bytes:
+    return b"POST %b HTTP/1.1\r\nHost: %b\r\n%bContent-Length: %d\r\n\r\n%b" % (
+        path.encode(), host.encode(), content, len(payload), payload,
     )  # fmt: skip
-    return Shot(head + payload, (2 * x).astype("<f4").tobytes() if binary else (2 * x).tolist())
 
 
 def grpc_shots(model: str, seed: tuple[int, int]) -> list[Shot]:
@@ -78,7 +94,10 @@ def is_right_http(shot: Shot, head: bytes, body: bytes) -> bool:
     if isinstance(shot.y, bytes):
         return b"inference-header-content-length:" in head.lower() and body.endswith(shot.y)
     try:
-        return bool(orjson.loads(body)["outputs"][0]["data"] == shot.y)
+        reply = orjson.loads(body)
+        if isinstance(shot.y[0], list):
+            return bool((reply["y"] if isinstance(reply, dict) else reply) == shot.y)
+        return bool(reply["outputs"][0]["data"] == shot.y)
     except (orjson.JSONDecodeError, LookupError, TypeError):
         return False
 

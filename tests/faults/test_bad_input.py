@@ -13,35 +13,35 @@ import json
 import pickle
 import re
 import signal
-import struct
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from socket import MSG_WAITALL, socket
 from typing import Any
 
-import grpc
-import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tritonclient.grpc import service_pb2 as pb
 
-from pointsman_pb import gateway_pb2
+from tests.faults.oracle import (
+    CANARY,
+    STALL_S,
+    assert_no_growth,
+    assert_no_stall,
+    decisions,
+    series,
+    silent_about_the_canary,
+    total,
+    wait_for,
+)
 from tests.faults.raw_http import RawReply, connect, exchange, post, post_chunks, read
 from tests.integration.process import CONFIG, GatewayProcess, running
 
 DECIDE = "/v1/routes/words:decide"
 INFER = "/v2/models/double/infer"
-MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
-CANARY = "pm-canary-5ecre7"
-"""Stands in inputs, names, headers, keys and paths; must be nowhere but in the reply to whoever sent it."""
-
 BODY_LIMIT_BYTES = 16 << 20
 JSON_LIMIT_BYTES = 4 << 20
-STALL_S = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]
     """One gateway for all; at its end, nothing that was sent is in its log or its metrics."""
     with running(tmp_path_factory.mktemp("bad_input")) as process:
         yield process
-        metrics = metrics_of(process)
-        process.terminate()
-    log = "".join(process.log)
-    assert CANARY not in log
-    assert CANARY not in metrics
-    assert "Traceback" not in log
-    assert "internal error" not in log
+        silent_about_the_canary(process)
 
 
 @pytest.fixture(autouse=True)
@@ -64,21 +58,6 @@ def unharmed(server: GatewayProcess) -> Iterator[None]:
     yield
     reply = exchange(server.http, post(DECIDE, b"fast=0.99:b", "text/plain"))
     assert (reply.statuses, json.loads(reply.body)["label"]) == ((200,), "b")
-
-
-def metrics_of(server: GatewayProcess) -> str:
-    with urllib.request.urlopen(f"{server.control}/metrics", timeout=10) as response:
-        return str(response.read().decode())
-
-
-def total(server: GatewayProcess, pattern: str) -> float:
-    """The sum of all series that *pattern* matches."""
-    return sum(float(value) for value in re.findall(rf"^{pattern} (\S+)$", metrics_of(server), re.MULTILINE))
-
-
-def decisions(server: GatewayProcess) -> float:
-    """Requests that any model has worked for."""
-    return total(server, r"pointsman_stage_duration_seconds_count\{.*\}")
 
 
 def refused(reply: RawReply, status: int, message: str) -> None:
@@ -465,139 +444,6 @@ def test_binary_data_that_does_not_add_up_is_400(server: GatewayProcess, sent: b
     refused(exchange(server.http, sent), 400, message)
 
 
-# --- gRPC ---
-
-
-@pytest.fixture(scope="module")
-def channel(server: GatewayProcess) -> Iterator[Any]:  # Any, here and below: grpcio's stubs know no untyped messages
-    with grpc.insecure_channel(server.grpc, options=[("grpc.max_send_message_length", -1)]) as channel:
-        yield channel
-
-
-def a_request(**changes: Any) -> Any:
-    return pb.ModelInferRequest(
-        **{
-            "model_name": "double",
-            "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "contents": {"fp32_contents": [1, 2]}}],
-            **changes,
-        }
-    )
-
-
-def an_input(**changes: Any) -> dict[str, Any]:
-    return {"name": "x", "datatype": "FP32", "shape": [1, 2], **changes}
-
-
-def grpc_error(channel: Any, data: Any, method: str = MODEL_INFER, **options: Any) -> Any:
-    sent = data if isinstance(data, bytes) else data.SerializeToString()
-    with pytest.raises(grpc.RpcError) as error:
-        channel.unary_unary(method)(sent, **{"timeout": 20, **options})
-    return error.value
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"\x0b" * 5000, "not a inference.ModelInferRequest"),
-        (b"\x0a\xff\xff\xff\xff\x0f", "not a inference.ModelInferRequest"),
-        (b"\x2a\x00" * 40_000, "more than 10000 fields; send tensors raw"),
-        (b"\x2a\x80\xf1\x04" + b"\x22\x00" * 40_000, "more than 10000 fields; send tensors raw"),
-        (a_request(inputs=[an_input()] * 2, raw_input_contents=[b"\0" * 8] * 3), "'x' is there twice"),
-        (a_request(inputs=[an_input()], raw_input_contents=[b"\0" * 8] * 3), "has 3 entries for 1 inputs"),
-        (a_request(raw_input_contents=[b"\0" * 8]), "contents beside raw_input_contents"),
-        (a_request(inputs=[an_input()], raw_input_contents=[b"\0" * 7]), "has 7 bytes; shape"),
-        (a_request(inputs=[an_input(shape=[1, -1])]), "-1 in its shape"),
-        (a_request(inputs=[an_input(shape=[1, 2**62, 2**62])]), "more elements than any request can hold"),
-        (a_request(inputs=[an_input(shape=[1] * 30_000)]), "30000 dimensions; at most 32"),
-        (a_request(inputs=[an_input(datatype=CANARY)]), "known datatypes"),
-        (a_request(inputs=[an_input(datatype="UINT8", contents={"uint_contents": [300, 0]})]), "element 300, which"),
-        (a_request(inputs=[an_input(name=CANARY * 1000)]), "at most 255"),
-        (a_request(outputs=[{"name": CANARY * 1000}]), "at most 255"),
-        (a_request(outputs=[{"name": str(i)} for i in range(1000)]), "1000 outputs; at most 256"),
-        (a_request(parameters={f"p{i}": {"bool_param": True} for i in range(1000)}), "1000 parameters; at most 256"),
-        (a_request(parameters={"pointsman_" + CANARY * 1000: {"bool_param": True}}), "is unknown; of pointsman_"),
-        (a_request(model_name="../etc"), "names no model"),
-        (a_request(model_name="a/../b"), "names no model"),
-        (a_request(model_name="double/"), "names no model"),
-        (a_request(model_name="a\tb"), "names no model"),
-        (a_request(model_name=""), "names no model"),
-        (a_request(model_name="a" * 256), "names no model"),
-    ],
-)
-def test_a_message_that_cannot_be_is_an_invalid_argument(channel: Any, data: Any, message: str) -> None:
-    error = grpc_error(channel, data)
-
-    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert re.search(message, error.details()), error.details()
-
-
-@pytest.mark.parametrize("method", ["/nothing.Here/Call", "/inference.GRPCInferenceService/Nothing", "/", "//", "/a"])
-def test_a_method_that_does_not_exist_is_unimplemented(channel: Any, method: str) -> None:
-    assert grpc_error(channel, b"", method).code() is grpc.StatusCode.UNIMPLEMENTED
-
-
-def test_a_message_beyond_the_limit_is_resource_exhausted(channel: Any) -> None:
-    error = grpc_error(channel, b"\0" * (BODY_LIMIT_BYTES + 1))
-
-    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-@pytest.mark.parametrize(
-    ("message", "coding", "status"),
-    [
-        pytest.param(b"\0\xff\xff\xff\xff", "identity", 8, id="RESOURCE_EXHAUSTED, length 2^32-1"),
-        pytest.param(b"\1\0\0\0\3abc", "gzip", 13, id="INTERNAL, not gzip"),
-        pytest.param(b"\1\0\0\0\3abc", "bogus", 13, id="INTERNAL, unknown compression"),
-    ],
-)
-def test_a_frame_that_cannot_be_ends_its_call(server: GatewayProcess, message: bytes, coding: str, status: int) -> None:
-    headers = {":method": "POST", ":scheme": "http", ":path": MODEL_INFER, ":authority": "localhost", "te": "trailers"}
-    block = b"".join(map(literal, (*headers.items(), ("content-type", "application/grpc"), ("grpc-encoding", coding))))
-    wanted = b"grpc-status%c%d" % (len(str(status)), status)
-    with connect(f"http://{server.grpc}") as connection:
-        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(1, 4, 1, block))
-        connection.sendall(frame(0, 1, 1, message))
-        received = b""
-        while b"grpc-status" not in received:
-            part = connection.recv(65536)
-            assert part, received
-            received += part
-
-    assert wanted in received
-
-
-def literal(header: tuple[str, str]) -> bytes:
-    """A header as HPACK has it without a table."""
-    name, value = (text.encode() for text in header)
-    return b"\0%c%b%c%b" % (len(name), name, len(value), value)
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """An HTTP/2 frame."""
-    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
-
-
-def test_a_deadline_may_be_a_millisecond_a_hundred_hours_or_none(server: GatewayProcess, channel: Any) -> None:
-    call = channel.unary_unary(MODEL_INFER)
-    good = a_request().SerializeToString()
-
-    assert call(good, timeout=360_000)
-    assert call(good)
-    slow = gateway_pb2.DecideRequest(route="alone", text="fast=slow").SerializeToString()
-    with pytest.raises(grpc.RpcError) as late:
-        list(channel.unary_stream("/pointsman.v1.Gateway/Decide")(slow, timeout=0.02))
-    assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-
-
-def test_an_expired_request_makes_no_backend_call(server: GatewayProcess, channel: Any) -> None:
-    before = decisions(server)
-
-    error = grpc_error(channel, a_request(), metadata=(("grpc-timeout", "1n"),), timeout=1e-9)
-
-    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert decisions(server) == before
-
-
 # --- clients that leave ---
 
 
@@ -627,13 +473,6 @@ def test_clients_that_leave_in_mid_reply_free_their_slots(server: GatewayProcess
     wait_for(lambda: total(server, r"pointsman_(?:queue_depth|batches_in_flight)\{.*\}") == 0)
 
 
-def wait_for(condition: Callable[[], bool], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.01)
-
-
 # --- secrets ---
 
 
@@ -656,10 +495,7 @@ def test_headers_are_told_to_nobody(server: GatewayProcess, header: str) -> None
 # --- metrics ---
 
 
-def test_ten_thousand_invented_names_make_no_new_series(server: GatewayProcess, channel: Any) -> None:
-    def series() -> set[str]:
-        return {line.rsplit(" ", 1)[0] for line in metrics_of(server).splitlines() if not line.startswith("#")}
-
+def test_ten_thousand_invented_names_make_no_new_series(server: GatewayProcess) -> None:
     def invent(number: int) -> None:
         name = f"{CANARY}-{number}"
         sent = (
@@ -671,20 +507,17 @@ def test_ten_thousand_invented_names_make_no_new_series(server: GatewayProcess, 
         )
         connection.sendall(sent)
         statuses.update(read(connection, replies=5, quiet_s=0.0001).statuses)
-        if number % 100 == 0:
-            grpc_error(channel, a_request(model_name=name))
-            grpc_error(channel, b"", f"/{name}/Call")
 
     statuses: set[int] = set()
     with connect(server.http) as connection:
         invent(0)
-        before = series()
+        before = series(server)
         for number in range(1, 2000):
             connection.settimeout(10)
             invent(number)
 
     assert statuses == {404, 405}
-    assert series() == before
+    assert series(server) == before
 
 
 # --- memory and the event loop ---
@@ -735,41 +568,6 @@ def test_what_takes_long_to_read_holds_up_nobody(
     assert_no_stall(server, send)
 
 
-def test_a_message_of_eight_million_tensors_holds_up_nobody(server: GatewayProcess, channel: Any) -> None:
-    data = b"\x2a\x00" * (BODY_LIMIT_BYTES // 2 - 10)
-
-    assert_no_stall(server, lambda: grpc_error(channel, data))
-
-
-def assert_no_stall(server: GatewayProcess, action: Callable[[], object]) -> None:
-    """Fail if *action* makes the event loop late.
-
-    A stall that it makes comes every time, one of a busy machine does not: tries before which the loop was late by
-    itself say nothing, and of the others one without a stall clears the action.
-    """
-    stalls = 0
-    for _ in range(40):
-        if late_probes(server, lambda: None):
-            continue
-        if not late_probes(server, action):
-            return
-        stalls += 1
-        if stalls == 8:
-            raise AssertionError(f"the event loop was over {STALL_S} s late in each of {stalls} tries")
-    pytest.skip(f"this machine stalls by itself: {40 - stalls} of 40 tries said nothing")
-
-
-def late_probes(server: GatewayProcess, action: Callable[[], object]) -> float:
-    """How many of the probes around *action* found the event loop more than `STALL_S` late."""
-    late = r'pointsman_event_loop_lag_seconds_bucket\{le="0.1"\}'
-    probes = r"pointsman_event_loop_lag_seconds_count"
-    before = total(server, probes) - total(server, late)
-    action()
-    seen = total(server, probes)
-    wait_for(lambda: total(server, probes) >= seen + 2)  # the probe that it held up
-    return total(server, probes) - total(server, late) - before
-
-
 def test_a_stall_would_be_seen(server: GatewayProcess) -> None:
     def stall() -> None:
         server.process.send_signal(signal.SIGSTOP)
@@ -796,30 +594,6 @@ def test_what_is_refused_again_and_again_takes_no_memory(server: GatewayProcess,
             assert exchange(server.http, sent, quiet_s=0.0001).statuses[0] in (400, 413)
 
     assert_no_growth(server, send)
-
-
-def test_calls_that_are_refused_again_and_again_take_no_memory(server: GatewayProcess, channel: Any) -> None:
-    data = a_request(outputs=[{"name": CANARY}] * 9_000).SerializeToString()
-
-    def send(times: int) -> None:
-        for _ in range(times):
-            grpc_error(channel, data)
-
-    assert_no_growth(server, send)
-
-
-def assert_no_growth(server: GatewayProcess, send: Callable[[int], None], times: int = 100) -> None:
-    """Fail if memory grows by over 1 MiB in each of some rounds: what leaks does, an allocator's reserve does not."""
-    process = psutil.Process(server.process.pid)
-    send(times)
-    growth = []
-    for _ in range(4):
-        before = process.memory_info().rss
-        send(times)
-        growth.append(process.memory_info().rss - before)
-        if growth[-1] <= (1 << 20) * times // 100:
-            return
-    raise AssertionError(f"memory grew by {growth} bytes in rounds of {times}")
 
 
 # --- anything at all ---

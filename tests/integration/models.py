@@ -38,6 +38,11 @@ def double(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
     return {"y": inputs["x"] * 2}
 
 
+def total(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """Numbers in, their sum out."""
+    return {"y": inputs["x"].sum(axis=1, keepdims=True)}
+
+
 def _answer(model: str, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
     return {"probabilities": np.stack([_row(model, text.decode()) for text in inputs["text"].reshape(-1)])}
 

@@ -20,7 +20,16 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from backends.contract import Datatype
-from tests.integration.process import GatewayProcess, running
+from gateway.grpc_edge.transport import Transport
+from tests.integration.process import CONFIG, GatewayProcess, running
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, grpc_transport: Transport) -> Iterator[GatewayProcess]:
+    """A gateway on `process.CONFIG`, on each gRPC transport in turn."""
+    config = f"{CONFIG}\nserver: {{grpc_transport: {grpc_transport}}}\n"
+    with running(tmp_path_factory.mktemp("gateway"), config) as process:
+        yield process
 
 
 def texts(*rows: str) -> NDArray[np.object_]:
@@ -328,9 +337,10 @@ ECHOES = "models:\n" + "".join(
 
 
 @pytest.fixture(scope="module")
-def echoes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """A gateway with an echo of every datatype."""
-    with running(tmp_path_factory.mktemp("echoes"), f"{ECHOES}store: {{path: store.db, retention: 1d}}\n") as process:
+def echoes(tmp_path_factory: pytest.TempPathFactory, grpc_transport: Transport) -> Iterator[GatewayProcess]:
+    """A gateway with an echo of every datatype, on each gRPC transport in turn."""
+    config = f"{ECHOES}store: {{path: store.db, retention: 1d}}\nserver: {{grpc_transport: {grpc_transport}}}\n"
+    with running(tmp_path_factory.mktemp("echoes"), config) as process:
         yield process
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -74,6 +75,28 @@ async def test_a_function_keeps_the_contract(model: ModuleType, function: object
         return await PYTHON.open("m", OPTIONS)
 
     await exercise_backend(open_backend, sample)
+
+
+async def test_an_inline_function_keeps_the_contract_on_the_thread_of_the_event_loop(model: ModuleType) -> None:
+    threads = set()
+
+    def noted(inputs: Arrays) -> Arrays:
+        threads.add(threading.current_thread())
+        return double(inputs)
+
+    vars(model)["function"] = noted
+
+    async def open_backend() -> Backend:
+        return await PYTHON.open("m", dataclasses.replace(OPTIONS, inline=True, max_in_flight=1))
+
+    await exercise_backend(open_backend, sample)
+
+    assert threads == {threading.current_thread()}
+
+
+async def test_inline_calls_do_not_overlap(model: ModuleType) -> None:
+    with pytest.raises(InvalidInput, match="inline calls run one at a time"):
+        await opened(model, double, dataclasses.replace(OPTIONS, inline=True))
 
 
 async def test_bytes_go_in_and_out(model: ModuleType) -> None:
@@ -148,6 +171,19 @@ async def test_an_exception_fails_the_batch_and_stays_inside(model: ModuleType) 
         await backend.infer(ones(), NO_DEADLINE)
     assert "secret" not in str(raised.value)
     assert isinstance(raised.value.__cause__, KeyError)
+    assert backend.state is State.READY
+    await backend.aclose()
+
+
+@pytest.mark.parametrize("inline", [False, True])
+async def test_a_function_that_asks_for_the_end_of_the_process_fails_its_batch(model: ModuleType, inline: bool) -> None:
+    def leave(inputs: Arrays) -> Arrays:
+        raise SystemExit(1)
+
+    backend = await opened(model, leave, replace(OPTIONS, inline=inline, max_in_flight=1))
+
+    with pytest.raises(BackendFailed):
+        await backend.infer(ones(), NO_DEADLINE)
     assert backend.state is State.READY
     await backend.aclose()
 

@@ -1,12 +1,14 @@
 import asyncio
+import gc
 import math
+import weakref
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from backends.contract import NO_DEADLINE, Batch, Deadline, Limits, Tensor, Tensors
+from backends.contract import NO_DEADLINE, Batch, Deadline, HostArray, Limits, Tensor, Tensors
 from backends.errors import (
     BackendFailed,
     Code,
@@ -26,6 +28,7 @@ from tests.unit.batching.conftest import (
     FakeBackend,
     Reports,
     batcher,
+    echo,
     idle,
     nonces,
     now,
@@ -850,6 +853,24 @@ async def test_leavers_give_back_their_room_at_once() -> None:
 
 
 @played
+async def test_what_was_answered_is_not_held_until_its_deadline() -> None:
+    held: list[weakref.ref[HostArray]] = []
+
+    async def answer(_: int, call: Call) -> Tensors:
+        return echo(call.batch)
+
+    async with batcher(FakeBackend(behave=answer)) as b:
+        for parts in (1, 20):
+            answered = await b.submit(nonces(*range(parts)), within(3600.0))
+            held.append(weakref.ref(answered["nonce"].numpy()))
+            del answered
+            await idle()
+            gc.collect()
+
+        assert [reference() for reference in held] == [None, None]
+
+
+@played
 async def test_draining_answers_what_was_accepted_and_refuses_what_is_new() -> None:
     backend = FakeBackend(Limits(max_batch=1))
     b = batcher(backend)
@@ -1149,3 +1170,35 @@ async def test_large_batches_are_merged_off_the_loop() -> None:
 
     assert [values(answer) for answer in answers] == [[0], [1], [2]]
     assert values(whole) == list(range(9))
+
+
+def ranked(to: Batcher, nonce: int, priority: int) -> asyncio.Task[Tensors]:
+    return asyncio.create_task(to.submit(nonces(nonce), NO_DEADLINE, priority))
+
+
+@played
+async def test_what_has_a_higher_priority_goes_first_when_there_is_not_room_for_all() -> None:
+    backend = FakeBackend(Limits(max_batch=1))
+    async with batcher(backend, BatchingOptions(priority_levels=3)) as one:
+        callers = [ranked(one, 0, 1)]
+        await idle()
+        callers += [ranked(one, nonce, priority) for nonce, priority in ((1, 3), (2, 0), (3, 1), (4, 99), (5, 2))]
+        for done in range(6):
+            await idle()
+            backend.calls[done].answer()
+        await asyncio.gather(*callers)
+
+    assert [values(call.batch.inputs)[0] for call in backend.calls] == [0, 3, 2, 4, 5, 1]
+
+
+@played
+async def test_without_levels_a_priority_is_taken_and_does_not_count() -> None:
+    backend = FakeBackend(Limits(max_batch=1))
+    async with batcher(backend) as one:
+        callers = [ranked(one, nonce, priority) for nonce, priority in ((0, 9), (1, 1))]
+        for done in range(2):
+            await idle()
+            backend.calls[done].answer()
+        await asyncio.gather(*callers)
+
+    assert [values(call.batch.inputs)[0] for call in backend.calls] == [0, 1]

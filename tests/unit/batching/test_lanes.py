@@ -16,6 +16,7 @@ class Entry:
     nbytes: int = 8
     deadline: Deadline = NO_DEADLINE
     arrived_s: float = 0.0
+    level: int = 0
     over: bool = field(default=False)
 
     def is_over(self) -> bool:

@@ -32,3 +32,13 @@ def test_all_faults_are_listed_at_once() -> None:
 def test_a_delay_that_is_no_delay_is_refused(delay_s: float) -> None:
     with pytest.raises(ValueError, match=r"max_delay_s is .*; use a finite number of seconds"):
         BatchingOptions(max_delay_s=delay_s)
+
+
+@pytest.mark.parametrize(("priority", "level"), [(0, 2), (1, 1), (3, 3), (4, 2), (2**64 - 1, 2)])
+def test_no_priority_and_an_unknown_one_mean_the_default(priority: int, level: int) -> None:
+    assert BatchingOptions(priority_levels=3).level(priority) == level
+
+
+def test_a_default_that_is_no_level_is_refused() -> None:
+    with pytest.raises(ValueError, match="default_priority is 4; use a level from 1 to priority_levels"):
+        BatchingOptions(priority_levels=3, default_priority=4)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from backends.contract import NO_DEADLINE, Deadline
 from batching.latency import RecentLatency
-from batching.policy import Plan, SizeAndDelay
+from batching.policy import PATIENCE_S, ByPriority, Plan, SizeAndDelay
 
 NOW = 100.0
 
@@ -17,6 +17,7 @@ class Entry:
     size: int = 1
     deadline: Deadline = NO_DEADLINE
     arrived_s: float = NOW
+    level: int = 0
 
 
 def latency_of(infer_s: float) -> RecentLatency:
@@ -145,3 +146,50 @@ def test_looking_again_at_the_time_a_plan_names_sends_what_waited(fill: float) -
     decided = policy.plan([lane], 1, latency_of(0.125), waiting.wake_at_s)
 
     assert decided.batches == (tuple(lane),)
+
+
+def ranked(*lanes: list[Entry], free_slots: int = 1, max_delay_s: float = 0.0, infer_s: float = 0.0) -> Plan[Entry]:
+    return ByPriority(2, max_delay_s).plan(lanes, free_slots, latency_of(infer_s), NOW)
+
+
+def test_in_a_lane_the_higher_level_goes_first_and_the_first_of_a_level() -> None:
+    ages = ((3, 0.4), (2, 0.3), (1, 0.2), (1, 0.1))
+    low, middle, first, second = (Entry(level=level, arrived_s=NOW - age) for level, age in ages)
+
+    assert ranked([low, middle, first, second]).batches == ((first, second),)
+    assert ranked([low, middle, first, second], free_slots=2).batches == ((first, second), (middle, low))
+
+
+def test_between_lanes_the_higher_level_goes_first() -> None:
+    low, high = Entry(level=2, arrived_s=NOW - 0.5), Entry(level=1)
+
+    assert ranked([low], [high]).batches == ((high,),)
+
+
+def test_who_has_waited_half_the_time_to_its_deadline_counts_as_highest() -> None:
+    starved = Entry(level=9, arrived_s=NOW - 1, deadline=Deadline(NOW + 1))
+    patient = Entry(level=9, arrived_s=NOW - 1, deadline=Deadline(NOW + 2))
+    high = Entry(level=1, arrived_s=NOW - 0.1)
+
+    assert ranked([patient, starved, high]).batches == ((starved, high),)
+
+
+def test_without_a_deadline_patience_ends_too() -> None:
+    starved, high = Entry(level=9, arrived_s=NOW - PATIENCE_S), Entry(level=1, arrived_s=NOW - 0.1)
+
+    assert ranked([starved], [high]).batches == ((starved,),)
+
+
+def test_a_batch_of_several_levels_goes_when_its_oldest_has_waited_its_delay() -> None:
+    low, high = Entry(level=2, arrived_s=NOW - 0.25), Entry(level=1)
+
+    assert ByPriority(4, 0.5).plan([[low, high]], 1, latency_of(0.0), NOW) == Plan(wake_at_s=NOW + 0.25)
+    assert ByPriority(4, 0.25).plan([[low, high]], 1, latency_of(0.0), NOW).batches == ((high, low),)
+
+
+def test_with_one_level_it_decides_as_without_priorities() -> None:
+    lanes = [[Entry(2, arrived_s=NOW - 0.3), Entry(arrived_s=NOW - 0.2)], [Entry(arrived_s=NOW - 0.4)]]
+
+    assert ByPriority(2, 0.1).plan(lanes, 2, latency_of(0.0), NOW) == SizeAndDelay(2, 0.1).plan(
+        lanes, 2, latency_of(0.0), NOW
+    )

@@ -150,6 +150,9 @@ class ScriptedService:
         names = (self.metadata(name, version).name,) if name else self.names()
         return tuple(self.counters[found].statistics(found, "1", (BATCHED,)) for found in names)
 
+    def why_not_ready(self, name: str) -> str | None:
+        return None if self.is_model_ready(name) else "not now"
+
     def is_ready(self) -> bool:
         return self.ready
 

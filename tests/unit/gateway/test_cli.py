@@ -113,3 +113,13 @@ def test_a_parameter_without_a_value_is_told(config: Path) -> None:
 
     assert result.exit_code == 2
     assert "'urgent' is not of the form NAME=VALUE" in result.output
+
+
+def test_workers_are_refused_beside_what_one_process_alone_can_do(config: Path) -> None:
+    with config.open("a") as file:
+        file.write("server: {shared_memory: {enabled: true}}\n")
+
+    result = CliRunner().invoke(main, ["serve", os.fspath(config), "--workers", "2"])
+
+    assert result.exit_code == 1
+    assert "--workers 2 shares the ports among processes" in result.output

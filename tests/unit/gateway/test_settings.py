@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import re
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from backends.contract import Datatype, TensorSpec
 from backends.echo import EchoOptions
 from backends.onnx import OnnxOptions
 from batching.options import BatchingOptions
+from gateway.grpc_edge.transport import Transport
 from gateway.request import Role
 from gateway.security import ApiKey, SecurityOptions
 from gateway.settings import (
@@ -33,6 +35,7 @@ from gateway.settings import (
     load_settings,
     settings_schema,
 )
+from gateway.shared_memory import SharedMemoryOptions
 from gateway.store.options import StoreOptions
 from router.calibration import Calibration, Isotonic, Temperature
 from router.certificate import Certificate, StageSubject, Subject
@@ -179,6 +182,16 @@ def test_server_store_and_security_come_to_their_options(folder: Path) -> None:
     assert whole.server == ServerOptions("localhost", 0, 0, 9002, 1_000_000, 0.0)
     assert whole.store == StoreOptions(folder / "data/p.db", 86_400.0, 2 * 1024**3)
     assert whole.security == SecurityOptions((ApiKey("ci", DIGEST, "acme", frozenset({Role.CALLER, Role.REVIEWER})),))
+
+
+def test_a_grpc_transport_that_is_not_installed_is_a_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "models: {m: {backend: echo, expose: true}}\nserver: {grpc_transport: native}\n"
+    monkeypatch.setattr("gateway.grpc_edge.transport.PACKAGE", "a_package_that_nobody_has")
+
+    (told,) = faults_of(folder, text)
+
+    assert told.startswith("2:26: server.grpc_transport: native needs pygrpc-native, which is not installed")
+    assert load(folder, text.replace("native", "auto")).server.grpc_transport is Transport.AUTO
 
 
 def test_a_small_file_gets_the_defaults(folder: Path) -> None:
@@ -362,6 +375,7 @@ FAULTS = [
     ("on_defer: error", "on_defer: maybe", "25:15: routes.digits.on_defer: is \"maybe\"; use 'provisional' or 'error'"),
     ("form: labels", "form: radio", "24:43: routes.digits.human.form: is \"radio\"; use 'labels' or 'text'"),
     ("human: none", "human: nobody", '32:12: routes.plain.human: is "nobody", which is not a mapping; write a mapping'),
+    ("http_port: 0", "http_port: 0, grpc_transport: h2", "40:57: server.grpc_transport: is \"h2\"; use 'auto', 'native' or 'grpcio'"),
     ("http_port: 0", "http_port: 70000", "40:38: server.http_port: is 70000; use at most 65535"),
     ('size: "<= 1MiB"', "size: 1MiB", "34:43: classify[0].when.size: is '1MiB', which compares nothing; write it like '<= 1MiB' or '>= 1KiB, < 1MiB'"),
     ("[billing, ", "[[x], ", "34:96: classify[0].when.parameters.team[0]: is ['x']; use text, a number, true or false, a pattern such as 'a*', or a range like '>= 3'"),
@@ -735,3 +749,45 @@ def test_a_fault_elsewhere_in_a_route_hides_no_unknown_model(folder: Path) -> No
 
     assert any("due: is '4 hours', which is not a duration" in fault for fault in told)
     assert any("there is no model 'nowhere'" in fault for fault in told)
+
+
+def test_shared_memory_is_off_until_it_is_enabled_with_its_limits(folder: Path) -> None:
+    assert load(folder, WHOLE).server.shared_memory == SharedMemoryOptions()
+    text = changed("drain: 0}", "drain: 0, shared_memory: {enabled: true, max_regions: 3, limit: 1MiB}}")
+
+    options = load(folder, text).server.shared_memory
+
+    assert options == SharedMemoryOptions(enabled=True, max_regions=3, limit_bytes=1024 * 1024)
+
+
+def test_shared_memory_is_refused_where_others_reach_the_gateway(folder: Path) -> None:
+    def text(enabled: str) -> str:
+        return changed("{host: localhost,", f"{{host: 0.0.0.0, shared_memory: {{enabled: {enabled}}},")
+
+    (fault,) = faults_of(folder, text("true"))
+
+    assert "server.shared_memory.enabled: is for clients on this machine, but host '0.0.0.0' lets others in" in fault
+    assert not load(folder, text("false")).server.shared_memory.enabled
+
+
+def test_several_workers_share_the_ports(folder: Path) -> None:
+    assert load(folder, WHOLE).server.workers == 1
+    assert load(folder, changed("drain: 0}", "drain: 0, workers: 4}")).server.workers == 4
+
+    (fault,) = faults_of(folder, changed("drain: 0}", "drain: 0, workers: 0}"))
+    assert "server.workers: " in fault
+
+
+def test_workers_and_shared_memory_are_refused_together(folder: Path) -> None:
+    text = changed("drain: 0}", "drain: 0, workers: 2, shared_memory: {enabled: true}}")
+
+    (fault,) = faults_of(folder, text)
+
+    assert "server.workers: shares the ports among processes" in fault
+    assert "set shared_memory: {enabled: false}, or workers: 1" in fault
+
+
+def test_settings_can_be_given_to_another_process(folder: Path) -> None:
+    whole = load(folder, WHOLE)
+
+    assert pickle.loads(pickle.dumps(whole)) == whole

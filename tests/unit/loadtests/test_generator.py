@@ -21,7 +21,7 @@ from tritonclient.grpc import service_pb2
 from loadtests.generator.histogram import GROWTH, Histogram
 from loadtests.generator.load import Plan, arrivals
 from loadtests.generator.report import LATENESS_BOUND_S, NotStarted, generate
-from loadtests.generator.shots import grpc_shots, http_shots, is_right_grpc, is_right_http
+from loadtests.generator.shots import Form, grpc_shots, http_shots, is_right_grpc, is_right_http
 from tests.integration.process import ROOT, GatewayProcess, running
 
 NULL = (ROOT / "loadtests" / "configs" / "null.yaml").read_text()
@@ -69,8 +69,8 @@ def test_arrivals_are_the_same_again_and_differ_between_processes() -> None:
 
 def test_the_reply_to_another_request_is_wrong() -> None:
     head = b"HTTP/1.1 200 OK\r\nInference-Header-Content-Length: 2"
-    text, text_other = http_shots("h", "dbl", False, (1, 0))[:2]
-    raw, raw_other = http_shots("h", "dbl", True, (1, 0))[:2]
+    text, text_other = http_shots("h", "/infer", Form.JSON, (1, 0))[:2]
+    raw, raw_other = http_shots("h", "/infer", Form.BINARY, (1, 0))[:2]
     message, message_other = grpc_shots("dbl", (1, 0))[:2]
     body = json.dumps({"outputs": [{"name": "y", "data": text.y}]}).encode()
     reply = service_pb2.ModelInferResponse(raw_output_contents=[message.y])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -101,6 +102,27 @@ def test_a_scalar_output_is_taken_as_it_is(shape: tuple[int, ...]) -> None:
 
 def test_a_scalar_output_with_several_values_an_item_has_no_confidence() -> None:
     assert np.isnan(measure(Measure.parse("output:x"), {"x": Tensor.of(np.ones((2, 3)))}, 2)).all()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_large_output_that_is_no_distribution_is_measured_without_a_copy(rows: int) -> None:
+    numbers = np.ones((rows, 500_000), np.float32)
+
+    tracemalloc.start()
+    found = measured("max", numbers)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert all(map(math.isnan, found))
+    assert peak < numbers.nbytes / 10
+
+
+def test_of_a_large_output_every_row_that_is_a_distribution_is_measured() -> None:
+    rows = np.ones((2, 500_000), np.float32)
+    rows[1] = 0.5 / (rows.shape[1] - 1)
+    rows[1, 7] = 0.5
+
+    assert measured("max", rows) == pytest.approx([math.nan, 0.5], nan_ok=True)
 
 
 def test_bf16_bit_patterns_are_read_as_numbers() -> None:

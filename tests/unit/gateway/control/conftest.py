@@ -8,22 +8,21 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import httpx2 as httpx
 import pytest
 from starlette.applications import Starlette
 
 from batching.report import BatchingStatistics
-from gateway.answer import Answer, AnswerId, ItemAnswer, Status, new_answer_id
+from gateway.answer import Answer, ItemAnswer, Status, new_answer_id
 from gateway.control.app import control_app
 from gateway.control.overview import ModelRow, Overview, RouteRow
 from gateway.http.asgi import AsgiApp
 from gateway.http.handler import Handler, HttpExchange
 from gateway.http.reviews import review_endpoints
-from gateway.request import Caller, Request, Role
+from gateway.request import Role
 from gateway.security import ApiKey, Authenticator, SecurityOptions, new_api_key
-from gateway.service import ModelMetadata
 from gateway.store.contract import Proposal, Review, ReviewTask
 from gateway.store.options import StoreOptions
 from gateway.store.store import SqlStore, open_store
@@ -103,34 +102,6 @@ def defer(store: SqlStore) -> Defer:
     return hand_over
 
 
-class ReadyService:
-    """A data plane that is ready; the control plane asks it nothing else."""
-
-    async def decide(self, request: Request) -> Answer:
-        raise AssertionError
-
-    async def answer(self, caller: Caller, answer_id: AnswerId, wait_s: float = 0.0) -> Answer:
-        raise AssertionError
-
-    async def feedback(self, caller: Caller, answer_id: AnswerId, item: int, label: str) -> None:
-        raise AssertionError
-
-    async def explain(self, request: Request) -> dict[str, Any]:
-        raise AssertionError
-
-    def metadata(self, name: str, version: str = "") -> ModelMetadata:
-        raise AssertionError
-
-    def names(self) -> Sequence[str]:
-        return ()
-
-    def is_ready(self) -> bool:
-        return True
-
-    def is_model_ready(self, name: str, version: str = "") -> bool:
-        raise AssertionError
-
-
 class Unobserved:
     """Ignores every exchange."""
 
@@ -139,10 +110,16 @@ class Unobserved:
 
 
 OVERVIEW = Overview(
+    True,
     1,
     (RouteRow("tickets", ("fast", "<b>strong</b>"), "<i>sure</i>", "tickets"), RouteRow("open", (), "-", None)),
     (ModelRow("fast", "ready", "7", BatchingStatistics(3, 100, 1, 10, 25, 0.0042, 0.001)),),
 )
+
+
+async def overview() -> Overview:
+    """Stands for `gateway.control.overview.overview`."""
+    return OVERVIEW
 
 
 async def exposition(accept: str) -> tuple[bytes, str]:
@@ -212,7 +189,7 @@ class Plane:
 
 def _plane(store: SqlStore, authenticator: Authenticator, keys: Mapping[str, str]) -> Plane:
     v1 = AsgiApp(Handler(review_endpoints(store), authenticator, Unobserved()))
-    app = control_app(store, ReadyService(), authenticator, v1, exposition, lambda: OVERVIEW)
+    app = control_app(store, authenticator, v1, exposition, overview)
     return Plane(app, keys)
 
 

@@ -1,4 +1,4 @@
-"""A real gRPC server over a scripted service."""
+"""A real gRPC server over a scripted service, on each transport in turn."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from grpc import aio
 
 from gateway.grpc_edge.calls import GrpcExchange
+from gateway.grpc_edge.transport import Transport, why_not_native
 from gateway.grpc_server import GrpcLimits, GrpcServer
 from gateway.security import ApiKey, Authenticator, SecurityOptions
 from tests.unit.gateway.scripted import ScriptedService
@@ -32,6 +33,15 @@ class Exchanges:
         self.told.set()
 
 
+@pytest.fixture(params=[Transport.GRPCIO, Transport.NATIVE])
+def transport(request: pytest.FixtureRequest) -> Transport:
+    """Every test that uses a server runs on both."""
+    wanted: Transport = request.param
+    if wanted is Transport.NATIVE and (why := why_not_native()) is not None:
+        pytest.skip(f"native {why}")
+    return wanted
+
+
 @pytest.fixture
 async def service() -> ScriptedService:
     return ScriptedService()
@@ -43,17 +53,18 @@ def exchanges() -> Exchanges:
 
 
 @pytest.fixture
-async def server(service: ScriptedService, exchanges: Exchanges) -> AsyncIterator[GrpcServer]:
+async def server(service: ScriptedService, exchanges: Exchanges, transport: Transport) -> AsyncIterator[GrpcServer]:
     """Open to everybody."""
-    async with GrpcServer(service, Authenticator(SecurityOptions()), exchanges, limits=LIMITS) as server:
+    everybody = Authenticator(SecurityOptions())
+    async with GrpcServer(service, everybody, exchanges, limits=LIMITS, transport=transport) as server:
         yield server
 
 
 @pytest.fixture
-async def locked(service: ScriptedService, exchanges: Exchanges) -> AsyncIterator[GrpcServer]:
+async def locked(service: ScriptedService, exchanges: Exchanges, transport: Transport) -> AsyncIterator[GrpcServer]:
     """Needs `KEY`."""
     keys = SecurityOptions((ApiKey("app", sha256(KEY.encode()).hexdigest()),))
-    async with GrpcServer(service, Authenticator(keys), exchanges, limits=LIMITS) as server:
+    async with GrpcServer(service, Authenticator(keys), exchanges, limits=LIMITS, transport=transport) as server:
         yield server
 
 

@@ -17,10 +17,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from backends.contract import NO_DEADLINE
-from gateway.grpc_edge.calls import ANSWER_ID, DETAILS
+from gateway.grpc_edge.calls import ANSWER_ID, DETAILS, Call
+from gateway.grpc_edge.health import Health
 from gateway.grpc_server import GrpcServer
+from gateway.request import Caller
 from gateway.security import Authenticator, SecurityOptions
-from pointsman_pb import rich_error_pb2
+from pointsman_pb import health_list_pb2, rich_error_pb2
 from tests.unit.gateway.grpc.conftest import LIMITS, Exchanges
 from tests.unit.gateway.scripted import ScriptedService
 
@@ -193,7 +195,8 @@ async def test_a_method_that_is_not_served_says_which_are(stub: Any) -> None:
 
 
 async def test_extensions_that_are_not_served_are_unimplemented(stub: Any) -> None:
-    shared = typed("FP32", [1]) | {"parameters": {"shared_memory_region": {"string_param": "r"}}}
+    window = {"shared_memory_region": {"string_param": "r"}, "shared_memory_byte_size": {"int64_param": 4}}
+    shared = {"name": "x", "datatype": "FP32", "shape": [1], "parameters": window}
 
     for request in (a_request(shared), a_request(parameters={"sequence_id": {"int64_param": 7}})):
         assert (await refused(stub.ModelInfer(request))).code() is grpc.StatusCode.UNIMPLEMENTED
@@ -308,13 +311,58 @@ async def test_an_idempotency_key_travels_as_metadata(stub: Any, service: Script
     assert first.fingerprint == second.fingerprint != b""
 
 
+SERVICES = [
+    "",
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+    "inference.GRPCInferenceService",
+    "pointsman.v1.Gateway",
+]
+
+
+async def states(channel: Any) -> dict[str, int]:
+    """What health's List says, by service."""
+    reply = await channel.unary_unary("/grpc.health.v1.Health/List")(b"")
+    found = health_list_pb2.HealthListResponse.FromString(reply)
+    return {service: state.status for service, state in found.statuses.items()}
+
+
 async def test_health_is_told_for_the_server_and_its_services(channel: Any) -> None:
     health = health_pb2_grpc.HealthStub(channel)
 
-    for name in ("", "inference.GRPCInferenceService", "pointsman.v1.Gateway"):
+    for name in SERVICES:
         assert (await health.Check(health_pb2.HealthCheckRequest(service=name))).status == 1
     error = await refused(health.Check(health_pb2.HealthCheckRequest(service="nothing")))
     assert error.code() is grpc.StatusCode.NOT_FOUND
+    assert await states(channel) == dict.fromkeys(SERVICES, health_pb2.HealthCheckResponse.SERVING)
+
+
+async def test_a_service_that_is_unknown_can_be_watched(channel: Any) -> None:
+    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="nothing"))
+
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+    watch.cancel()
+
+
+async def test_health_is_a_state_of_every_service_and_not_serving_once_it_drains() -> None:
+    health = Health(["some.Service"])
+    call = Call(Caller(), {}, NO_DEADLINE, 0)
+    methods: Any = health.methods
+
+    health.drain()
+
+    listed = await methods["List"].answer(call, health_list_pb2.HealthListRequest())
+    checked = await methods["Check"].answer(call, health_pb2.HealthCheckRequest(service="some.Service"))
+    watched = [r.status async for r in methods["Watch"].answer(call, health_pb2.HealthCheckRequest(service="unknown"))]
+    not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
+    assert {name: state.status for name, state in listed.statuses.items()} == {
+        "": not_serving,
+        "some.Service": not_serving,
+    }
+    assert checked.status == not_serving
+    assert watched == [health_pb2.HealthCheckResponse.SERVICE_UNKNOWN]
 
 
 async def test_draining_says_not_serving_and_lets_calls_in_flight_finish(
@@ -337,7 +385,8 @@ async def test_draining_says_not_serving_and_lets_calls_in_flight_finish(
 
 async def test_a_port_in_use_is_told(server: GrpcServer, service: ScriptedService, exchanges: Exchanges) -> None:
     port = int(server.address.rpartition(":")[2])
-    second = GrpcServer(service, Authenticator(SecurityOptions()), exchanges, port=port)
+    everybody = Authenticator(SecurityOptions())
+    second = GrpcServer(service, everybody, exchanges, port=port, transport=server.transport)
 
     with pytest.raises(OSError, match="choose another port"):
         await second.__aenter__()

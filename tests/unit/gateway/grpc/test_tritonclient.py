@@ -114,7 +114,8 @@ async def test_parameters_of_every_type_arrive(client: Any, service: ScriptedSer
 
     await client.infer("echo", [an_input(aio_grpc, "FP32")], parameters=own, priority=2)
 
-    assert service.requests[0].parameters == {**own, "priority": 2}
+    assert service.requests[0].parameters == own
+    assert service.requests[0].priority == 2
 
 
 async def test_an_error_reads_as_the_client_expects(client: Any) -> None:

@@ -20,6 +20,7 @@ from gateway.http.oip import oip_endpoints
 from gateway.http.v1 import v1_endpoints
 from gateway.request import Role
 from gateway.security import ApiKey, Authenticator, SecurityOptions
+from gateway.shared_memory import SharedMemory
 from tests.unit.gateway.scripted import ScriptedService
 
 LIMITS = HttpLimits(body_bytes=1 << 20, json_bytes=1 << 19, body_timeout_s=0.2, wait_s=5.0)
@@ -34,10 +35,14 @@ class Plane:
     service: ScriptedService = field(default_factory=ScriptedService)
     exchanges: list[HttpExchange] = field(default_factory=list)
     options: SecurityOptions = field(default_factory=SecurityOptions)
+    memory: SharedMemory | None = None
 
     def __post_init__(self) -> None:
         self.clock = clock = asyncio.get_running_loop().time
-        entries = (*oip_endpoints(self.service, LIMITS, clock), *v1_endpoints(self.service, LIMITS, clock))
+        entries = (
+            *oip_endpoints(self.service, LIMITS, clock, self.memory),
+            *v1_endpoints(self.service, LIMITS, clock),
+        )
         self.handler = Handler(entries, Authenticator(self.options), self, LIMITS)
 
     def on_http(self, exchange: HttpExchange) -> None:

@@ -291,10 +291,14 @@ async def test_an_extension_that_is_not_served_is_501(plane: Plane, name: str) -
     assert response.status == 501
 
 
-async def test_shared_memory_is_501(plane: Plane) -> None:
-    body = {"inputs": [an_input(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 8})]}
+async def test_shared_memory_that_is_off_is_501(plane: Plane) -> None:
+    window = {"shared_memory_region": "r", "shared_memory_byte_size": 8}
+    shared = {"name": "FP32", "shape": [1, 2], "datatype": "FP32", "parameters": window}
 
-    assert (await plane.send("POST", INFER, body)).status == 501
+    response = await plane.send("POST", INFER, {"inputs": [shared]})
+
+    assert response.status == 501
+    assert "shared memory is off" in told(response)["error"]
 
 
 async def test_json_beyond_its_limit_is_413_with_the_remedy(plane: Plane) -> None:

@@ -78,9 +78,9 @@ class Site:
 
     async def echo(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
         self.seen.append(request)
-        if len(request.body) % 2:
+        if len(request.octets) % 2:
             await asyncio.sleep(0)
-        return HttpResponse(200, [("x-query", request.query)], request.body)
+        return HttpResponse(200, [("x-query", request.query)], request.octets)
 
     async def big(self, caller: Caller, request: HttpRequest, path: PathParameters) -> HttpResponse:
         return HttpResponse(200, (), b"x" * int(request.query))
@@ -732,7 +732,7 @@ def read_all(parts: Sequence[bytes]) -> list[tuple[str, str, str, dict[str, str]
     for part in parts:
         request = reader.read(part)
         while request is not None:
-            found.append((request.method, request.path, request.query, dict(request.headers), request.body))
+            found.append((request.method, request.path, request.query, dict(request.headers), request.octets))
             request = reader.read(b"")
     return found
 

@@ -1,0 +1,184 @@
+"""The gRPC transport on grpcio's asyncio server, which serves every kind of call.
+
+Its log line on metadata that is no UTF-8 is dropped, as it quotes them, and they may be a key.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from grpc import aio
+
+from gateway.grpc_edge.calls import (
+    CallServer,
+    Conversation,
+    Method,
+    Offer,
+    Streaming,
+    Trailers,
+    Unary,
+    deadline_in,
+    unimplemented,
+)
+
+_NO_RETRY = ("grpc-retry-pushback-ms", "-1")
+"""Keeps clients with a retry policy from repeating the call (gRFC A6)."""
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: not str(record.msg).startswith("Invalid encoding"))
+
+# Any: the bytes of requests and replies, as which grpcio's types know no messages.
+_Context: TypeAlias = aio.ServicerContext[Any, Any]
+
+
+class GrpcioListener:
+    """Serves *offers* on *address* while it is started; implements `transport.Listener`."""
+
+    def __init__(
+        self, calls: CallServer, offers: Sequence[Offer], address: str, message_bytes: int, *, reuse_port: bool = False
+    ) -> None:
+        """Args:
+        calls: answers them.
+        address: `host:port`, or `unix:` and a path.
+        message_bytes: of a request; a longer one is RESOURCE_EXHAUSTED.
+        reuse_port: let other processes listen on the port too.
+        """
+        self._calls = calls
+        self._offers = offers
+        self._address = address
+        self._message_bytes = message_bytes
+        self._reuse_port = reuse_port
+        self._server: aio.Server | None = None
+
+    async def start(self) -> int:
+        """Listen; the port.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        server = aio.server(
+            options=(
+                ("grpc.max_receive_message_length", self._message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", int(self._reuse_port)),
+            )
+        )
+        server.add_generic_rpc_handlers([self._handlers(offer) for offer in self._offers])
+        try:
+            port = server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise OSError("it cannot be bound; choose another port") from error
+        await server.start()
+        self._server = server
+        return port
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls, and end those in flight after *grace_s* seconds; harmless when repeated."""
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(grace_s)
+
+    def _handlers(self, offer: Offer) -> grpc.GenericRpcHandler:
+        """Handlers of every method of the service: those that are served, and a refusal for all others."""
+        found = {
+            method.name: _refusing(unimplemented(method.name, offer.hint), streams=method.client_streaming)
+            for method in offer.service.methods
+        }
+        for name, method in offer.methods.items():
+            found[name] = self._handler(f"{offer.service.full_name}/{name}", method)
+        return grpc.method_handlers_generic_handler(offer.service.full_name, found)
+
+    def _handler(self, name: str, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+        match method:
+            case Unary():
+                return grpc.unary_unary_rpc_method_handler(self._unary(name, method))
+            case Streaming():
+                return grpc.unary_stream_rpc_method_handler(self._streaming(name, method))
+            case Conversation():
+                return grpc.stream_stream_rpc_method_handler(self._conversation(name, method))
+
+    def _unary(self, name: str, method: Unary) -> Callable[[bytes, _Context], Awaitable[bytes]]:
+        calls, clock = self._calls, self._calls.clock
+
+        async def serve(data: bytes, context: _Context) -> bytes:
+            started, code = clock(), grpc.StatusCode.CANCELLED
+            try:
+                deadline = deadline_in(context.time_remaining(), started)
+                ended = await calls.answer(method, data, context.invocation_metadata() or (), deadline)
+                if isinstance(ended, Trailers):
+                    code = ended.code
+                    await _abort(context, ended)
+                code = grpc.StatusCode.OK
+                return ended
+            finally:
+                calls.ended(name, code, started)
+
+        return serve
+
+    def _streaming(self, name: str, method: Streaming) -> Callable[[bytes, _Context], AsyncIterator[bytes]]:
+        calls, clock = self._calls, self._calls.clock
+
+        async def serve(data: bytes, context: _Context) -> AsyncIterator[bytes]:
+            started, code = clock(), grpc.StatusCode.CANCELLED
+            try:
+                deadline = deadline_in(context.time_remaining(), started)
+                metadata = context.invocation_metadata() or ()
+                async with aclosing(calls.replies(method, data, metadata, deadline)) as replies:
+                    async for reply in replies:
+                        if isinstance(reply, Trailers):
+                            code = reply.code
+                            await _abort(context, reply)
+                        yield reply
+                code = grpc.StatusCode.OK
+            finally:
+                calls.ended(name, code, started)
+
+        return serve
+
+    def _conversation(
+        self, name: str, method: Conversation
+    ) -> Callable[[AsyncIterator[bytes], _Context], Awaitable[None]]:
+        calls, clock = self._calls, self._calls.clock
+
+        async def serve(requests: AsyncIterator[bytes], context: _Context) -> None:
+            started, code = clock(), grpc.StatusCode.CANCELLED
+
+            async def write(reply: bytes) -> None:
+                with suppress(aio.BaseError):  # its caller has just left
+                    await context.write(reply)
+
+            try:
+                deadline = deadline_in(context.time_remaining(), started)
+                metadata = context.invocation_metadata() or ()
+                trailers = await calls.converse(method, _until_they_leave(requests), write, metadata, deadline)
+                code = grpc.StatusCode.OK if trailers is None else trailers.code
+                if trailers is not None:
+                    await _abort(context, trailers)
+            finally:
+                calls.ended(name, code, started)
+
+        return serve
+
+
+async def _until_they_leave(requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    with suppress(aio.BaseError):  # their sender has just left
+        async for data in requests:
+            yield data
+
+
+async def _abort(context: _Context, trailers: Trailers) -> NoReturn:
+    """End the call with *trailers*."""
+    metadata = trailers.metadata if trailers.repeatable else (*trailers.metadata, _NO_RETRY)
+    await context.abort(trailers.code, trailers.message, metadata)
+
+
+def _refusing(trailers: Trailers, *, streams: bool) -> grpc.RpcMethodHandler[Any, Any]:
+    """Refuses calls, with one message or a stream of them, which it does not read."""
+
+    async def serve(request: Any, context: _Context) -> NoReturn:
+        await _abort(context, trailers)
+
+    return (grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler)(serve)

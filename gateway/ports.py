@@ -1,0 +1,84 @@
+"""Ports held for workers: nobody else's, and bound so that several processes of ours can share them.
+
+`SO_REUSEPORT` shares a port with any process of the same user that asks, silently: two gateways on one port would each
+get a part of the other's callers. So a port is first bound as nobody can who must share it, which tells when somebody
+listens there, and then held by a socket that never listens: the kernel gives connections to sockets that do.
+
+The holding socket is without `SO_REUSEADDR` where that is possible. With it, another gateway that is just starting, and
+so not listening yet, would find the port free. It is not possible where connections of a process that had the port to
+itself have only just ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator
+
+_CHOOSE = "choose another port"
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket with *port* (0: any) to itself, which does not listen yet.
+
+    Raises:
+        OSError: somebody listens there, or it is no address of this machine.
+    """
+    return _bound(host, port, reuse_address=True, reuse_port=False)
+
+
+def bind_shared(host: str, port: int) -> socket.socket:
+    """A socket that shares *port* with others of this user, which does not listen yet.
+
+    Raises:
+        OSError: somebody has it who does not share.
+    """
+    return _bound(host, port, reuse_address=True, reuse_port=True)
+
+
+@contextlib.contextmanager
+def held(host: str, port: int) -> Iterator[socket.socket]:
+    """What holds *port* (0: any) for `bind_shared`, of this process and its children, and never listens.
+
+    Raises:
+        OSError: somebody has it, or it is no address of this machine.
+    """
+    with bind(host, port) as alone:
+        number = port_of(alone)
+    with _hold(host, number) as holding:
+        yield holding
+
+
+def _hold(host: str, port: int) -> socket.socket:
+    try:
+        return _bound(host, port, reuse_address=False, reuse_port=True)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return bind_shared(host, port)
+
+
+def _bound(host: str, port: int, *, reuse_address: bool, reuse_port: bool) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse_address)
+        if reuse_port:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}; {_CHOOSE}") from error
+    return bound
+
+
+def port_of(bound: socket.socket) -> int:
+    """The port that *bound* has."""
+    return int(bound.getsockname()[1])
+
+
+def address_of(bound: socket.socket) -> str:
+    """Where *bound* is, as `host:port`."""
+    host, port, *_ = bound.getsockname()
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,76 @@
+"""How sure a model is of its answers, as one more output of it.
+
+A confidence is worked out where the outputs are still one batch: NumPy takes as long for one row as for sixty, so that
+doing it for each caller apart would cost more than routing and judging together. It then travels like every other
+output, which the batcher hands to the caller whose row it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.contract import Backend, Batch, Datatype, Deadline, Limits, Signature, State, Tensor, Tensors, TensorSpec
+from backends.errors import InvalidInput
+from router.calibration import Calibrator, confidences
+from router.confidence import Measure
+
+CONFIDENCE = "pointsman.confidence"
+"""The output that `Scored` adds: FP64, one an item, NaN where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A backend with the calibrated confidence as an output beside its own; owns *backend*."""
+
+    backend: Backend
+    measure: Measure
+    calibrator: Calibrator
+    signature: Signature
+
+    @classmethod
+    def of(cls, model_name: str, backend: Backend, measure: Measure, calibrator: Calibrator) -> Scored:
+        """Score *backend*, whose confidence is *calibrator*'s reading of *measure*.
+
+        Raises:
+            InvalidInput: it has an output of that name already.
+        """
+        own = backend.signature
+        if any(spec.name == CONFIDENCE for spec in own.outputs):
+            raise InvalidInput(f"model {model_name!r} has an output {CONFIDENCE!r}, which is the gateway's; rename it")
+        spec = TensorSpec(CONFIDENCE, Datatype.FP64, ())
+        return cls(backend, measure, calibrator, Signature(own.inputs, (*own.outputs, spec)))
+
+    @property
+    def version(self) -> str:
+        """The backend's."""
+        return self.backend.version
+
+    @property
+    def limits(self) -> Limits:
+        """The backend's."""
+        return self.backend.limits
+
+    @property
+    def state(self) -> State:
+        """The backend's."""
+        return self.backend.state
+
+    async def infer(self, batch: Batch, deadline: Deadline) -> Tensors:
+        """The backend's outputs, and how sure it is of each item."""
+        outputs = await self.backend.infer(batch, deadline)
+        sure = confidences(self.measure, self.calibrator, outputs, batch.size)
+        return {**outputs, CONFIDENCE: Tensor(Datatype.FP64, sure.shape, sure)}
+
+    async def aclose(self) -> None:
+        """Close the backend."""
+        await self.backend.aclose()
+
+
+def scores_of(outputs: Tensors) -> tuple[Tensors, NDArray[np.float64]]:
+    """A scored model's own outputs, and its confidences, (n,)."""
+    own = dict(outputs)
+    sure: NDArray[np.float64] = own.pop(CONFIDENCE).numpy()  # as `Scored.infer` made it
+    return own, sure

@@ -1,0 +1,72 @@
+"""Ports that several processes share, and nobody else."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from gateway.ports import address_of, bind, bind_shared, held, port_of
+
+HOST = "127.0.0.1"
+
+
+def test_workers_share_a_port_that_is_held_for_them() -> None:
+    with (
+        held(HOST, 0) as held_for_them,
+        bind_shared(HOST, port_of(held_for_them)) as one,
+        bind_shared(HOST, port_of(held_for_them)) as other,
+    ):
+        one.listen()
+        other.listen()
+
+        assert address_of(one) == address_of(other) == address_of(held_for_them)
+
+
+def test_who_holds_a_port_takes_no_connections() -> None:
+    with held(HOST, 0) as holding, pytest.raises(ConnectionRefusedError):
+        socket.create_connection((HOST, port_of(holding)))
+
+
+def test_a_port_that_somebody_listens_on_is_refused() -> None:
+    with bind(HOST, 0) as taken:
+        taken.listen()
+        port = port_of(taken)
+
+        with pytest.raises(OSError, match=f"cannot listen on {HOST}:{port}.*choose another port"), held(HOST, port):
+            pass
+
+
+def test_a_port_that_others_of_this_user_share_is_refused() -> None:
+    with held(HOST, 0) as holding, bind_shared(HOST, port_of(holding)) as worker:
+        worker.listen()
+
+        for taking in (held, bind):
+            with pytest.raises(OSError, match="choose another port"), taking(HOST, port_of(holding)):
+                pass
+
+
+def test_a_port_is_held_before_anybody_listens() -> None:
+    with held(HOST, 0) as holding:
+        for taking in (held, bind):
+            with pytest.raises(OSError, match="choose another port"), taking(HOST, port_of(holding)):
+                pass
+
+
+def test_a_port_whose_last_connections_have_only_just_ended_can_be_held() -> None:
+    with bind(HOST, 0) as before:
+        before.listen()
+        port = port_of(before)
+        with socket.create_connection((HOST, port)) as client:
+            accepted, _ = before.accept()
+            accepted.close()  # the side that closes first keeps the port for a while
+            assert client.recv(1) == b""
+
+    with held(HOST, port), bind_shared(HOST, port) as worker:
+        worker.listen()
+        assert port_of(worker) == port
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(OSError, match=r"cannot listen on 192\.0\.2\.1:0"), held("192.0.2.1", 0):
+        pass
