@@ -62,6 +62,7 @@ class _Job:
             error = raised
         with suppress(RuntimeError):  # the loop is gone, and with it whoever waited
             self._loop.call_soon_threadsafe(self._settle, result, error)
+        del result, error  # this frame is in the error's traceback
 
     def call_off(self) -> bool:
         """Run it no more, if it has no thread yet; else tell it to stop. Whether it is over."""
@@ -111,10 +112,12 @@ class _Job:
 
 
 def _settable(error: BaseException) -> BaseException:
-    """*error*, which a future refuses to carry if it is a StopIteration."""
-    if not isinstance(error, StopIteration):
+    """*error*, or what stands for one that a future refuses to carry, or that would end whoever waits (SystemExit,
+    the panics of libraries in Rust).
+    """
+    if isinstance(error, Exception | asyncio.CancelledError) and not isinstance(error, StopIteration):
         return error
-    told = RuntimeError("the work raised StopIteration")
+    told = RuntimeError(f"the work raised {type(error).__name__}")
     told.__cause__ = error
     return told
 
@@ -177,6 +180,7 @@ class Workers:
             self._jobs.discard(job)
             if timer is not None:
                 timer.cancel()
+            del job.answer  # its error's traceback leads here: a cycle would keep the tensors until a collection
         if job.is_late:
             raise DeadlineExceeded(f"the deadline passed while model {self._model_name!r} was at work; allow more time")
         return cast(T, result)

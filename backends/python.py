@@ -19,8 +19,8 @@ microseconds, a rule or a lookup, to which the way to a thread and back would ad
 40 us of CPU and, between two threads that sleep, 60 to 100 us of waiting. A function that takes a millisecond, or
 that ever waits for anything, does not belong there.
 
-Async functions are refused: one that computes would hold up the
-event loop for everybody, and one that waits for a service belongs in a backend of its own.
+Async functions are refused: one that computes would hold up the event loop for everybody, and one that waits for a
+service belongs in a backend of its own.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Python:
         given = {name: _read_only(host_array(name, tensor)) for name, tensor in batch.inputs.items()}
         try:
             returned = self._function(given)
-        except (Exception, SystemExit) as error:  # the function is somebody else's: anything can happen in it
+        except BaseException as error:  # the function is somebody else's: anything can happen in it, panics too
             raise BackendFailed(
                 f"model {self._name!r} failed on this batch; its operator's log has the cause"
             ) from error

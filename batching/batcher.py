@@ -332,6 +332,11 @@ class Batcher:
         return await self._off_loop(nbytes, join, replies)
 
     @property
+    def is_open(self) -> bool:
+        """Whether it takes requests."""
+        return self._is_open
+
+    @property
     def max_batch(self) -> int:
         """Most items in one call of the backend."""
         return self._max_batch

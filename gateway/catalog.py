@@ -39,7 +39,7 @@ class Model:
         """A snapshot for the router."""
         forecast = self.batcher.forecast()
         return ModelState(
-            ready=self.loaded and self.backend.state is State.READY,
+            ready=self.loaded and self.backend.state is State.READY and self.batcher.is_open,
             version=self.backend.version,
             predicted_wait_s=forecast.wait_s,
             latency_s=forecast.latency_s,

@@ -460,7 +460,9 @@ def _known(catalog: Catalog, request: Request) -> str:
     """
     if request.version not in ("", ROUTE_VERSION):
         raise NotFound(f"route {request.route!r} has no version {shorten(request.version)}; leave the version out")
-    if request.route != AUTO and request.route not in catalog.routes:
+    table = catalog.table
+    is_known = request.route in catalog.routes or (request.route == AUTO and (table.rules or table.default))
+    if not is_known:
         raise _unknown(catalog, request.route)
     return request.route
 

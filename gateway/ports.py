@@ -16,7 +16,10 @@ import errno
 import socket
 from collections.abc import Iterator
 
-_CHOOSE = "choose another port"
+_REMEDIES = {
+    errno.EADDRNOTAVAIL: "choose an address of this machine as the host",
+    errno.EACCES: "choose a port from 1024 on",
+}
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -60,7 +63,12 @@ def _hold(host: str, port: int) -> socket.socket:
 
 
 def _bound(host: str, port: int, *, reuse_address: bool, reuse_port: bool) -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise OSError(
+            error.errno, f"cannot listen on {host!r}: {error.strerror}; choose an address of this machine as the host"
+        ) from error
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse_address)
@@ -69,7 +77,8 @@ def _bound(host: str, port: int, *, reuse_address: bool, reuse_port: bool) -> so
         bound.bind(address)
     except OSError as error:
         bound.close()
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}; {_CHOOSE}") from error
+        remedy = _REMEDIES.get(error.errno or 0, "choose another port")
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from error
     return bound
 
 

@@ -22,10 +22,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -46,6 +47,8 @@ from gateway.grpc_edge.calls import (
 )
 from gateway.grpc_edge.on_grpcio import GrpcioListener
 from gateway.status import refusal_of
+
+log = logging.getLogger("pointsman.grpc")
 
 _BATCH = 256
 """Most events that are handed over at a time."""
@@ -172,19 +175,28 @@ class NativeListener:
 
     def _take(self, events: Sequence[_Event], received_s: float) -> None:
         """Begin calls, and cancel those whose caller has left or whose deadline has passed."""
-        for kind, call_id, method_id, payload, _, details in events:
-            if kind == EVENT_CANCEL:
-                self._cancel(call_id)
-                continue
-            assert payload is not None
-            assert details is not None
-            if self._refusal is not None:
-                self._end(call_id, self._refusal)
-                self._calls.ended(self._names[method_id], self._refusal.code, received_s)
-                continue
-            metadata, _, remaining_s = details
-            serving = self._serve[method_id](call_id, payload, metadata, remaining_s, received_s)
-            self._running[call_id] = self._loop.create_task(serving, name=self._names[method_id])
+        for event in events:
+            try:
+                self._take_one(event, received_s)
+            except Exception as error:  # a bug, here or in the front; those behind it are not to pay for it
+                log.exception("a gRPC call could not be taken")
+                with suppress(Exception):
+                    self._end(event[1], trailers_of(refusal_of(error)))
+
+    def _take_one(self, event: _Event, received_s: float) -> None:
+        kind, call_id, method_id, payload, _, details = event
+        if kind == EVENT_CANCEL:
+            self._cancel(call_id)
+            return
+        assert payload is not None
+        assert details is not None
+        if self._refusal is not None:
+            code = self._refuse(call_id, self._refusal)
+            self._calls.ended(self._names[method_id], code, received_s)
+            return
+        metadata, _, remaining_s = details
+        serving = self._serve[method_id](call_id, payload, metadata, remaining_s, received_s)
+        self._running[call_id] = self._loop.create_task(serving, name=self._names[method_id])
 
     def _cancel(self, call_id: int) -> None:
         task = self._running.get(call_id)
@@ -213,8 +225,7 @@ class NativeListener:
                 else:
                     reply = await answer(method, data, metadata, deadline_in(remaining_s, started_s))
                 if isinstance(reply, Trailers):
-                    if self._end(call_id, reply):
-                        code = reply.code
+                    code = self._refuse(call_id, reply)
                 elif send(call_id, reply) != STREAM_CLOSED:  # the first message of a stream has room
                     end(call_id)
                     code = grpc.StatusCode.OK
@@ -222,7 +233,7 @@ class NativeListener:
                 self._end_unfinished(call_id)
                 raise
             except Exception as error:  # the front took offence: its caller must not wait for ever
-                self._end(call_id, trailers_of(refusal_of(error)))
+                code = self._refuse(call_id, trailers_of(refusal_of(error)))
             finally:
                 forget(call_id, None)
                 ended(name, code, started_s)
@@ -236,16 +247,13 @@ class NativeListener:
             code = grpc.StatusCode.CANCELLED
             try:
                 if len(data) > self._message_bytes:
-                    trailers = trailers_of(refusal_of(too_large(len(data), self._message_bytes)))
-                    code = trailers.code
-                    self._end(call_id, trailers)
+                    code = self._refuse(call_id, trailers_of(refusal_of(too_large(len(data), self._message_bytes))))
                     return
                 deadline = deadline_in(remaining_s, started_s)
                 async with aclosing(self._calls.replies(method, data, metadata, deadline)) as replies:
                     async for reply in replies:
                         if isinstance(reply, Trailers):
-                            if self._end(call_id, reply):
-                                code = reply.code
+                            code = self._refuse(call_id, reply)
                             return
                         if not await self._send(call_id, reply):
                             return
@@ -255,7 +263,7 @@ class NativeListener:
                 self._end_unfinished(call_id)
                 raise
             except Exception as error:  # as above
-                self._end(call_id, trailers_of(refusal_of(error)))
+                code = self._refuse(call_id, trailers_of(refusal_of(error)))
             finally:
                 self._running.pop(call_id, None)
                 self._calls.ended(name, code, started_s)
@@ -269,6 +277,10 @@ class NativeListener:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _MOST_ROOM_S)
         return sent != STREAM_CLOSED
+
+    def _refuse(self, call_id: int, trailers: Trailers) -> grpc.StatusCode:
+        """End the call with *trailers*; what its caller was told, CANCELLED where it has left."""
+        return trailers.code if self._end(call_id, trailers) else grpc.StatusCode.CANCELLED
 
     def _end(self, call_id: int, trailers: Trailers) -> bool:
         """Whether the call ended with *trailers*; False where its caller has left."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends.contract import TensorSpec
-from backends.errors import TooLarge, UnsupportedMedia
+from backends.errors import InvalidInput, TooLarge, UnsupportedMedia
 from gateway.http import headers
 from gateway.http.handler import HttpLimits
 from gateway.http.messages import HttpRequest, HttpResponse, PathParameters, json_response
@@ -36,7 +36,7 @@ from gateway.oip.metadata import SERVER_NAME, SERVER_VERSION, extensions, model_
 from gateway.oip.parameters import deadline_of
 from gateway.oip.render import told
 from gateway.oip.repository import index, refuse_change, refuse_overrides, wants_ready, with_dependents
-from gateway.oip.shapes import route_name
+from gateway.oip.shapes import route_name, shorten
 from gateway.oip.statistics import model_stats
 from gateway.request import Caller, Protocol, Role
 from gateway.service import ROUTE_VERSION, DataPlane, ModelControl
@@ -141,7 +141,10 @@ class _Oip:
         """Load a model anew."""
         if self.control is None:
             refuse_change("load")
-        refuse_overrides(_parameters(request))
+        given = _parameters(request)
+        if not isinstance(given, dict):
+            raise InvalidInput(f"parameters are {shorten(given)}; they are a JSON object")
+        refuse_overrides(given)
         await self.control.load(route_name(path["model"]))
         return _EMPTY
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import field, replace
 
 from backends.contract import Deadline, SharedMemoryWindow, Tensors, record
+from backends.errors import InvalidInput
 from gateway.answer import Answer
 from gateway.oip.classification import check_classes
 from gateway.oip.fingerprint import of_tensors
@@ -80,6 +81,7 @@ async def infer(service: Service, asked: Inference, memory: SharedMemory) -> tup
 async def _infer_shared(service: Service, asked: Inference, memory: SharedMemory) -> tuple[Answer, Rendered]:
     """Answer *asked*, of which a tensor lies in shared memory: as if it had come, and could go, in the message."""
     _check_outputs(service, asked)
+    _check_inputs(service, asked)
     tenant = asked.caller.tenant
     found = places(memory, tenant, asked.windows)
     tensors = await loaded(memory, tenant, asked.tensors)
@@ -94,6 +96,16 @@ async def _rendered(service: Service, asked: Inference, answer: Answer) -> Rende
     if len(answer.items) * sum(asked.classes.values()) <= _QUICK_CLASSES:
         return await told(answer, render, answer, asked.wanted, asked.classes, labels)
     return await asyncio.to_thread(render, answer, asked.wanted, asked.classes, labels)
+
+
+def _check_inputs(service: Service, asked: Inference) -> None:
+    """Refuse an input that nobody takes before anything is copied for it."""
+    if asked.route == AUTO:
+        return
+    known = [spec.name for spec in service.metadata(asked.route, asked.version).inputs]
+    for name in asked.tensors:
+        if name not in known:
+            raise InvalidInput(f"input {name!r} is unknown; expected {sorted(known)}")
 
 
 def _check_outputs(service: Service, asked: Inference) -> None:

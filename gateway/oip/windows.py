@@ -23,6 +23,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import NoReturn, TypeVar
 
 from backends.contract import Datatype, SharedMemoryWindow, Tensor, Tensors
@@ -105,6 +106,12 @@ async def loaded(memory: SharedMemory, tenant: str, tensors: Tensors) -> Tensors
         TooLarge: a tensor is larger than may be copied.
         Unavailable: other requests' copies take all the memory that these may take.
     """
+    texts = [size for tensor in tensors.values() if (size := _text_bytes(tensor))]
+    if len(texts) > 1 and sum(texts) > memory.heap_bytes:
+        raise TooLarge(
+            f"the inputs have {sum(texts)} bytes of BYTES in shared memory; at most {memory.heap_bytes} are read: send "
+            "several requests"
+        )
     reads = {
         name: _read_of(memory, tenant, name, tensor)
         for name, tensor in tensors.items()
@@ -113,6 +120,12 @@ async def loaded(memory: SharedMemory, tenant: str, tensors: Tensors) -> Tensors
     read = partial(_read_all, list(reads.values()))
     found = await _done(read, all(r.is_quick for r in reads.values()), sum(r.size for r in reads.values()))
     return {**tensors, **dict(zip(reads, found, strict=True))}
+
+
+def _text_bytes(tensor: Tensor) -> int:
+    """What BYTES in shared memory take; 0 for any other tensor."""
+    window = tensor.data
+    return window.byte_size if tensor.datatype is Datatype.BYTES and isinstance(window, SharedMemoryWindow) else 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,8 +185,12 @@ def places(memory: SharedMemory, tenant: str, windows: Mapping[str, SharedMemory
     Raises:
         Unimplemented: shared memory is off.
         NotFound: *tenant* has no such region.
-        InvalidInput: a window is beyond its region.
+        InvalidInput: a window is beyond its region, or two of them have bytes in common.
     """
+    ordered = sorted(windows.items(), key=lambda one: (one[1].region, one[1].offset))
+    for (name, window), (other, following) in pairwise(ordered):
+        if window.region == following.region and window.offset + window.byte_size > following.offset:
+            raise InvalidInput(f"outputs {name!r} and {other!r} go to places in shared memory that overlap; move one")
     return {name: Place(memory.window(tenant, window), window) for name, window in windows.items()}
 
 
@@ -182,7 +199,7 @@ async def stored(found: Mapping[str, Place], outputs: Tensors) -> Tensors:
 
     Raises:
         InvalidInput: an output is longer than its place; then none is written.
-        Unavailable: this machine has no shared memory left.
+        Unavailable: this machine has no shared memory left; what was written before stays.
     """
     wanted = {name: outputs[name] for name in found if name in outputs}
     size = sum(tensor.nbytes for tensor in wanted.values())

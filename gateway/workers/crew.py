@@ -8,7 +8,9 @@ import itertools
 import json
 import logging
 import math
+import os
 import random
+import shutil
 import socket
 import sys
 import time
@@ -33,6 +35,7 @@ ASK_S = 1.0
 """What a worker gets to tell of itself; one that does not is as it was."""
 
 BACKOFF_S, MOST_BACKOFF_S = 0.1, 5.0
+_MOST_ROW = 10  # failures in a row that are counted: the pause has long stopped growing then
 """A worker is started again after a random part of the one, doubled with every end in a row, up to the other."""
 
 LAST_WORDS_S = 0.5
@@ -87,16 +90,32 @@ class Worker:
         """
         self.restarts += 1
         self._ready_at = math.inf
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", _PROGRAM, f"pointsman worker {self.number}", json.dumps(sys.path)),
-                stdin=theirs.fileno(),
-                start_new_session=True,  # Ctrl-C in a terminal is the supervisor's to hear
-            )
-        self.pid = process.pid
-        reader, self._writer = await asyncio.open_connection(sock=ours)
+        # Its temporary files, the socket behind its gRPC port among them, end with it, however that ends.
+        temporary = self._folder / f"{self.number}"
         try:
+            temporary.mkdir(exist_ok=True)
+            return await self._run(on_ready, temporary)
+        except OSError as error:  # of memory, processes or descriptors there may be enough again, later
+            raise WorkerFailed(f"no process can be started: {error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    async def _run(self, on_ready: Callable[[], None], temporary: Path) -> str:
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = self._process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-c", _PROGRAM, f"pointsman worker {self.number}", json.dumps(sys.path)),
+                    stdin=theirs.fileno(),
+                    start_new_session=True,  # Ctrl-C in a terminal is the supervisor's to hear
+                    env={**os.environ, "TMPDIR": str(temporary)},
+                )
+        except BaseException:
+            ours.close()
+            raise
+        self.pid = process.pid
+        try:
+            reader, self._writer = await asyncio.open_connection(sock=ours)
             await send(self._writer, Start(self.number, self._settings, self._questions, _level()))
             if self._is_over:
                 self.kill()
@@ -267,7 +286,7 @@ class Crew:
                 return
             if not self._all_ready.is_set():
                 raise WorkerFailed(why)
-            row = 0 if worker.was_stable else row + 1
+            row = 0 if worker.was_stable else min(row + 1, _MOST_ROW)
             pause_s = random.uniform(0.0, min(MOST_BACKOFF_S, BACKOFF_S * 2**row))  # noqa: S311  # no secret
             log.error("worker %d: %s; it is started again in %.2f s", worker.number, why, pause_s)
             with contextlib.suppress(TimeoutError):
@@ -280,6 +299,9 @@ class Crew:
             return await worker.run(lambda: self._on_ready(worker))
         except WorkerFailed as error:
             return str(error)
+        except Exception:  # a bug, in what it says or in who hears it, that its siblings are not to pay for
+            log.exception("worker %d could not be heard", worker.number)
+            return "it could not be heard"
         finally:
             if worker.report is not None:
                 self._kept = metrics.counted(worker.report.families, self._kept)

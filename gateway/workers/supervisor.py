@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from gateway.serve import LAST_REPLIES_S, Addresses, Listener, Signals, backgrou
 from gateway.settings import Settings
 from gateway.workers.crew import Crew
 
+_MOST_PATH = 60
+"""Longest name of the workers' folder, in which each has one for the socket behind its gRPC port."""
+
 _LAST_PAGES_S = 1.0
 """What the control port's last requests get."""
 
@@ -29,7 +32,7 @@ def run(settings: Settings, announce: Callable[[Addresses], None]) -> None:
 
     Raises:
         OSError: an address cannot be bound.
-        PointsmanError: a model or the store cannot be opened.
+        PointsmanError: a worker cannot start, or the store be opened.
     """
     uvloop.run(supervise(settings, announce))
 
@@ -42,7 +45,7 @@ async def supervise(settings: Settings, announce: Callable[[Addresses], None]) -
         http = stack.enter_context(held(server.host, server.http_port))
         grpc = stack.enter_context(held(server.host, server.grpc_port))
         control = stack.enter_context(bind(server.host, server.control_port))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pointsman-workers-")))
+        folder = Path(stack.enter_context(_private_folder()))
         settings = replace(settings, server=replace(server, http_port=port_of(http), grpc_port=port_of(grpc)))
         crew = Crew(settings, folder)
         async with compose_control(settings, crew) as plane, crew:
@@ -53,3 +56,16 @@ async def supervise(settings: Settings, announce: Callable[[Addresses], None]) -
                 announce(Addresses(address_of(http), address_of(grpc), address_of(control)))
                 await crew.watch(signals.first)
                 await crew.drain(signals.second, server.drain_s + LAST_REPLIES_S + CLOSE_S)
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[str]:
+    """A folder that only this user can open, for sockets and what workers write; removed at the end.
+
+    Raises:
+        OSError: there is none, or its name would be too long for the sockets in it.
+    """
+    with tempfile.TemporaryDirectory(prefix="pointsman-workers-", ignore_cleanup_errors=True) as folder:
+        if len(folder) > _MOST_PATH:
+            raise OSError(f"the folder for temporary files, {tempfile.gettempdir()}, has too long a name; set TMPDIR")
+        yield folder

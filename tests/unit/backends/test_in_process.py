@@ -6,7 +6,9 @@ import asyncio
 import gc
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -82,6 +84,41 @@ async def test_a_cancelled_call_stops_running_work_and_waits_for_its_end(workers
     with pytest.raises(asyncio.CancelledError):
         await call
     assert gate.ended
+
+
+async def test_a_call_that_fails_holds_nothing_of_what_it_was_given(workers: Workers) -> None:
+    class Given:
+        pass
+
+    async def fail() -> weakref.ref[Given]:
+        given = Given()
+
+        def work() -> None:
+            raise ValueError(str(given))
+
+        with suppress(ValueError):
+            await workers.run(work, NO_DEADLINE)
+        return weakref.ref(given)
+
+    gc.disable()
+    try:
+        held = await fail()
+        await asyncio.to_thread(int)  # the thread has gone on
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+async def test_a_panic_is_an_error_of_the_call_alone(workers: Workers) -> None:
+    class Panic(BaseException):
+        """As libraries in Rust have."""
+
+    def fail() -> None:
+        raise Panic
+
+    with pytest.raises(RuntimeError, match="the work raised Panic"):
+        await workers.run(fail, NO_DEADLINE)
+    assert await workers.run(lambda: 1, NO_DEADLINE) == 1
 
 
 async def test_how_stopped_work_fails_is_nobodys_business(workers: Workers) -> None:

@@ -68,5 +68,13 @@ def test_a_port_whose_last_connections_have_only_just_ended_can_be_held() -> Non
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(OSError, match=r"cannot listen on 192\.0\.2\.1:0"), held("192.0.2.1", 0):
+    with pytest.raises(OSError, match=r"cannot listen on 192\.0\.2\.1:0.*choose an address"), held("192.0.2.1", 0):
+        pass
+
+
+def test_a_name_of_no_machine_is_refused_with_the_remedy() -> None:
+    with (
+        pytest.raises(OSError, match=r"no such.*; choose an address"),
+        held("no such", 0),
+    ):
         pass

@@ -196,7 +196,7 @@ async def test_a_method_that_is_not_served_says_which_are(stub: Any) -> None:
 
 async def test_extensions_that_are_not_served_are_unimplemented(stub: Any) -> None:
     window = {"shared_memory_region": {"string_param": "r"}, "shared_memory_byte_size": {"int64_param": 4}}
-    shared = {"name": "x", "datatype": "FP32", "shape": [1], "parameters": window}
+    shared = {"name": "FP32", "datatype": "FP32", "shape": [1], "parameters": window}
 
     for request in (a_request(shared), a_request(parameters={"sequence_id": {"int64_param": 7}})):
         assert (await refused(stub.ModelInfer(request))).code() is grpc.StatusCode.UNIMPLEMENTED

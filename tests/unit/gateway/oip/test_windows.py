@@ -280,6 +280,21 @@ async def test_places_are_checked_before_there_is_anything_to_write(memory: Shar
         places(SharedMemory(), "t", {"y": SharedMemoryWindow("r", 0, 8)})
 
 
+async def test_texts_of_one_request_together_are_limited_as_a_body_is(memory: SharedMemory) -> None:
+    texts = {name: at(Datatype.BYTES, (1, 1), 0, 700) for name in ("a", "b")}
+
+    with pytest.raises(TooLarge, match="have 1400 bytes of BYTES in shared memory; at most 1024 are read"):
+        await loaded(memory, "t", texts)
+
+
+def test_places_that_overlap_are_refused(memory: SharedMemory) -> None:
+    apart = {"a": SharedMemoryWindow("r", 8, 8), "b": SharedMemoryWindow("r", 0, 8)}
+    assert places(memory, "t", apart).keys() == {"a", "b"}
+
+    with pytest.raises(InvalidInput, match="'a' and 'b' go to places in shared memory that overlap; move one"):
+        places(memory, "t", {"b": SharedMemoryWindow("r", 4, 8), "a": SharedMemoryWindow("r", 0, 8)})
+
+
 async def test_an_output_goes_to_a_region_that_was_unregistered_meanwhile(memory: SharedMemory, folder: Path) -> None:
     found = places(memory, "t", {"y": SharedMemoryWindow("r", 0, 8)})
     memory.unregister("t")
