@@ -77,6 +77,13 @@ async def test_unknown_routes_and_versions_are_not_found(tmp_path: Path) -> None
             gateway.pipeline.is_model_ready("words", "7")
 
 
+async def test_auto_is_no_route_where_no_rules_are_configured(tmp_path: Path) -> None:
+    text = "models: {echo: {backend: echo, expose: true}}\nstore: {path: store.db}\n"
+    async with compose(settings_of(tmp_path, text)) as gateway:
+        with pytest.raises(NotFound, match="no route 'auto'; known: echo"):
+            await gateway.pipeline.decide(request_for("auto", x=1))
+
+
 async def test_a_rule_can_send_requests_straight_to_a_person(tmp_path: Path) -> None:
     straight = CONFIG.replace(
         '  - when: {route: auto, content_type: "text/*"}\n    route: words',
