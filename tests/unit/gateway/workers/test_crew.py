@@ -48,6 +48,7 @@ async def test_however_often_one_fails_it_is_tried_again(
     async def run(self: Worker, on_ready: Any) -> str:  # Any: as above
         nonlocal tries
         if not tries:
+            self.pid = 1  # as a started process has one
             on_ready()
         tries += 1
         if tries == 2500:
