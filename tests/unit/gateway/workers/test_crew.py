@@ -17,7 +17,9 @@ from gateway.workers.supervisor import supervise
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     path = tmp_path / "gateway.yaml"
-    path.write_text("models: {echo: {backend: echo, expose: true}}\nserver: {workers: 2}\n")
+    path.write_text(
+        "models: {echo: {backend: echo, expose: true}}\nserver: {workers: 2, http_port: 0, grpc_port: 0, control_port: 0}\n"
+    )
     return load_settings(path)
 
 
