@@ -318,7 +318,7 @@ class Batcher:
             self._leave(entry)
             raise
 
-    async def _submit_parts(self, batch: Batch, key: Key, deadline: Deadline, now: float, priority: int = 0) -> Tensors:
+    async def _submit_parts(self, batch: Batch, key: Key, deadline: Deadline, now: float, priority: int) -> Tensors:
         parts = [self._enqueue(part, part.nbytes, key, deadline, now, priority) for part in cut(batch, self._max_batch)]
         try:
             replies = await asyncio.gather(*(part.told() for part in parts))
@@ -406,9 +406,7 @@ class Batcher:
             retry_after_s=max(_SHORTEST_RETRY_S, self.statistics().predicted_wait_s),
         )
 
-    def _enqueue(
-        self, batch: Batch, nbytes: int, key: Key, deadline: Deadline, now: float, priority: int = 0
-    ) -> _Entry:
+    def _enqueue(self, batch: Batch, nbytes: int, key: Key, deadline: Deadline, now: float, priority: int) -> _Entry:
         entry = _Entry(batch, nbytes, key, deadline, now, self._loop.create_future())
         if self._has_levels:
             entry = _Ranked.of(entry, self._options.level(priority))

@@ -11,15 +11,13 @@ from types import TracebackType
 from typing import Self
 
 from gateway.grpc_edge import gateway_v1, health, oip
-from gateway.grpc_edge.calls import CallServer, GrpcObserver, Offer
+from gateway.grpc_edge.calls import OLDER, CallServer, GrpcObserver, Offer
 from gateway.grpc_edge.on_grpcio import GrpcioListener
 from gateway.grpc_edge.reflection import Reflection
 from gateway.grpc_edge.transport import Listener, Transport, chosen
 from gateway.security import Authenticator, is_loopback
 from gateway.service import DataPlane, ModelControl
 from gateway.shared_memory import SharedMemory
-
-_HINT = "this server is older than its caller"
 
 log = logging.getLogger("pointsman.grpc")
 
@@ -75,8 +73,8 @@ class GrpcServer:
         self._health = health.Health(reflection.services)
         self._offers = (
             Offer(oip.SERVICE, oip.oip_methods(service, memory=memory, control=control), oip.HINT),
-            Offer(gateway_v1.SERVICE, gateway_v1.gateway_methods(service), _HINT),
-            Offer(health.SERVICE, self._health.methods, _HINT),
+            Offer(gateway_v1.SERVICE, gateway_v1.gateway_methods(service), OLDER),
+            Offer(health.SERVICE, self._health.methods, OLDER),
             *reflection.offers(),
         )
         self._host = host

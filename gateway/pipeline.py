@@ -330,12 +330,12 @@ class Pipeline:
         """
         if name == AUTO and self._serves_auto and version in ("", ROUTE_VERSION):
             return ModelMetadata(AUTO, (ROUTE_VERSION,), "pointsman", (_ANYTHING,), ())
+        route = self._route(name, version)
         if self._described is not self.catalog:
             self._described, self._descriptions = self.catalog, {}
-        found = self._descriptions.get(name)
-        if found is None or version not in ("", ROUTE_VERSION):
-            found = self._descriptions[name] = self._describe(self._route(name, version))
-        return found
+        if name not in self._descriptions:
+            self._descriptions[name] = self._describe(route)
+        return self._descriptions[name]
 
     def _describe(self, route: Route) -> ModelMetadata:
         batchers = [self.catalog.models[stage.model].batcher for stage in route.cascade]

@@ -14,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 _REMEDIES = {
     errno.EADDRNOTAVAIL: "choose an address of this machine as the host",
@@ -80,6 +82,22 @@ def _bound(host: str, port: int, *, reuse_address: bool, reuse_port: bool) -> so
         remedy = _REMEDIES.get(error.errno or 0, "choose another port")
         raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from error
     return bound
+
+
+@contextlib.contextmanager
+def private_folder(prefix: str, longest: int) -> Iterator[Path]:
+    """A folder that only this user can open, for Unix sockets; removed at the end.
+
+    Args:
+        longest: characters that its name may have, so that the names of sockets in it are not too long.
+
+    Raises:
+        OSError: there is none, or its name is longer.
+    """
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
+        if len(folder) > longest:
+            raise OSError(f"the folder for temporary files, {tempfile.gettempdir()}, has too long a name; set TMPDIR")
+        yield Path(folder)
 
 
 def port_of(bound: socket.socket) -> int:

@@ -34,7 +34,7 @@ from backends.contract import NO_DEADLINE, Deadline
 from backends.errors import InvalidInput, TooLarge, Unavailable
 from gateway.grpc_edge.wire import check_structure
 from gateway.request import Caller, Role
-from gateway.security import Authenticator, require_role
+from gateway.security import ANYBODY, Authenticator, require_role
 from gateway.status import Refusal, refusal_of
 from pointsman_pb import rich_error_pb2
 
@@ -116,6 +116,10 @@ class Conversation:
 Method: TypeAlias = Unary | Streaming | Conversation
 
 
+OLDER = "this server is older than its caller"
+"""The hint of services all of whose methods are served."""
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """A service as it is served.
@@ -167,9 +171,6 @@ class GrpcObserver(Protocol):
         ...
 
 
-_ANYBODY = Caller()
-
-
 class CallServer:
     """Serves calls; single event loop."""
 
@@ -196,11 +197,7 @@ class CallServer:
         """The reply to *data*, or what to end the call with."""
         try:
             call = self._admit(method.role, metadata, deadline, len(data))
-            inline = len(data) <= INLINE_BYTES
-            request = (
-                _parsed(method.request, data) if inline else await asyncio.to_thread(_parsed, method.request, data)
-            )
-            return (await method.answer(call, request)).SerializeToString()
+            return (await method.answer(call, await _read(method.request, data))).SerializeToString()
         except Exception as error:
             return trailers_of(refusal_of(error))
 
@@ -243,7 +240,7 @@ class CallServer:
     def _admit(self, role: Role | None, metadata: Pairs, deadline: Deadline, size_bytes: int) -> Call:
         texts = {name: value for name, value in metadata if isinstance(value, str)}
         if role is None:
-            return Call(_ANYBODY, texts, deadline, size_bytes)
+            return Call(ANYBODY, texts, deadline, size_bytes)
         caller = self._authenticate(texts)
         require_role(caller, role)
         return Call(caller, texts, deadline, size_bytes)

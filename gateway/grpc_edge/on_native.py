@@ -23,11 +23,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import tempfile
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Any, TypeAlias
 
 import grpc
@@ -46,6 +44,7 @@ from gateway.grpc_edge.calls import (
     trailers_of,
 )
 from gateway.grpc_edge.on_grpcio import GrpcioListener
+from gateway.ports import private_folder
 from gateway.status import refusal_of
 
 log = logging.getLogger("pointsman.grpc")
@@ -100,7 +99,7 @@ class NativeListener:
         ]
         self._names = [name for name, _ in native]
         async with AsyncExitStack() as stack:
-            socket = stack.enter_context(_private_folder()) / "calls"
+            socket = stack.enter_context(private_folder("pointsman-grpc-", _MOST_PATH)) / "calls"
             self._front = self._bind()
             stack.callback(self._front.close)  # twice is harmless
             self._serve: list[_Serve] = [
@@ -292,16 +291,3 @@ class NativeListener:
         """Tell its caller, if there still is one, that this gateway ends before the call does."""
         if self._refusal is not None:
             self._end(call_id, self._refusal)
-
-
-@contextmanager
-def _private_folder() -> Iterator[Path]:
-    """A folder that only this user can open, for a socket; removed at the end.
-
-    Raises:
-        OSError: there is none, or its name would be too long for a socket in it.
-    """
-    with tempfile.TemporaryDirectory(prefix="pointsman-grpc-", ignore_cleanup_errors=True) as folder:
-        if len(folder) > _MOST_PATH:
-            raise OSError(f"the folder for temporary files, {tempfile.gettempdir()}, has too long a name; set TMPDIR")
-        yield Path(folder)

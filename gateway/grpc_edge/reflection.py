@@ -27,15 +27,13 @@ from google.protobuf.message import Message
 from grpc_reflection.v1alpha import reflection_pb2 as v1alpha
 
 from backends.errors import InvalidInput, NotFound, PointsmanError
-from gateway.grpc_edge.calls import Call, Conversation, Offer
+from gateway.grpc_edge.calls import OLDER, Call, Conversation, Offer
 from gateway.oip.shapes import shorten
 from gateway.status import Refusal, refusal_of
 from pointsman_pb import reflection_pb2 as v1
 
 VERSIONS = (v1, v1alpha)
 """The modules of the messages, each a version."""
-
-_HINT = "this server is older than its caller"
 
 
 class Reflection:
@@ -56,7 +54,7 @@ class Reflection:
 
     def offers(self) -> tuple[Offer, ...]:
         """The service in every version."""
-        return tuple(Offer(_service(version), self._methods(version), _HINT) for version in VERSIONS)
+        return tuple(Offer(_service(version), self._methods(version), OLDER) for version in VERSIONS)
 
     def _methods(self, version: Any) -> Mapping[str, Conversation]:  # Any: a module
         async def answer(call: Call, request: Any) -> Message:

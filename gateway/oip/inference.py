@@ -57,9 +57,14 @@ async def infer(service: Service, asked: Inference, memory: SharedMemory) -> tup
     Raises:
         PointsmanError: with the code to send.
     """
+    _check_outputs(service, asked)
     if asked.windows or any_window(asked.tensors):
         return await _infer_shared(service, asked, memory)
-    _check_outputs(service, asked)
+    return await _decided(service, asked)
+
+
+async def _decided(service: Service, asked: Inference) -> tuple[Answer, Rendered]:
+    """Answer *asked*, whose tensors are all in the message."""
     answer = await service.decide(
         Request(
             route=asked.route,
@@ -80,12 +85,11 @@ async def infer(service: Service, asked: Inference, memory: SharedMemory) -> tup
 
 async def _infer_shared(service: Service, asked: Inference, memory: SharedMemory) -> tuple[Answer, Rendered]:
     """Answer *asked*, of which a tensor lies in shared memory: as if it had come, and could go, in the message."""
-    _check_outputs(service, asked)
     _check_inputs(service, asked)
     tenant = asked.caller.tenant
     found = places(memory, tenant, asked.windows)
     tensors = await loaded(memory, tenant, asked.tensors)
-    answer, rendered = await infer(service, replace(asked, tensors=tensors, windows={}), memory)
+    answer, rendered = await _decided(service, replace(asked, tensors=tensors, windows={}))
     return answer, replace(rendered, outputs=await stored(found, rendered.outputs))
 
 

@@ -193,8 +193,6 @@ def _outputs(answer: Answer, wanted: Sequence[str]) -> dict[str, Tensor]:
     for name in names:
         if any(name not in outputs for outputs in rows):
             raise unknown_output(name, rows[0])
-    if len(rows) == 1:
-        return {name: _whole(rows[0][name]) for name in names}
     return {name: _joined(name, [outputs[name] for outputs in rows]) for name in names}
 
 
@@ -206,16 +204,13 @@ def unknown_output(name: str, known: Sequence[str] | Mapping[str, Tensor]) -> In
 def _joined(name: str, rows: Sequence[Tensor]) -> Tensor:
     """The rows' tensors, (1, ...) each, as one of (n, ...); a single row as it is."""
     first = rows[0]
+    if len(rows) == 1 and not isinstance(first.data, Ragged):
+        return first
     arrays = [part for tensor in rows for part in _parts(tensor)]
     if len({array.shape[1:] for array in arrays}) != 1:
         raise InvalidInput(f"output {name!r} has rows of several shapes; send the items one by one")
     joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     return Tensor(first.datatype, joined.shape, joined)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """The one row's tensor, as an array."""
-    return _joined("", [tensor]) if isinstance(tensor.data, Ragged) else tensor
 
 
 def _parts(tensor: Tensor) -> list[np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:

@@ -7,15 +7,13 @@ that closes, and the store. A second signal skips the waiting. A worker that is 
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import uvloop
 
 from gateway.compose import CLOSE_S, compose_control
-from gateway.ports import address_of, bind, held, port_of
+from gateway.ports import address_of, bind, held, port_of, private_folder
 from gateway.serve import LAST_REPLIES_S, Addresses, Listener, Signals, background, maintaining
 from gateway.settings import Settings
 from gateway.workers.crew import Crew
@@ -45,7 +43,7 @@ async def supervise(settings: Settings, announce: Callable[[Addresses], None]) -
         http = stack.enter_context(held(server.host, server.http_port))
         grpc = stack.enter_context(held(server.host, server.grpc_port))
         control = stack.enter_context(bind(server.host, server.control_port))
-        folder = Path(stack.enter_context(_private_folder()))
+        folder = stack.enter_context(private_folder("pointsman-workers-", _MOST_PATH))
         settings = replace(settings, server=replace(server, http_port=port_of(http), grpc_port=port_of(grpc)))
         crew = Crew(settings, folder)
         async with compose_control(settings, crew) as plane, crew:
@@ -56,16 +54,3 @@ async def supervise(settings: Settings, announce: Callable[[Addresses], None]) -
                 announce(Addresses(address_of(http), address_of(grpc), address_of(control)))
                 await crew.watch(signals.first)
                 await crew.drain(signals.second, server.drain_s + LAST_REPLIES_S + CLOSE_S)
-
-
-@contextlib.contextmanager
-def _private_folder() -> Iterator[str]:
-    """A folder that only this user can open, for sockets and what workers write; removed at the end.
-
-    Raises:
-        OSError: there is none, or its name would be too long for the sockets in it.
-    """
-    with tempfile.TemporaryDirectory(prefix="pointsman-workers-", ignore_cleanup_errors=True) as folder:
-        if len(folder) > _MOST_PATH:
-            raise OSError(f"the folder for temporary files, {tempfile.gettempdir()}, has too long a name; set TMPDIR")
-        yield folder

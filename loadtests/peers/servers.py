@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ import psutil
 
 from loadtests.peers import environments
 from tests.conformance.triton import FOLDER as TRITON
-from tests.conformance.triton import triton
+from tests.conformance.triton import free_port, triton
 from tests.conformance.triton import why_not as why_no_triton
 from tests.integration.process import ROOT, running
 
@@ -148,9 +147,9 @@ class Script:
     @contextmanager
     def start(self, folder: Path) -> Iterator[Running]:
         """Run it until the end of the block; its whole tree ends then."""
-        port = _free_port()
+        port = free_port()
         names = {"port": str(port), "folder": str(folder), "bin": str(self.python.parent)}
-        names |= {f"spare{number}": str(_free_port()) for number in range(4)}
+        names |= {f"spare{number}": str(free_port()) for number in range(4)}
         for name, text in self.files.items():
             for key, value in names.items():
                 text = text.replace(f"<{key}>", value)
@@ -182,12 +181,6 @@ def _end(root: psutil.Popen) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(tree, timeout=_END_S)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _ours(name: str, about: str, module: str, form: Form) -> Server:

@@ -81,7 +81,7 @@ def triton(folder: Path, repository: Path, *options: str) -> Iterator[TritonProc
     server, backends = _packages() / "pytriton/tritonserver", folder / "backends"
     shutil.copytree(server / "backends", backends)
     shutil.copy(_stub(), backends / "python")
-    http_port, grpc_port = _free_port(), _free_port()
+    http_port, grpc_port = free_port(), free_port()
     log = folder / "triton.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(
@@ -116,7 +116,8 @@ def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     raise AssertionError(f"Triton did not start; its log ends:\n{log.read_text(errors='replace')[-4000:]}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
