@@ -18,7 +18,8 @@ from gateway.workers.supervisor import supervise
 def settings(tmp_path: Path) -> Settings:
     path = tmp_path / "gateway.yaml"
     path.write_text(
-        "models: {echo: {backend: echo, expose: true}}\nserver: {workers: 2, http_port: 0, grpc_port: 0, control_port: 0}\n"
+        "models: {echo: {backend: echo, expose: true}}\n"
+        "server: {workers: 2, http_port: 0, grpc_port: 0, control_port: 0}\n"
     )
     return load_settings(path)
 
