@@ -145,6 +145,10 @@ class Unavailable(PointsmanError):
     code = Code.UNAVAILABLE
 
 
+class Overloaded(Unavailable):
+    """Too much waits already; `retry_after_s` says when less should."""
+
+
 class DeadlineExceeded(PointsmanError):
     """The deadline passed, or would pass before an answer."""
 

@@ -39,14 +39,33 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from backends.contract import Backend, Batch, Deadline, Limits, Tensors, check_batch, check_outputs
-from backends.errors import BackendFailed, DeadlineExceeded, InvalidInput, PointsmanError, TooLarge, Unavailable
+from backends.contract import (
+    NO_DEADLINE,
+    Backend,
+    Batch,
+    Deadline,
+    Limits,
+    Tensors,
+    check_batch,
+    check_outputs,
+)
+from backends.errors import (
+    BackendFailed,
+    DeadlineExceeded,
+    InvalidInput,
+    Overloaded,
+    PointsmanError,
+    TooLarge,
+    Unavailable,
+)
+from batching.admission import outlook
+from batching.concurrency import Gradient2
 from batching.isolation import Isolation, may_be_an_items_fault
 from batching.lanes import Deadlines, Lanes
-from batching.latency import Forecast, RecentLatency, predicted_wait_s
+from batching.latency import Forecast, Kinds, Latency
 from batching.merge import Key, compatibility, cut, join, merge, split
 from batching.options import BatchingOptions
-from batching.policy import ByPriority, Policy, SizeAndDelay
+from batching.policy import ByDeadline, Policy
 from batching.report import (
     BatchingCounters,
     BatchingStatistics,
@@ -56,9 +75,11 @@ from batching.report import (
     IgnoreBatches,
     Outcome,
 )
+from batching.warm_up import zeros
 
 _ANY_SIZE: Final = Limits(max_batch=sys.maxsize)
 _SHORTEST_RETRY_S: Final = 0.1
+_WARM_RUNS: Final = 2  # of each size; the first may build what the second uses
 _LOOP_TICK_S: Final = 0.001  # timers of the event loop are no finer
 _MERGED_ON_LOOP_BYTES: Final = 1024 * 1024  # what one core copies, first touch included, in well under a millisecond
 
@@ -68,12 +89,30 @@ T = TypeVar("T")
 class _Entry:
     """One submitted batch, or one part of a larger one."""
 
-    __slots__ = ("arrived_s", "batch", "deadline", "flight", "future", "key", "nbytes", "size")
-
-    level = 0  # a `_Ranked` one has others
+    __slots__ = (
+        "arrived_s",
+        "batch",
+        "deadline",
+        "flight",
+        "future",
+        "key",
+        "level",
+        "nbytes",
+        "size",
+        "tenant",
+        "turn",
+    )
 
     def __init__(
-        self, batch: Batch, nbytes: int, key: Key, deadline: Deadline, now: float, future: asyncio.Future[Tensors]
+        self,
+        batch: Batch,
+        nbytes: int,
+        key: Key,
+        deadline: Deadline,
+        now: float,
+        future: asyncio.Future[Tensors],
+        level: int,
+        tenant: str,
     ) -> None:
         self.batch: Batch | None = batch
         self.size = batch.size
@@ -81,6 +120,9 @@ class _Entry:
         self.key = key
         self.deadline = deadline
         self.arrived_s = now
+        self.level = level
+        self.tenant = tenant
+        self.turn = 0.0
         self.future: asyncio.Future[Tensors] | None = future  # None once its caller has taken what it holds
         self.flight: _Flight | None = None
 
@@ -117,25 +159,10 @@ class _Entry:
         self.flight = None
 
 
-class _Ranked(_Entry):
-    """An entry with a priority."""
-
-    __slots__ = ("level",)
-
-    @classmethod
-    def of(cls, entry: _Entry, level: int) -> Self:
-        """*entry*, which is new, with *level*."""
-        assert entry.batch is not None, "an entry was ranked that is over. This is a bug."
-        assert entry.future is not None, "an entry was ranked that is over. This is a bug."
-        ranked = cls(entry.batch, entry.nbytes, entry.key, entry.deadline, entry.arrived_s, entry.future)
-        ranked.level = level
-        return ranked
-
-
 class _Flight:
     """A batch at the backend, and what else is to be run in its slot where it is part of one that failed."""
 
-    __slots__ = ("batches", "callers", "entries", "isolation", "merged_s", "size", "started_s", "task")
+    __slots__ = ("batches", "callers", "entries", "isolation", "merged_s", "should_end_s", "size", "started_s", "task")
 
     def __init__(self, entries: Sequence[_Entry], now: float, isolation: Isolation[_Entry] | None) -> None:
         self.entries = entries
@@ -145,6 +172,7 @@ class _Flight:
         self.callers = len(entries)
         self.started_s = now
         self.merged_s = now
+        self.should_end_s = now
         self.task: asyncio.Task[None] | None = None
 
     def is_abandoned(self) -> bool:
@@ -198,7 +226,7 @@ class Batcher:
         options: what the operator says.
         observer: is told of every batch.
         clock: of the deadlines, in seconds.
-        policy: decides when batches go; by default by size and delay.
+        policy: decides when batches go; by default by deadline.
 
     Raises:
         ValueError: `options.max_batch` exceeds the backend's limit.
@@ -226,16 +254,14 @@ class Batcher:
         self._memory = backend.limits.memory
         self._slots = backend.limits.max_in_flight
         self._max_batch = options.max_batch or limit
-        self._has_levels = options.priority_levels > 0
-        kind = ByPriority if self._has_levels else SizeAndDelay
-        self._policy = policy or kind(self._max_batch, options.max_delay_s)
-        self._latency = RecentLatency()
-        self._lanes: Lanes[_Entry] = Lanes()
+        self._policy = policy or ByDeadline(self._max_batch, self._slots, options.max_delay_s)
+        self._kinds = Kinds(has_buckets=any(-1 in spec.shape for spec in self._signature.inputs))
+        self._lanes: Lanes[_Entry] = Lanes(self._kinds)
         self._deadlines: Deadlines[_Entry] = Deadlines()
         self._flights: set[_Flight] = set()
-        self._lined_up = 0  # groups that wait in a slot to be run again
         self._batches = 0
         self._items = 0
+        self._limit = Gradient2(self._slots) if options.adaptive_concurrency else None
         self._counters = BatchingCounters()
         self._is_open = False
         self._is_flying = False
@@ -289,7 +315,33 @@ class Batcher:
         self._check_emptied()
         await asyncio.wait({self._supervisor})
 
-    async def submit(self, batch: Batch, deadline: Deadline, priority: int = 0) -> Tensors:
+    async def warm_up(self) -> None:
+        """Run the batches of zeros that the options name, one after the other, and learn what they take.
+
+        For before the start: nothing else may run meanwhile, or it would be learnt too.
+
+        Raises:
+            ValueError: a size exceeds `max_batch`, or the model does not take zeros.
+        """
+        for size in self._options.warm_up:
+            if size > self._max_batch:
+                raise ValueError(
+                    f"warm_up has a batch of {size}, model {self._model!r} takes {self._max_batch} at most"
+                )
+            batch = zeros(self._signature, size)
+            latency = self._kinds.of(compatibility(batch, self._memory)).latency
+            for _ in range(_WARM_RUNS):
+                started_s = self._clock()
+                try:
+                    await self._backend.infer(batch, NO_DEADLINE)
+                except PointsmanError as error:
+                    raise ValueError(
+                        f"model {self._model!r} cannot be warmed up with zeros ({error}); leave warm_up out"
+                    ) from error
+            now = self._clock()
+            latency.observe(size, now - started_s, now)
+
+    async def submit(self, batch: Batch, deadline: Deadline, priority: int = 0, tenant: str = "") -> Tensors:
         """Answer *batch*, in the company of others.
 
         A batch larger than `max_batch` goes in parts, and its answer is joined again. The arrays of *batch* must not
@@ -298,28 +350,37 @@ class Batcher:
 
         Args:
             priority: 1 the highest; 0: the default of the options, which also say whether it counts at all.
+            tenant: whose it is; each gets an equal share where not all can be answered.
 
         Raises:
             InvalidInput: *batch* is not what the model's signature says, or not where its backend can take it.
             TooLarge: *batch* could never fit the queue.
-            DeadlineExceeded: *deadline* passed first.
-            Unavailable: the queue is full, or the batcher is closed.
+            DeadlineExceeded: *deadline* passed first, or leaves the model too little time.
+            Unavailable: too much waits already for *deadline* to be met, or for the queue to hold more; or the batcher
+                is closed.
             PointsmanError: what the backend raised for these items, or for reasons of its own.
         """
         now = self._clock()
         nbytes = self._admit(batch, deadline, now)
         key = compatibility(batch, self._memory)
+        self._check_outlook(key, deadline, tenant, now)
+        self._make_room(batch.size, nbytes, tenant)
+        level = self._options.level(priority)
         if batch.size > self._max_batch:
-            return await self._submit_parts(batch, key, deadline, now, priority)
-        entry = self._enqueue(batch, nbytes, key, deadline, now, priority)
+            return await self._submit_parts(batch, key, deadline, now, level, tenant)
+        entry = self._enqueue(batch, nbytes, key, deadline, now, level, tenant)
         try:
             return await entry.told()
         except asyncio.CancelledError:
             self._leave(entry)
             raise
 
-    async def _submit_parts(self, batch: Batch, key: Key, deadline: Deadline, now: float, priority: int) -> Tensors:
-        parts = [self._enqueue(part, part.nbytes, key, deadline, now, priority) for part in cut(batch, self._max_batch)]
+    async def _submit_parts(
+        self, batch: Batch, key: Key, deadline: Deadline, now: float, level: int, tenant: str
+    ) -> Tensors:
+        parts = [
+            self._enqueue(part, part.nbytes, key, deadline, now, level, tenant) for part in cut(batch, self._max_batch)
+        ]
         try:
             replies = await asyncio.gather(*(part.told() for part in parts))
         except BaseException:
@@ -343,21 +404,26 @@ class Batcher:
 
     @property
     def max_delay_s(self) -> float:
-        """Seconds that an item waits at most for others, while the backend could take it."""
-        return self._options.max_delay_s
+        """Seconds that an item waits at most for others, while the backend could take it; 0.0: as long as it pays."""
+        return self._options.max_delay_s or 0.0
 
-    def forecast(self) -> Forecast:
+    def forecast(self, deadline: Deadline = NO_DEADLINE, tenant: str = "") -> Forecast:
         """What a new item has to expect now."""
-        latency_s = self._latency.typical_s(self._max_batch, self._clock())
-        wait_s = predicted_wait_s(
-            queued_items=self._lanes.items,
-            in_flight=len(self._flights) + self._lined_up,
-            slots=self._slots,
-            max_batch=self._max_batch,
-            max_delay_s=self._options.max_delay_s,
-            latency_s=latency_s,
-        )
-        return Forecast(wait_s, latency_s)
+        return self._outlook(self._kinds.latency, deadline, tenant, self._clock())
+
+    def _outlook(self, latency: Latency, deadline: Deadline, tenant: str, now: float) -> Forecast:
+        if len(self._flights) < self._slots and self._lanes.items < self._max_batch:  # as `outlook` says too
+            return Forecast(0.0, latency.typical_s(1, now))
+        free_at_s = [self._free_at_s(flight, latency, now) for flight in self._flights]
+        free_at_s += [now] * (self._slots - len(free_at_s))
+        return outlook(self._lanes, latency, free_at_s, self._max_batch, deadline, tenant, now)
+
+    def _free_at_s(self, flight: _Flight, latency: Latency, now: float) -> float:
+        """When the slot of *flight* should be free: what is lined up in it to be run again comes first."""
+        if flight.isolation is None:
+            return flight.should_end_s
+        again = len(flight.isolation.entries())
+        return flight.should_end_s + (latency.typical_s(again, now) if again else 0.0)
 
     def statistics(self) -> BatchingStatistics:
         """What is going on now."""
@@ -388,33 +454,62 @@ class Batcher:
             raise InvalidInput("a batch of 0 items has no answer; send at least 1")
         check_batch(self._signature, batch, _ANY_SIZE)
         nbytes = batch.nbytes
-        self._check_room("items", batch.size, self._lanes.items, self._options.max_queue)
-        self._check_room("bytes", nbytes, self._lanes.nbytes, self._options.max_queue_bytes)
+        self._check_size("items", batch.size, self._options.max_queue)
+        self._check_size("bytes", nbytes, self._options.max_queue_bytes)
         return nbytes
 
-    def _check_room(self, unit: str, wanted: int, taken: int, limit: int) -> None:
-        if taken + wanted <= limit:
-            return
+    def _check_size(self, unit: str, wanted: int, limit: int) -> None:
         if wanted > limit:
             raise TooLarge(
                 f"batch of {wanted} {unit} exceeds the whole queue of model {self._model!r} ({limit} {unit}); "
                 "send smaller batches"
             )
-        raise Unavailable(
-            f"model {self._model!r} is overloaded: {taken} of {limit} {unit} wait, {wanted} more do not fit; "
-            "try again later",
-            retry_after_s=max(_SHORTEST_RETRY_S, self.statistics().predicted_wait_s),
-        )
 
-    def _enqueue(self, batch: Batch, nbytes: int, key: Key, deadline: Deadline, now: float, priority: int) -> _Entry:
-        entry = _Entry(batch, nbytes, key, deadline, now, self._loop.create_future())
-        if self._has_levels:
-            entry = _Ranked.of(entry, self._options.level(priority))
+    def _check_outlook(self, key: Key, deadline: Deadline, tenant: str, now: float) -> None:
+        """Refuse at once what cannot make it: nothing is gained by letting it wait."""
+        if deadline == NO_DEADLINE:
+            return
+        found = self._outlook(self._kinds.of(key).latency, deadline, tenant, now)
+        left_s = deadline - now
+        if found.latency_s > left_s:
+            raise DeadlineExceeded(
+                f"model {self._model!r} takes {found.latency_s * 1e3:.1f} ms and {left_s * 1e3:.1f} ms are left; "
+                "allow more time"
+            )
+        if found.wait_s + found.latency_s > left_s:
+            raise self._overloaded(f"a new request waits {found.wait_s * 1e3:.1f} ms, too long for its deadline")
+
+    def _make_room(self, items: int, nbytes: int, tenant: str) -> None:
+        """Refuse what the queue does not hold; where *tenant* has less than its share, what waits for the greediest."""
+        while why := self._shortage(items, nbytes):
+            if not self._lanes.shares.is_within_share(tenant, items):
+                raise self._overloaded(why)
+            newest = self._lanes.newest_of(self._lanes.shares.greediest())
+            self._refuse([newest], self._overloaded("other tenants have less than their share of the queue"))
+
+    def _shortage(self, items: int, nbytes: int) -> str | None:
+        """What the queue lacks room for."""
+        for unit, wanted, taken, limit in (
+            ("items", items, self._lanes.items, self._options.max_queue),
+            ("bytes", nbytes, self._lanes.nbytes, self._options.max_queue_bytes),
+        ):
+            if taken + wanted > limit:
+                return f"{taken} of {limit} {unit} wait, {wanted} more do not fit"
+        return None
+
+    def _overloaded(self, why: str) -> Overloaded:
+        retry_after_s = max(_SHORTEST_RETRY_S, self.forecast().wait_s)
+        return Overloaded(f"model {self._model!r} is overloaded: {why}; try again later", retry_after_s=retry_after_s)
+
+    def _enqueue(
+        self, batch: Batch, nbytes: int, key: Key, deadline: Deadline, now: float, level: int, tenant: str
+    ) -> _Entry:
+        entry = _Entry(batch, nbytes, key, deadline, now, self._loop.create_future(), level, tenant)
         self._lanes.add(entry)
         self._deadlines.push(entry)
         if deadline < self._deadline_alarm.when:
             self._deadline_alarm.set(deadline)
-        if not self._turn_is_due and len(self._flights) < self._slots:
+        if not self._turn_is_due and self._free_slots() > 0:
             self._turn_is_due = True
             self._loop.call_soon(self._turn_now)
         return entry
@@ -478,15 +573,21 @@ class Batcher:
         self._check_emptied()
 
     def _has_work_for_a_slot(self) -> bool:
-        return self._is_flying and bool(self._lanes) and len(self._flights) < self._slots
+        return self._is_flying and bool(self._lanes) and self._free_slots() > 0
+
+    def _free_slots(self) -> int:
+        slots = self._slots if self._limit is None else min(self._slots, self._limit.limit)
+        return slots - len(self._flights)
 
     def _advance(self, now: float) -> bool:
         """Follow one plan; whether it changed anything, so that another is due."""
-        plan = self._policy.plan(self._lanes, self._slots - len(self._flights), self._latency, now)
+        plan = self._policy.plan(self._lanes, self._free_slots(), now)
         self._refuse(plan.late, DeadlineExceeded(f"the deadline passed while waiting for model {self._model!r}"))
+        if plan.shed:
+            self._refuse(plan.shed, self._overloaded("its deadline cannot be met any more"))
         for entries in plan.batches:
             self._launch(entries, now)
-        if plan.batches or plan.late:
+        if plan.batches or plan.late or plan.shed:
             return True
         if not now < plan.wake_at_s < math.inf:
             raise RuntimeError(f"the policy waits at {now} until {plan.wake_at_s}. This is a bug.")
@@ -496,7 +597,7 @@ class Batcher:
     def _launch(self, entries: Sequence[_Entry], now: float) -> None:
         self._check_planned(entries)
         for entry in entries:
-            self._lanes.remove(entry)
+            self._lanes.take(entry)
         self._take_off(entries, now)
 
     def _take_off(self, entries: Sequence[_Entry], now: float, isolation: Isolation[_Entry] | None = None) -> bool:
@@ -505,6 +606,7 @@ class Batcher:
         if not staying:
             return False
         flight = _Flight(staying, now, isolation)
+        flight.should_end_s += self._kinds.of(staying[0].key).latency.typical_s(flight.size, now)
         for entry in staying:
             entry.flight = flight
         self._flights.add(flight)
@@ -545,6 +647,7 @@ class Batcher:
         is_abandoned = flight.is_abandoned()
         is_taken_apart = isinstance(result, BaseException) and self._take_apart(flight, result)
         self._flights.discard(flight)
+        self._learn(flight, result, now)
         if flight.isolation is not None:
             self._resume(flight.isolation, now)
         self._turn(now)
@@ -565,7 +668,6 @@ class Batcher:
             flight.isolation = Isolation(len(flight.entries))
         if not flight.isolation.halve(flight.entries):
             return False
-        self._lined_up += 2
         for entry in flight.entries:
             entry.flight = None
         return True
@@ -573,7 +675,6 @@ class Batcher:
     def _resume(self, isolation: Isolation[_Entry], now: float) -> None:
         """Run the next group that somebody waits for."""
         while group := isolation.next_group():
-            self._lined_up -= 1
             late = [entry for entry in group if entry.deadline <= now]
             self._refuse(late, DeadlineExceeded(f"the deadline passed while waiting for model {self._model!r}"))
             if self._take_off(group, now, isolation):
@@ -608,7 +709,6 @@ class Batcher:
             failed = BackendFailed(f"model {self._model!r} gave an answer that cannot be split")
             failed.__cause__ = error
             return failed
-        self._latency.observe(flight.size, now - flight.started_s, now)
         for entry, reply in zip(flight.entries, replies, strict=True):
             entry.let_go()
             if entry.deadline <= now:
@@ -616,6 +716,18 @@ class Batcher:
             else:
                 entry.tell(reply)
         return None
+
+    def _learn(self, flight: _Flight, result: Tensors | BaseException, now: float) -> None:
+        """Take note of how long *flight*, which has landed, took."""
+        if isinstance(result, BaseException):
+            if self._limit is not None and isinstance(result, DeadlineExceeded | Unavailable):
+                self._limit.refused()
+            return
+        latency = self._kinds.of(flight.entries[0].key).latency
+        latency.observe(flight.size, now - flight.started_s, now)
+        if self._limit is not None:
+            in_flight = len(self._flights) + 1
+            self._limit.answered(flight.size, now - flight.merged_s, latency.line(now), in_flight, now)
 
     def _observe(self, flight: _Flight, now: float, outcome: Outcome, error: BaseException | None) -> None:
         self._batches += 1

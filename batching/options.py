@@ -15,11 +15,15 @@ class BatchingOptions:
     Attributes:
         max_batch: most items in a batch; None for the backend's own limit.
         max_delay_s: longest that an item waits for company while the backend is free, in seconds. At 0 a free
-            backend is never kept waiting, and batches form from what arrives while it works.
+            backend is never kept waiting, and batches form from what arrives while it works. None: as long as it
+            pays, and its deadline allows.
         max_queue: most items that wait; what comes on top is refused.
         max_queue_bytes: most bytes of host memory that the inputs of waiting items take.
         priority_levels: how many levels of priority there are, 1 the highest; 0: all requests are alike, whatever they
             say of it.
+        adaptive_concurrency: whether fewer batches run at once than the backend's limit while it answers more slowly
+            than usual (`batching.concurrency`).
+        warm_up: sizes of the batches of zeros that are run before the first request, which teach the latency curve.
         default_priority: the level of a request that says none, or one that there is not; 0: the middle one.
 
     Raises:
@@ -27,17 +31,19 @@ class BatchingOptions:
     """
 
     max_batch: int | None = None
-    max_delay_s: float = 0.0
+    max_delay_s: float | None = None
     max_queue: int = 1024
     max_queue_bytes: int = 256 * _MIB
     priority_levels: int = 0
     default_priority: int = 0
+    adaptive_concurrency: bool = False
+    warm_up: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         faults = []
         if self.max_batch is not None and self.max_batch < 1:
             faults.append(f"max_batch is {self.max_batch}; use at least 1, or leave it out for the backend's limit")
-        if not (math.isfinite(self.max_delay_s) and self.max_delay_s >= 0):
+        if self.max_delay_s is not None and not (math.isfinite(self.max_delay_s) and self.max_delay_s >= 0):
             faults.append(f"max_delay_s is {self.max_delay_s}; use a finite number of seconds, 0 for no delay")
         if self.max_queue < 1:
             faults.append(f"max_queue is {self.max_queue}; use at least 1 item")
@@ -49,6 +55,12 @@ class BatchingOptions:
             faults.append(
                 f"default_priority is {self.default_priority}; use a level from 1 to priority_levels "
                 f"({self.priority_levels}), or leave it out"
+            )
+        if any(size < 1 for size in self.warm_up):
+            faults.append(f"warm_up is {list(self.warm_up)}; use sizes of at least 1 item")
+        elif self.max_batch is not None and max(self.warm_up, default=0) > self.max_batch:
+            faults.append(
+                f"warm_up has a batch of {max(self.warm_up)} and max_batch is {self.max_batch}; use smaller sizes"
             )
         if faults:
             raise ValueError("; ".join(faults))

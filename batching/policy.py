@@ -1,36 +1,51 @@
 """When a batch goes, and who is in it: pure decisions over what waits.
 
-A policy sees the lanes (what may share a batch shares a lane, each in order of arrival), the free slots, the
-latency estimate and the time, and answers with a `Plan`. It keeps no clock and does nothing: the batcher, and a
-simulator as well, call `plan` whenever something changed (an arrival, a free slot, `wake_at_s` reached) and obey.
+A policy sees the lanes (what may share a batch shares a lane, each with its latency curve and its arrival rate), the
+free slots and the time, and answers with a `Plan`. It keeps no clock and does nothing: the batcher, and the simulator
+as well, call `plan` whenever something changed (an arrival, a free slot, `wake_at_s` reached) and obey.
 
-`SizeAndDelay` is the first policy. A batch goes when it is full, when its oldest item has waited `max_delay_s`, or at
-the last moment that the latency estimate leaves to its earliest deadline. Of several ready batches the one whose head
-waited longest goes first, so that no lane starves another.
+`ByDeadline` is the policy. For each lane, with a slot free:
 
-`ByPriority` is the one where requests have priorities: in a lane, and between lanes, entries of a higher level go first
-when there is not room for all. Nobody starves: an entry that has waited half the time to its deadline (without one,
-`PATIENCE_S`) counts as one of the highest level, and of these who came first goes first. Levels may share a batch, so
-that priorities cost no occupancy. It looks at every entry that waits, which `SizeAndDelay` need not: where no
-priorities are configured, they cost nothing.
+1. **Everybody makes it**: batches cut in the order of deadlines, each as large as its earliest deadline allows, are all
+   in time. The first of them is the batch.
+2. **Not everybody does**: the batch is the largest there can be. Whoever is so late that they would keep it small is
+   passed over and refused at once, since nobody after this batch could answer them either. Serving the latest first,
+   as "largest batch that meets the earliest deadline" says by itself, answers one late caller a batch and loses all
+   the others; the sizes then never recover (the collapse of eager dispatch, too).
+3. Who cannot even be answered alone is refused.
 
-Rejected: a lane for each level (batches that are never full, and a lane's head that says nothing of the rest); raising
-entries level by level while they wait (more knobs, and the same end).
+**Waiting for company** pays only where several slots compete for the same arrivals: eager dispatch would hand each an
+item of its own. A batch that is not full then waits while arrivals are faster than slots running such batches could
+sustain, at most until the last moment that its earliest deadline leaves to one more item (Symphony's window), or
+`max_delay_s`. With one slot the next batch forms behind the one that runs, and an idle slot was never worth it in any
+trace that was tried (`loadtests/results/goodput.json`).
 
-Rejected: filling a batch with a later, smaller entry where the next in line does not fit. It would raise occupancy a
-little and let a stream of single items starve every large one.
+**Who goes first** where not all do: the higher level, then the tenant whose turn it is (`batching.fairness`), then the
+earlier deadline. Nobody starves behind higher levels: an entry that has waited half the time to its deadline (without
+one, `PATIENCE_S`) counts as one of the highest. Levels may share a batch, so that priorities cost no occupancy.
+
+Of several lanes that are ready the one with the most urgent entry goes first.
+
+Sources: Clockwork (OSDI 2020) for refusing what cannot make it, Nexus (SOSP 2019) for passing over late heads ("early
+drop"), Symphony (2023) for deferral. Rejected: planning by a rollout over expected arrivals (the same goodput within
+half a percent, at a hundred times the cost); filling a batch with a later, smaller entry where the next in line does
+not fit (a stream of single items would starve every large one); a lane for each level (batches that are never full).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from heapq import nsmallest
-from itertools import islice
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, Generic, Protocol, TypeVar
 
 from backends.contract import Deadline, record
-from batching.latency import Latency
+from batching.latency import Arrivals, Latency
+
+PATIENCE_S: Final = 1.0
+"""What an entry without a deadline waits until it counts as one of the highest level."""
+
+_HIGHEST: Final = 1
+_UTILISATION: Final = 0.7  # a batch is large enough where slots that run such ones are busy for this part of the time
 
 
 class Waiting(Protocol):
@@ -53,11 +68,45 @@ class Waiting(Protocol):
 
     @property
     def level(self) -> int:
-        """Its priority, 1 the highest; matters where a policy goes by it."""
+        """Its priority, 1 the highest; the same for all where there are none."""
+        ...
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        ...
+
+    @property
+    def turn(self) -> float:
+        """When it is its tenant's turn, in virtual time."""
         ...
 
 
 W = TypeVar("W", bound=Waiting)
+W_co = TypeVar("W_co", bound=Waiting, covariant=True)
+
+
+class Lane(Protocol[W_co]):
+    """Entries that may share a batch, the earliest deadline first."""
+
+    @property
+    def latency(self) -> Latency:
+        """What batches of it take."""
+        ...
+
+    @property
+    def arrivals(self) -> Arrivals:
+        """How fast items come to it."""
+        ...
+
+    @property
+    def items(self) -> int:
+        """Items that wait in it."""
+        ...
+
+    def __iter__(self) -> Iterator[W_co]: ...
+
+    def __len__(self) -> int: ...
 
 
 @record
@@ -67,110 +116,200 @@ class Plan(Generic[W]):
     Attributes:
         batches: to be sent at once, the most urgent first; each from one lane, at most one for every free slot.
         late: entries whose deadline has passed; to be refused, never sent.
+        shed: entries that are refused before their deadline, since it cannot be met.
         wake_at_s: when to ask again if nothing happens before; matters only where nothing else is in the plan.
     """
 
     batches: tuple[tuple[W, ...], ...] = ()
     late: tuple[W, ...] = ()
+    shed: tuple[W, ...] = ()
     wake_at_s: float = math.inf
 
 
 class Policy(Protocol):
     """Decides when batches go."""
 
-    def plan(self, lanes: Iterable[Iterable[W]], free_slots: int, latency: Latency, now: float) -> Plan[W]:
+    def plan(self, lanes: Iterable[Lane[W]], free_slots: int, now: float) -> Plan[W]:
         """What to do at *now*.
 
-        Where something waits, a slot is free and neither `batches` nor `late` is filled, `wake_at_s` must be a
-        finite time after *now*: a plan that waits for nothing would never end. No lane is empty.
+        Where something waits, a slot is free and neither `batches` nor `late` nor `shed` is filled, `wake_at_s` must
+        be a finite time after *now*: a plan that waits for nothing would never end. No lane is empty.
         """
         ...
 
 
-class SizeAndDelay:
-    """Full batches at once, the rest after a delay, all of them before their deadlines press."""
+@record
+class _Pick(Generic[W]):
+    """What one lane would send, from when on, and whom it would refuse."""
 
-    def __init__(self, max_batch: int, max_delay_s: float) -> None:
+    batch: tuple[W, ...]
+    late: tuple[W, ...]
+    shed: tuple[W, ...]
+    go_at_s: float
+
+    def urgency(self, now: float) -> tuple[int, float]:
+        """Less is more urgent."""
+        return min([(_level(entry, now), entry.deadline) for entry in self.batch])
+
+
+class ByDeadline:
+    """The largest batch that is in time; see the module.
+
+    Args:
+        max_batch: most items in a batch.
+        slots: batches that may run at once.
+        max_delay_s: longest that an entry is kept waiting for company while a slot is free; None: as long as it pays.
+    """
+
+    def __init__(self, max_batch: int, slots: int = 1, max_delay_s: float | None = None) -> None:
         self._max_batch = max_batch
-        self._max_delay_s = max_delay_s
+        self._slots = slots
+        self._max_delay_s = math.inf if max_delay_s is None else max_delay_s
+        self._waits = slots > 1 and self._max_delay_s > 0.0
 
-    def plan(self, lanes: Iterable[Iterable[W]], free_slots: int, latency: Latency, now: float) -> Plan[W]:
+    def plan(self, lanes: Iterable[Lane[W]], free_slots: int, now: float) -> Plan[W]:
         """What to do at *now*; see the module."""
-        if self._max_delay_s == 0:  # every lane is ready, so that only the oldest need a look: there may be many
-            lanes = nsmallest(free_slots, lanes, key=lambda lane: next(iter(lane)).arrived_s)
-        ready: list[tuple[W, ...]] = []
-        late: list[W] = []
-        wake_at_s = math.inf
-        for lane in lanes:
-            for batch, is_full in islice(self.batches(lane, now, late), free_slots):
-                go_at_s = now if is_full else self.go_at_s(batch, latency, now)
-                if go_at_s <= now:
-                    ready.append(batch)
-                else:
-                    wake_at_s = min(wake_at_s, go_at_s)
-        ready.sort(key=lambda batch: batch[0].arrived_s)
-        return Plan(tuple(ready[:free_slots]), tuple(late), wake_at_s)
+        picks = [self._pick(lane, now) for lane in lanes]
+        ready = [pick for pick in picks if pick.batch and pick.go_at_s <= now]
+        if len(ready) > 1:
+            ready.sort(key=lambda pick: pick.urgency(now))
+        return Plan(
+            tuple([pick.batch for pick in ready[:free_slots]]),
+            tuple([entry for pick in picks for entry in pick.late]),
+            tuple([entry for pick in picks for entry in pick.shed]),
+            min([pick.go_at_s for pick in picks if pick.batch], default=math.inf),
+        )
 
-    def batches(self, lane: Iterable[W], now: float, late: list[W]) -> Iterator[tuple[tuple[W, ...], bool]]:
-        """Cut *lane* into batches, each with whether it is full; entries past their deadline go to *late*."""
-        batch: list[W] = []
-        size = 0
-        for entry in lane:
-            if entry.deadline <= now:
-                late.append(entry)
-                continue
-            if size + entry.size > self._max_batch:
-                yield tuple(batch), True
-                batch, size = [], 0
-            batch.append(entry)
-            size += entry.size
-            if size == self._max_batch:
-                yield tuple(batch), True
-                batch, size = [], 0
-        if batch:
-            yield tuple(batch), False
+    def _pick(self, lane: Lane[W], now: float) -> _Pick[W]:
+        """The best batch of *lane*."""
+        if lane.items <= self._max_batch:  # nearly always all can go, and are in time
+            everybody = tuple(lane)
+            earliest = everybody[0].deadline
+            if earliest > now and earliest - now >= lane.latency.cautious_s(lane.items, now):
+                return _Pick(everybody, (), (), self._go_at_s(lane, everybody, now) if self._waits else now)
+        late = [entry for entry in lane if entry.deadline <= now]
+        shed, waiting = self._hopeless(lane, len(late), now)
+        if not waiting:
+            return _Pick((), tuple(late), tuple(shed), now)
+        batch = self._in_order(lane, waiting, now)
+        if not batch:
+            passed_over, batch = self._largest(lane, waiting, now)
+            shed += passed_over
+        is_whole = len(batch) == len(lane)
+        return _Pick(batch, tuple(late), tuple(shed), self._go_at_s(lane, batch, now) if is_whole else now)
 
-    def go_at_s(self, batch: tuple[W, ...], latency: Latency, now: float) -> float:
-        """When a batch that is not full has waited long enough."""
-        waited_at_s = batch[0].arrived_s + self._max_delay_s
-        size = sum(entry.size for entry in batch)
-        return min(waited_at_s, min(entry.deadline for entry in batch) - latency.cautious_s(size, now))
+    def _hopeless(self, lane: Lane[W], late: int, now: float) -> tuple[list[W], list[W]]:
+        """Of what is not late, who cannot be answered even alone, and who can."""
+        entries = list(lane)[late:]
+        shed = [entry for entry in entries if now + lane.latency.typical_s(entry.size, now) > entry.deadline]
+        if not shed:
+            return [], entries
+        return shed, [entry for entry in entries if now + lane.latency.typical_s(entry.size, now) <= entry.deadline]
+
+    def _room(self, lane: Lane[W], leader: W, left_s: float, now: float) -> int:
+        """How many items may be in a batch with *leader*, which has *left_s* seconds; 0 where its own are too many."""
+        room = lane.latency.largest_within(left_s, self._max_batch, now)
+        return room if room >= leader.size else 0
+
+    def _in_order(self, lane: Lane[W], waiting: Sequence[W], now: float) -> tuple[W, ...]:
+        """The first of batches that all are in time, on all slots, by turn or else by deadline; else nobody.
+
+        Nor where levels have a say.
+        """
+        if len({entry.level for entry in waiting}) > 1:
+            return ()
+        if len({entry.tenant for entry in waiting}) > 1 and (batch := self._by_turn(lane, waiting, now)):
+            return batch
+        return self._chain(lane, waiting, now, now)
+
+    def _by_turn(self, lane: Lane[W], waiting: Sequence[W], now: float) -> tuple[W, ...]:
+        """The first batch by turn, if all that follow it in the order of deadlines are in time too; else nobody."""
+        batch = _fill(sorted(waiting, key=_turn), self._max_batch)
+        takes_s = lane.latency.cautious_s(sum([entry.size for entry in batch]), now)
+        if now + takes_s > min([entry.deadline for entry in batch]):
+            return ()
+        served = {id(entry) for entry in batch}
+        others = [entry for entry in waiting if id(entry) not in served]
+        return batch if not others or self._chain(lane, others, now, now + takes_s / self._slots) else ()
+
+    def _chain(self, lane: Lane[W], waiting: Sequence[W], now: float, starts_s: float) -> tuple[W, ...]:
+        """The first of the batches in the order of deadlines, from *starts_s* on, if all are in time; else nobody."""
+        first: tuple[W, ...] = ()
+        index = 0
+        while index < len(waiting):
+            leader = waiting[index]
+            batch = _fill(waiting[index:], self._room(lane, leader, leader.deadline - starts_s, now))
+            if not batch:
+                return ()
+            first = first or batch
+            index += len(batch)
+            starts_s += lane.latency.cautious_s(sum([entry.size for entry in batch]), now) / self._slots
+        return first
+
+    def _largest(self, lane: Lane[W], waiting: Sequence[W], now: float) -> tuple[list[W], tuple[W, ...]]:
+        """Who is passed over, and the largest batch of the others, among the highest level that waits.
+
+        Where none is safe, the one that has the best chance goes alone.
+        """
+        highest = min([_level(entry, now) for entry in waiting])
+        first = [entry for entry in waiting if _level(entry, now) == highest]
+        start, room = self._leader(lane, first, now)
+        if not room:
+            return first[:-1], (first[-1],)
+        leader = first[start]
+        passed_over = {id(entry) for entry in first[:start]}
+        company = [e for e in waiting if e.deadline >= leader.deadline and id(e) not in passed_over]
+        if len({entry.tenant for entry in company}) > 1:
+            company.sort(key=lambda entry: (_level(entry, now), entry.turn))
+        elif len(first) < len(waiting):
+            company.sort(key=lambda entry: _level(entry, now))
+        return first[:start], _fill(company, room)
+
+    def _leader(self, lane: Lane[W], waiting: Sequence[W], now: float) -> tuple[int, int]:
+        """Whose deadline allows the largest batch, and how many items that holds (0: none); the earliest of equals."""
+        left = sum([entry.size for entry in waiting])
+        best, room, largest = 0, 0, 0
+        for index, entry in enumerate(waiting):
+            if left <= largest or largest >= self._max_batch:
+                break
+            allowed = self._room(lane, entry, entry.deadline - now, now)
+            if min(allowed, left) > largest:
+                best, room, largest = index, allowed, min(allowed, left)
+            left -= entry.size
+        return best, room
+
+    def _go_at_s(self, lane: Lane[W], batch: Sequence[W], now: float) -> float:
+        """Until when *batch*, which is all of *lane*, should wait for more."""
+        line = lane.latency.line(now)
+        if not self._waits or lane.items >= self._max_batch or line is None:
+            return now
+        sustained_per_s = _UTILISATION * self._slots * lane.items / line.at(lane.items)
+        go_at_s = min(
+            lane.arrivals.below_at_s(sustained_per_s),
+            batch[0].deadline - lane.latency.cautious_s(lane.items + 1, now),
+            min([entry.arrived_s for entry in batch]) + self._max_delay_s,
+        )
+        return go_at_s if now < go_at_s < math.inf else now
 
 
-PATIENCE_S = 1.0
-"""What an entry without a deadline waits until it counts as one of the highest level."""
-
-_HIGHEST = 1
-
-
-class ByPriority:
-    """As `SizeAndDelay`, with what is more urgent before what is less."""
-
-    def __init__(self, max_batch: int, max_delay_s: float) -> None:
-        self._alike = SizeAndDelay(max_batch, max_delay_s)
-
-    def plan(self, lanes: Iterable[Iterable[W]], free_slots: int, latency: Latency, now: float) -> Plan[W]:
-        """What to do at *now*; see the module."""
-        ready: list[tuple[W, ...]] = []
-        late: list[W] = []
-        wake_at_s = math.inf
-        for lane in lanes:
-            ordered = sorted(lane, key=lambda entry: _urgency(entry, now))
-            for batch, is_full in islice(self._alike.batches(ordered, now, late), free_slots):
-                go_at_s = now if is_full else self._alike.go_at_s(_oldest_first(batch), latency, now)
-                if go_at_s <= now:
-                    ready.append(batch)
-                else:
-                    wake_at_s = min(wake_at_s, go_at_s)
-        ready.sort(key=lambda batch: _urgency(batch[0], now))
-        return Plan(tuple(ready[:free_slots]), tuple(late), wake_at_s)
-
-
-def _urgency(entry: Waiting, now: float) -> tuple[int, float]:
-    """Less is more urgent: the level, and who came first."""
+def _level(entry: Waiting, now: float) -> int:
+    """Its level, or the highest once it has waited long enough."""
+    if entry.level <= _HIGHEST:
+        return entry.level
     patience_s = (entry.deadline - entry.arrived_s) / 2 if entry.deadline < math.inf else PATIENCE_S
-    return (_HIGHEST if now - entry.arrived_s >= patience_s else entry.level), entry.arrived_s
+    return _HIGHEST if now - entry.arrived_s >= patience_s else entry.level
 
 
-def _oldest_first(batch: tuple[W, ...]) -> tuple[W, ...]:
-    return tuple(sorted(batch, key=lambda entry: entry.arrived_s))
+def _turn(entry: Waiting) -> float:
+    return entry.turn
+
+
+def _fill(entries: Sequence[W], room: int) -> tuple[W, ...]:
+    """As many of *entries*, in order, as *room* items hold."""
+    batch: list[W] = []
+    for entry in entries:
+        if entry.size > room:
+            break
+        batch.append(entry)
+        room -= entry.size
+    return tuple(batch)

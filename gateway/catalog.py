@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.contract import Backend, Batch, Deadline, State, Tensors
+from backends.contract import NO_DEADLINE, Backend, Batch, Deadline, State, Tensors
 from batching.batcher import Batcher
 from gateway.scoring import scores_of
 from router.contract import ModelState, Route
@@ -35,9 +35,9 @@ class Model:
     labels: tuple[str, ...] = ()
     loaded: bool = True
 
-    def state(self) -> ModelState:
-        """A snapshot for the router."""
-        forecast = self.batcher.forecast()
+    def state(self, deadline: Deadline = NO_DEADLINE, tenant: str = "") -> ModelState:
+        """A snapshot for the router, as a request of *tenant* with *deadline* would find it."""
+        forecast = self.batcher.forecast(deadline, tenant)
         return ModelState(
             ready=self.loaded and self.backend.state is State.READY and self.batcher.is_open,
             version=self.backend.version,
@@ -45,13 +45,15 @@ class Model:
             latency_s=forecast.latency_s,
         )
 
-    async def run(self, batch: Batch, deadline: Deadline, priority: int = 0) -> tuple[Tensors, NDArray[np.float64]]:
+    async def run(
+        self, batch: Batch, deadline: Deadline, priority: int = 0, tenant: str = ""
+    ) -> tuple[Tensors, NDArray[np.float64]]:
         """The outputs for *batch*, by way of the batcher, whose errors it raises.
 
         Returns:
             the model's outputs, and (size,) calibrated estimates of P(right), NaN where there is none.
         """
-        return scores_of(await self.batcher.submit(batch, deadline, priority))
+        return scores_of(await self.batcher.submit(batch, deadline, priority, tenant))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,6 @@ class Catalog:
         """Whether *route* has models, and every one of them is unloaded."""
         return bool(route.cascade) and not any(self.models[stage.model].loaded for stage in route.cascade)
 
-    def states(self, route: Route) -> Mapping[str, ModelState]:
-        """A snapshot of the models of *route*."""
-        return {stage.model: self.models[stage.model].state() for stage in route.cascade}
+    def states(self, route: Route, deadline: Deadline = NO_DEADLINE, tenant: str = "") -> Mapping[str, ModelState]:
+        """A snapshot of the models of *route*, as a request of *tenant* with *deadline* would find them."""
+        return {stage.model: self.models[stage.model].state(deadline, tenant) for stage in route.cascade}

@@ -341,6 +341,8 @@ async def open_catalog(
     backends = await _open_backends(settings, stack, patience)
     models = {name: _model(model, backends[name], observer) for name, model in settings.models.items()}
     for model in models.values():
+        await _warm_up(model)
+    for model in models.values():
         model.batcher.start()
         stack.push_async_callback(patience.close, f"the batcher of model {model.name!r}", model.batcher.aclose)
     return _joined(settings, models)
@@ -373,7 +375,9 @@ class _Opener:
         except (PointsmanError, OSError, ValueError) as error:
             raise NotOpened(name) from error
         try:
-            return _model(model, backend, self.observer)
+            opened = _model(model, backend, self.observer)
+            await _warm_up(opened)
+            return opened
         except BaseException:
             await backend.aclose()
             raise
@@ -422,6 +426,13 @@ def _model(model: ModelSettings, backend: Backend, observer: BatchObserver) -> M
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     return Model(model.name, backend, batcher, model.labels or ())
+
+
+async def _warm_up(model: Model) -> None:
+    try:
+        await model.batcher.warm_up()
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
 
 
 def _check_calibrated(model: ModelSettings, version: str) -> None:

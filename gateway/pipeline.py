@@ -203,14 +203,15 @@ class Pipeline:
         stage: int | None = None
         while progress.open and not picked.to_person:
             within = self._stage_deadline(deadline)
-            step = next_stage(route, stage, catalog.states(route), within - self._clock())
+            states = catalog.states(route, within, request.caller.tenant)
+            step = next_stage(route, stage, states, within - self._clock())
             for skipped in step.skipped:
-                progress.passed_over(skipped.model, "", skipped.reason, skipped.detail)
+                progress.passed_over(skipped.model, "", skipped.reason, skipped.detail, skipped.wait_s)
             if step.stage is None:
                 break
             stage = step.stage
             model = catalog.models[route.cascade[stage].model]
-            await self._run_stage(route, stage, model, items, progress, within, request.priority)
+            await self._run_stage(route, stage, model, items, progress, within, request)
 
         answer = Answer(
             id=new_answer_id(),
@@ -240,13 +241,13 @@ class Pipeline:
         items: Batch,
         progress: Progress,
         deadline: Deadline,
-        priority: int,
+        request: Request,
     ) -> None:
         """Ask *model* about the open items, until *deadline*, and enter what became of them."""
         started = self._clock()
         rows = rows_of(items, progress.open)
         try:
-            outputs, confidences = await model.run(rows, deadline, priority)
+            outputs, confidences = await model.run(rows, deadline, request.priority, request.caller.tenant)
         except PointsmanError as error:
             progress.failed(model.name, model.backend.version, error)
             return

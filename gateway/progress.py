@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from backends.contract import Tensors
-from backends.errors import BackendFailed, Code, DeadlineExceeded, PointsmanError, Unavailable
+from backends.errors import BackendFailed, Code, DeadlineExceeded, Overloaded, PointsmanError, Unavailable
 from gateway.answer import CLASSIFY, ItemAnswer, StageRecord, Status, labels_of
 from router.cascade import gathering_reason
 from router.contract import Decision, OnDefer, Reason, Route, Verdict
@@ -22,6 +22,8 @@ _REASONS = {
     Code.BACKEND_FAILED: Reason.STAGE_FAILED,
 }
 
+
+_SHORTEST_RETRY_S = 0.1
 
 _BEFORE_STAGES = (Reason.ROUTED_TO_PERSON, Reason.UNCLEAR_CLASSIFICATION, Reason.CONTRADICTORY_CLASSIFICATION)
 """Reasons of items that no stage was asked about."""
@@ -49,6 +51,7 @@ class Progress:
         """Items that no stage has accepted, ascending."""
         self.all_ran = True
         """Every stage so far has answered the open items."""
+        self._retry_after_s = 1.0
 
     def routed(self, picked: Picked) -> None:
         """Enter what routing had to say: that a person must decide, or what was in doubt."""
@@ -73,9 +76,13 @@ class Progress:
                 still_open.append(index)
         self.open = still_open
 
-    def passed_over(self, stage: str, version: str, reason: Reason, detail: str = "") -> None:
-        """Enter that *stage* gave the open items no answer."""
+    def passed_over(
+        self, stage: str, version: str, reason: Reason, detail: str = "", retry_after_s: float | None = None
+    ) -> None:
+        """Enter that *stage* gave the open items no answer; and when it might, where that is known."""
         self.all_ran = False
+        if retry_after_s is not None:
+            self._retry_after_s = max(retry_after_s, _SHORTEST_RETRY_S)
         self._note(StageRecord(stage, version, None, None, Decision.ESCALATE, reason, detail))
 
     def _note(self, record: StageRecord) -> None:
@@ -90,10 +97,10 @@ class Progress:
         Raises:
             PointsmanError: *error* itself, where another stage would meet it too.
         """
-        reason = _REASONS.get(error.code)
+        reason = Reason.OVERLOADED if isinstance(error, Overloaded) else _REASONS.get(error.code)
         if reason is None:
             raise error
-        self.passed_over(stage, version, reason)
+        self.passed_over(stage, version, reason, retry_after_s=error.retry_after_s)
 
     def settle(self, route: Route) -> tuple[ItemAnswer, ...]:
         """Every item's answer, now that no stage is left to ask.
@@ -107,7 +114,7 @@ class Progress:
         Raises:
             DeadlineExceeded: there was no time for a stage, and there is no person.
             BackendFailed: the last stage failed, and there is no person.
-            Unavailable: no stage was sure, or none was ready, and there is no person.
+            Unavailable: no stage was sure, or none was ready or had room, and there is no person.
         """
         gathers = gathering_reason(route)
         for index in self.open:
@@ -115,7 +122,7 @@ class Progress:
             if gathers and item.reason not in _BEFORE_STAGES:
                 item.reason = gathers
             if route.human is None and (route.on_defer is OnDefer.ERROR or item.outputs is None):
-                raise _refusal(route, item)
+                raise _refusal(route, item, self._retry_after_s)
         has_person = route.human is not None
         return tuple([_answer(item, deferred=has_person) for item in self._items])
 
@@ -144,7 +151,7 @@ def _answer(item: _Item, *, deferred: bool) -> ItemAnswer:
     )
 
 
-def _refusal(route: Route, item: _Item) -> PointsmanError:
+def _refusal(route: Route, item: _Item, retry_after_s: float) -> PointsmanError:
     match item.reason:
         case Reason.OUT_OF_TIME:
             return DeadlineExceeded(f"no stage of route {route.name!r} could answer by the deadline; allow more time")
@@ -158,7 +165,11 @@ def _refusal(route: Route, item: _Item) -> PointsmanError:
             )
         case Reason.STAGE_FAILED:
             return BackendFailed(f"the last stage of route {route.name!r} failed on this input")
+        case Reason.OVERLOADED:
+            return Overloaded(
+                f"the models of route {route.name!r} are overloaded; try again", retry_after_s=retry_after_s
+            )
         case Reason.STAGE_UNAVAILABLE:
-            return Unavailable(f"no stage of route {route.name!r} is available; try again", retry_after_s=1.0)
+            return Unavailable(f"no stage of route {route.name!r} is available; try again", retry_after_s=retry_after_s)
         case _:
             return Unavailable(f"no stage of route {route.name!r} is sure enough, and it has no person to ask")

@@ -42,14 +42,16 @@ class Skipped:
 
     Attributes:
         stage: its index in the cascade.
-        reason: `STAGE_UNAVAILABLE` or `OUT_OF_TIME`.
+        reason: `STAGE_UNAVAILABLE`, `OVERLOADED` or `OUT_OF_TIME`.
         detail: what an operator wants to know, in words.
+        wait_s: seconds that a request would wait for it, where it is overloaded.
     """
 
     stage: int
     model: str
     reason: Reason
     detail: str
+    wait_s: float | None = None
 
 
 @record
@@ -66,11 +68,12 @@ class Next:
 
     @property
     def reason(self) -> Reason | None:
-        """Why no stage is left, where stages were passed over: for want of time if any was, else of models."""
+        """Why no stage is left, where stages were passed over: for want of time if any was, else of room or models."""
         if self.stage is not None or not self.skipped:
             return None
-        late = any(skipped.reason is Reason.OUT_OF_TIME for skipped in self.skipped)
-        return Reason.OUT_OF_TIME if late else Reason.STAGE_UNAVAILABLE
+        reasons = {skipped.reason for skipped in self.skipped}
+        known = (Reason.OUT_OF_TIME, Reason.OVERLOADED, Reason.STAGE_UNAVAILABLE)
+        return next(reason for reason in known if reason in reasons)
 
 
 def next_stage(route: Route, after: int | None, states: Mapping[str, ModelState], remaining_s: float) -> Next:
@@ -98,6 +101,8 @@ def _obstacle(index: int, stage: Stage, state: ModelState | None, remaining_s: f
     if remaining_s > 0.0 and needed_s <= remaining_s:
         return None
     detail = f"model {stage.model} needs {needed_s * 1e3:.1f} ms and {remaining_s * 1e3:.1f} ms are left"
+    if 0.0 < remaining_s >= state.latency_s and state.predicted_wait_s < math.inf:  # in time, if nobody else waited
+        return Skipped(index, stage.model, Reason.OVERLOADED, detail, state.predicted_wait_s)
     return Skipped(index, stage.model, Reason.OUT_OF_TIME, detail)
 
 

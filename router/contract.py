@@ -29,6 +29,7 @@ class Reason(StrEnum):
     STAGE_FAILED = "stage_failed"
     STAGE_UNAVAILABLE = "stage_unavailable"
     OUT_OF_TIME = "out_of_time"
+    OVERLOADED = "overloaded"  # too much waits for the model
     NO_RULE_MATCHED = "no_rule_matched"
     ROUTED_TO_PERSON = "routed_to_person"  # a rule of `classify` says so
     UNCLEAR_CLASSIFICATION = "unclear_classification"  # a detector was not sure, or did not answer

@@ -119,4 +119,8 @@ def _is_right(record: StageRecord | None, label: str | None) -> bool:
 
 
 def _ran(record: StageRecord | None) -> bool:
-    return record is not None and record.reason not in (Reason.STAGE_UNAVAILABLE, Reason.OUT_OF_TIME)
+    return record is not None and record.reason not in (
+        Reason.STAGE_UNAVAILABLE,
+        Reason.OVERLOADED,
+        Reason.OUT_OF_TIME,
+    )

@@ -32,6 +32,7 @@ REASONS: Mapping[Reason, str] = {
     Reason.NO_CONFIDENCE: "the model could not say how sure it is",
     Reason.STAGE_FAILED: "a model failed on it",
     Reason.STAGE_UNAVAILABLE: "a model was not available",
+    Reason.OVERLOADED: "too much was waiting for a model",
     Reason.OUT_OF_TIME: "there was no time left to ask the next model",
     Reason.NO_RULE_MATCHED: "no rule said which route it belongs to",
     Reason.ROUTED_TO_PERSON: "a rule sends such requests to a person",

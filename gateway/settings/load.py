@@ -290,7 +290,13 @@ def _from_json(
 def _batching(document: Document, place: Place, section: BatchingSection) -> BatchingOptions:
     options = (section.max_batch, section.max_delay, section.max_queue, section.max_queue_bytes)
     try:
-        return BatchingOptions(*options, section.priority_levels, section.default_priority)
+        return BatchingOptions(
+            *options,
+            section.priority_levels,
+            section.default_priority,
+            section.adaptive_concurrency,
+            tuple(section.warm_up),
+        )
     except ValueError as error:
         document.add_fault(place, str(error))
         return BatchingOptions(*options)

@@ -152,7 +152,11 @@ class BatchingSection(Section):
     max_batch: int | None = Field(
         default=None, ge=1, description="Most items in a batch; the backend's own limit by default."
     )
-    max_delay: Duration = Field(default=_BATCHING.max_delay_s, description="Longest an item waits for company.")
+    max_delay: Duration | None = Field(
+        default=_BATCHING.max_delay_s,
+        description="Longest an item waits for company while the model is free; by default as long as it pays, and its "
+        "deadline allows.",
+    )
     max_queue: int = Field(default=_BATCHING.max_queue, ge=1, description="Most items that wait.")
     max_queue_bytes: Size = Field(default=_BATCHING.max_queue_bytes, description="Most bytes that waiting items take.")
     priority_levels: int = Field(
@@ -160,6 +164,14 @@ class BatchingSection(Section):
     )
     default_priority: int = Field(
         default=_BATCHING.default_priority, ge=0, description="Level of requests that name none; the middle by default."
+    )
+    adaptive_concurrency: bool = Field(
+        default=_BATCHING.adaptive_concurrency,
+        description="Run fewer batches at once than the model's limit while it answers more slowly than usual.",
+    )
+    warm_up: list[int] = Field(
+        default=[],
+        description="Sizes of batches of zeros that are run before the first request, to learn what they take.",
     )
 
 

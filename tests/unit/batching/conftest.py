@@ -182,9 +182,16 @@ def batcher(
     return Batcher("m", backend, options or BatchingOptions(), clock=asyncio.get_running_loop().time, **keywords)
 
 
-def submit(to: Batcher, *nonce_values: int, deadline: Deadline = NO_DEADLINE, width: int = 1) -> asyncio.Task[Tensors]:
+def submit(
+    to: Batcher,
+    *nonce_values: int,
+    deadline: Deadline = NO_DEADLINE,
+    width: int = 1,
+    priority: int = 0,
+    tenant: str = "",
+) -> asyncio.Task[Tensors]:
     """A caller, in a task of its own."""
-    return asyncio.create_task(to.submit(nonces(*nonce_values, width=width), deadline))
+    return asyncio.create_task(to.submit(nonces(*nonce_values, width=width), deadline, priority, tenant))
 
 
 def tensors(**arrays: Any) -> Mapping[str, Tensor]:  # Any: nested lists, as NumPy takes them

@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import math
+import random
 import weakref
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
@@ -14,6 +15,7 @@ from backends.errors import (
     Code,
     DeadlineExceeded,
     InvalidInput,
+    Overloaded,
     PointsmanError,
     TooLarge,
     Unavailable,
@@ -58,6 +60,20 @@ def played(scenario: Scenario) -> Callable[[], None]:
 
     test.__name__ = scenario.__name__
     return test
+
+
+async def busy(b: Batcher, backend: FakeBackend) -> None:
+    """Let *b* learn that a batch takes 0.1 s whatever its size, while items come faster than single ones are served."""
+    for size in (1, 8, 1, 8):
+        for _ in range(4):
+            callers = [submit(b, *range(size))]
+            await asyncio.sleep(0.1)
+            backend.calls[-1].answer()
+            await asyncio.gather(*callers)
+    callers = [submit(b, i) for i in range(64)]
+    await idle()
+    backend.calls[-1].answer()
+    await asyncio.gather(*callers)
 
 
 @played
@@ -130,19 +146,34 @@ async def test_the_next_batch_starts_before_callers_digest_their_answers() -> No
 
 
 @played
-async def test_items_wait_for_company_as_long_as_the_delay() -> None:
-    backend = FakeBackend()
+async def test_with_several_slots_items_wait_for_company_as_long_as_the_delay() -> None:
+    backend = FakeBackend(Limits(max_batch=64, max_in_flight=4))
     async with batcher(backend, BatchingOptions(max_delay_s=0.010)) as b:
+        await busy(b, backend)
         start_s = now()
-        first = submit(b, 1)
+        callers = [submit(b, 1)]
         await asyncio.sleep(0.005)
-        second = submit(b, 2)
+        callers.append(submit(b, 2))
         await asyncio.sleep(0.020)
-        backend.calls[0].answer()
-        await asyncio.gather(first, second)
+        backend.calls[-1].answer()
+        await asyncio.gather(*callers)
 
-    assert backend.calls[0].nonces == [1, 2]
-    assert backend.calls[0].started_s - start_s == pytest.approx(0.010, abs=1e-4)
+    assert backend.calls[-1].nonces == [1, 2]
+    assert backend.calls[-1].started_s - start_s == pytest.approx(0.010, abs=1e-4)
+
+
+@played
+async def test_with_one_slot_nobody_waits_for_company() -> None:
+    backend = FakeBackend(Limits(max_batch=64))
+    async with batcher(backend, BatchingOptions(max_delay_s=0.010)) as b:
+        await busy(b, backend)
+        start_s = now()
+        caller = submit(b, 1)
+        await idle()
+        backend.calls[-1].answer()
+        await caller
+
+    assert backend.calls[-1].started_s == start_s
 
 
 @played
@@ -627,29 +658,30 @@ def test_what_is_no_items_fault_is_not_run_again(error: BaseException) -> None:
 async def test_what_is_run_again_keeps_the_slot_of_its_batch() -> None:
     backend = FakeBackend(Limits(max_batch=2))
     async with batcher(backend) as b:
-        answered = submit(b, 0)
-        await asyncio.sleep(2.0)
-        backend.calls[0].answer()
-        await answered
+        for i in range(2):
+            answered = submit(b, 0)
+            await asyncio.sleep(2.0)
+            backend.calls[i].answer()
+            await answered
         callers = [submit(b, 1), submit(b, 2)]
         await idle()
         callers.append(submit(b, 3))
         await idle()
         assert b.statistics().predicted_wait_s == pytest.approx(4.0, abs=1e-3)
 
-        backend.calls[1].fail(ZeroDivisionError())
+        backend.calls[2].fail(ZeroDivisionError())
         await idle()
         told = b.statistics()
-        assert (told.in_flight, told.queued_items, told.batches, told.items) == (1, 1, 2, 3)
-        assert told.predicted_wait_s == pytest.approx(6.0, abs=1e-3)
+        assert (told.in_flight, told.queued_items, told.batches, told.items) == (1, 1, 3, 4)
+        assert told.predicted_wait_s == pytest.approx(4.0, abs=1e-3), "the other half is run first"
 
-        for i in (2, 3, 4):
+        for i in (3, 4, 5):
             backend.calls[i].answer()
             await idle()
         await asyncio.gather(*callers)
 
-    assert [call.nonces for call in backend.calls] == [[0], [1, 2], [1], [2], [3]]
-    assert (b.statistics().batches, b.statistics().items) == (5, 6)
+    assert [call.nonces for call in backend.calls] == [[0], [0], [1, 2], [1], [2], [3]]
+    assert (b.statistics().batches, b.statistics().items) == (6, 7)
 
 
 @played
@@ -694,16 +726,15 @@ async def test_a_deadline_that_passes_before_its_half_is_run_is_told_in_time() -
     backend = FakeBackend()
     async with batcher(backend) as b:
         deadline = within(0.050)
-        patient, hasty = submit(b, 1, deadline=within(9)), submit(b, 2, deadline=deadline)
+        hasty, patient = submit(b, 2, deadline=deadline), submit(b, 1, deadline=deadline)
         await idle()
         backend.calls[0].fail(ZeroDivisionError())
         with pytest.raises(DeadlineExceeded, match="the deadline passed while waiting for model 'm'"):
-            await hasty
+            await patient
         assert now() == pytest.approx(deadline, abs=0.001)
-
-        backend.calls[1].answer()
-        assert values(await patient) == [1]
-    assert [call.nonces for call in backend.calls] == [[1, 2], [1]]
+        with pytest.raises(DeadlineExceeded, match="the deadline passed while running on model 'm'"):
+            await hasty
+    assert [call.nonces for call in backend.calls] == [[2, 1], [2]]
 
 
 def test_no_half_is_run_after_its_deadline() -> None:
@@ -922,18 +953,21 @@ async def test_a_drain_that_takes_too_long_can_be_cut_short() -> None:
 
 @played
 async def test_a_drain_ends_when_the_last_that_wait_leave() -> None:
-    backend = FakeBackend()
-    b = batcher(backend, BatchingOptions(max_delay_s=3600))
+    backend = FakeBackend(Limits(max_batch=1))
+    b = batcher(backend)
     b.start()
-    caller = submit(b, 1)
+    running, waiting = submit(b, 1), submit(b, 2)
     await idle()
     start_s = now()
     closing = asyncio.create_task(b.aclose())
     await idle()
-    caller.cancel()
+    waiting.cancel()
+    await idle()
+    backend.calls[0].answer()
     await closing
 
-    assert backend.calls == []
+    assert values(await running) == [1]
+    assert len(backend.calls) == 1
     assert now() - start_s < 1
 
 
@@ -1076,13 +1110,17 @@ def test_a_fault_in_the_observer_is_reported_and_changes_no_answer() -> None:
 @played
 async def test_every_batch_is_reported() -> None:
     backend, reports = FakeBackend(), Reports()
-    async with batcher(backend, BatchingOptions(max_delay_s=0.010), observer=reports) as b:
-        callers = [submit(b, 1), submit(b, 2, 3)]
-        await asyncio.sleep(0.020)
-        backend.calls[0].answer()
+    async with batcher(backend, observer=reports) as b:
+        callers = [submit(b, 0)]
+        await idle()
+        callers += [submit(b, 1), submit(b, 2, 3)]
+        for call in (0, 1):
+            await asyncio.sleep(0.010)
+            backend.calls[call].answer()
+            await idle()
         await asyncio.gather(*callers)
 
-    report = reports.seen[0]
+    report = reports.seen[1]
     assert (report.model, report.size, report.entries, report.outcome) == ("m", 3, 2, Outcome.ANSWERED)
     assert report.queued_s == pytest.approx(0.010, abs=1e-4)
     assert report.infer_s == pytest.approx(0.010, abs=1e-4)
@@ -1093,33 +1131,34 @@ async def test_every_batch_is_reported() -> None:
 async def test_statistics_tell_what_waits_runs_and_was_done() -> None:
     backend = FakeBackend(Limits(max_batch=2))
     async with batcher(backend) as b:
-        first = submit(b, 1)
-        await asyncio.sleep(0.5)
-        backend.calls[0].answer()
-        await first
+        for i in range(2):
+            first = submit(b, 1)
+            await asyncio.sleep(0.5)
+            backend.calls[i].answer()
+            await first
         callers = [submit(b, 2), submit(b, 3)]
         await idle()
         callers.append(submit(b, 4))
         await idle()
         told = b.statistics()
-        for i in (1, 2):
+        for i in (2, 3):
             backend.calls[i].answer()
             await idle()
         await asyncio.gather(*callers)
 
         assert (told.queued_items, told.queued_bytes, told.in_flight) == (1, 8, 1)
-        assert (told.batches, told.items) == (1, 1)
+        assert (told.batches, told.items) == (2, 2)
         assert told.latency_s == pytest.approx(0.5, abs=1e-4)
-        assert told.predicted_wait_s == pytest.approx(1.0, abs=1e-3)
-        assert (b.statistics().batches, b.statistics().items) == (3, 4)
+        assert told.predicted_wait_s == pytest.approx(1.0, abs=1e-3), "two items take twice as long, for all it knows"
+        assert (b.statistics().batches, b.statistics().items) == (4, 5)
 
 
 @played
 async def test_a_model_that_was_slow_once_is_asked_again_though_no_request_could_wait_that_long() -> None:
-    """A cold start, then requests that are sent, as the router does, only where the estimate leaves them the time."""
+    """Two slow batches, then requests that are sent, as the router does, only where the estimate leaves them time."""
 
     async def behave(index: int, call: Call) -> Tensors:
-        await asyncio.sleep(5.0 if index == 0 else 0.010)
+        await asyncio.sleep(5.0 if index < 2 else 0.010)
         return call.batch.inputs
 
     backend, patience_s, waited_s = FakeBackend(behave=behave), 1.0, 0.0
@@ -1129,7 +1168,8 @@ async def test_a_model_that_was_slow_once_is_asked_again_though_no_request_could
             told = b.statistics()
             return told.predicted_wait_s + told.latency_s <= patience_s
 
-        await b.submit(nonces(0), NO_DEADLINE)
+        for i in range(2):
+            await b.submit(nonces(i), NO_DEADLINE)
         assert not may_make_it()
         while not may_make_it():
             await asyncio.sleep(0.5)
@@ -1202,3 +1242,142 @@ async def test_without_levels_a_priority_is_taken_and_does_not_count() -> None:
         await asyncio.gather(*callers)
 
     assert [values(call.batch.inputs)[0] for call in backend.calls] == [0, 1]
+
+
+# Overload.
+
+
+def takes(seconds: float) -> Callable[[int, Call], Coroutine[Any, Any, Tensors]]:
+    """A backend's behaviour: each call takes *seconds*, whatever its size."""
+
+    async def behave(_: int, call: Call) -> Tensors:
+        await asyncio.sleep(seconds)
+        return echo(call.batch)
+
+    return behave
+
+
+async def taught(b: Batcher) -> None:
+    """Let *b* see batches of one and of eight."""
+    for size in (1, 8, 1, 8):
+        await b.submit(nonces(*range(size)), NO_DEADLINE)
+
+
+@played
+async def test_what_the_model_cannot_answer_in_time_even_alone_is_refused_at_once() -> None:
+    backend = FakeBackend(behave=takes(0.100))
+    async with batcher(backend) as b:
+        await taught(b)
+        came_s = now()
+        with pytest.raises(DeadlineExceeded, match=r"model 'm' takes [\d.]+ ms and 50\.0 ms are left; allow more time"):
+            await b.submit(nonces(1), within(0.050))
+
+    assert now() == came_s
+    assert len(backend.calls) == 4
+
+
+@played
+async def test_what_cannot_make_it_behind_what_runs_is_refused_at_once_and_told_when_to_return() -> None:
+    backend = FakeBackend(behave=takes(0.100))
+    async with batcher(backend) as b:
+        await taught(b)
+        running = submit(b, 1)
+        await idle()
+        came_s = now()
+        with pytest.raises(Overloaded, match=r"a new request waits [\d.]+ ms, too long for its deadline") as refused:
+            await b.submit(nonces(2), within(0.150))
+
+        assert refused.value.retry_after_s == pytest.approx(0.100, rel=0.05)
+        assert now() == came_s
+        await running
+
+
+@played
+async def test_a_tenant_below_its_share_gets_room_in_a_full_queue() -> None:
+    backend = FakeBackend(Limits(max_batch=1))
+    async with batcher(backend, BatchingOptions(max_queue=4)) as b:
+        flood = [submit(b, 0, tenant="greedy")]
+        await idle()
+        flood += [submit(b, i, tenant="greedy") for i in range(1, 5)]
+        await idle()
+        with pytest.raises(Overloaded, match="4 of 4 items wait, 1 more do not fit"):
+            await b.submit(nonces(5), NO_DEADLINE, tenant="greedy")
+        modest = submit(b, 6, tenant="modest")
+        await idle()
+
+        with pytest.raises(Overloaded, match="other tenants have less than their share of the queue"):
+            await flood[-1]
+        for i in range(5):
+            backend.calls[i].answer()
+            await idle()
+        assert [values(await caller) for caller in (*flood[:-1], modest)] == [[0], [1], [2], [3], [6]]
+
+
+@played
+async def test_at_twice_the_capacity_the_batches_stay_full_and_a_modest_tenant_is_served() -> None:
+    """80 items a second can be answered; one tenant sends 152, the other 8."""
+    rng = random.Random(1)
+
+    async def behave(_: int, call: Call) -> Tensors:
+        await asyncio.sleep(0.100 * rng.uniform(0.95, 1.05))
+        return echo(call.batch)
+
+    backend = FakeBackend(Limits(max_batch=8), behave)
+    async with batcher(backend) as b:
+        await taught(b)
+        callers: dict[str, list[asyncio.Task[Tensors]]] = {"greedy": [], "modest": []}
+        for i in range(800):
+            tenant = "modest" if i % 20 == 0 else "greedy"
+            callers[tenant].append(submit(b, i, deadline=within(0.350), tenant=tenant))
+            await asyncio.sleep(1 / 160)
+        results = {of: await asyncio.gather(*tasks, return_exceptions=True) for of, tasks in callers.items()}
+
+    answered = {of: sum(isinstance(result, dict) for result in each) for of, each in results.items()}
+    assert answered["modest"] >= 0.9 * 40
+    assert answered["greedy"] + answered["modest"] >= 0.95 * 80 * 5
+    refusals = [result for each in results.values() for result in each if not isinstance(result, dict)]
+    assert {type(refusal) for refusal in refusals} <= {Overloaded, DeadlineExceeded}
+
+
+@played
+async def test_a_model_is_warmed_up_before_the_first_request() -> None:
+    backend = FakeBackend(behave=takes(0.100))
+    b = batcher(backend, BatchingOptions(warm_up=(1, 8)))
+    await b.warm_up()
+
+    assert [call.batch.size for call in backend.calls] == [1, 1, 8, 8]
+    async with b:
+        with pytest.raises(DeadlineExceeded, match=r"takes [\d.]+ ms and 50\.0 ms are left"):
+            await b.submit(nonces(1), within(0.050))
+
+
+@played
+async def test_a_warm_up_that_the_model_cannot_take_says_so() -> None:
+    async def behave(_: int, call: Call) -> Tensors:
+        raise InvalidInput("zeros are forbidden")
+
+    with pytest.raises(ValueError, match=r"cannot be warmed up with zeros .zeros are forbidden.; leave warm_up out"):
+        await batcher(FakeBackend(behave=behave), BatchingOptions(warm_up=(1,))).warm_up()
+    with pytest.raises(ValueError, match="warm_up has a batch of 9, model 'm' takes 8 at most"):
+        await batcher(FakeBackend(), BatchingOptions(warm_up=(9,))).warm_up()
+
+
+@played
+async def test_with_adaptive_concurrency_fewer_batches_run_once_the_backend_refuses() -> None:
+    async def behave(index: int, call: Call) -> Tensors:
+        await asyncio.sleep(0.010)
+        if index < 40:
+            raise Unavailable("too many")
+        return echo(call.batch)
+
+    backend = FakeBackend(Limits(max_batch=1, max_in_flight=8), behave)
+    async with batcher(backend, BatchingOptions(adaptive_concurrency=True)) as b:
+        callers = [submit(b, i) for i in range(200)]
+        await asyncio.gather(*callers, return_exceptions=True)
+
+    together = [
+        sum(call.started_s <= other.started_s < (call.ended_s or 0) for other in backend.calls)
+        for call in backend.calls
+    ]
+    assert max(together[:8]) == 8
+    assert max(together[60:]) == 1

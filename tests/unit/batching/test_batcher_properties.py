@@ -3,13 +3,14 @@
 import asyncio
 import math
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.contract import NO_DEADLINE, Limits, Tensor, Tensors
-from backends.errors import BackendFailed, DeadlineExceeded, InvalidInput, TooLarge, Unavailable
+from backends.errors import BackendFailed, DeadlineExceeded, InvalidInput, Overloaded, TooLarge, Unavailable
 from batching.options import BatchingOptions
 from tests.unit.batching.conftest import Call, FakeBackend, batcher, echo, now, run, submit, values, within
 
@@ -30,6 +31,8 @@ class Arrival:
     width: int
     patience_ms: int | None
     leaves_ms: int | None
+    priority: int
+    tenant: str
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,18 @@ class Service:
 class World:
     max_batch: int
     slots: int
-    max_delay_ms: int
+    max_delay_ms: int | None
     max_queue: int
+    levels: int
     arrivals: list[Arrival]
     services: list[Service]
+
+    def options(self) -> BatchingOptions:
+        delay_s = None if self.max_delay_ms is None else self.max_delay_ms / 1000
+        return BatchingOptions(max_delay_s=delay_s, max_queue=self.max_queue, priority_levels=self.levels)
+
+    def level(self, index: int) -> int:
+        return self.options().level(self.arrivals[index].priority)
 
     def nonces(self, index: int) -> list[int]:
         return [index * 100 + i for i in range(self.arrivals[index].size)]
@@ -68,6 +79,7 @@ class Ending:
     """What became of an arrival."""
 
     nonces: list[int]
+    came_s: float
     deadline_s: float
     leaves_s: float
     ended_s: float
@@ -83,6 +95,8 @@ arrivals = st.builds(
     width=st.integers(1, 2),
     patience_ms=st.none() | st.integers(1, 15),
     leaves_ms=st.none() | milliseconds,
+    priority=st.integers(0, 3),
+    tenant=st.sampled_from(["", "", "greedy", "modest"]),
 )
 services = st.builds(
     Service,
@@ -93,8 +107,9 @@ worlds = st.builds(
     World,
     max_batch=st.integers(1, 5),
     slots=st.integers(1, 3),
-    max_delay_ms=st.sampled_from([0, 0, 2, 8]),
+    max_delay_ms=st.sampled_from([None, 0, 2, 8]),
     max_queue=st.sampled_from([5, 12, 1000]),
+    levels=st.sampled_from([0, 0, 3]),
     arrivals=st.lists(arrivals, min_size=1, max_size=15),
     services=st.lists(services, min_size=1, max_size=8),
 )
@@ -119,19 +134,21 @@ async def live(world: World) -> tuple[list[Ending], FakeBackend]:
         return echo(call.batch)
 
     backend = FakeBackend(Limits(world.max_batch, world.slots), behave)
-    options = BatchingOptions(max_delay_s=world.max_delay_ms / 1000, max_queue=world.max_queue)
-    async with batcher(backend, options) as b:
+    async with batcher(backend, world.options()) as b:
 
         async def call(index: int, arrival: Arrival) -> Ending:
             nonces = world.nonces(index)
             deadline = NO_DEADLINE if arrival.patience_ms is None else within(arrival.patience_ms / 1000)
-            leaves_s = math.inf if arrival.leaves_ms is None else now() + arrival.leaves_ms / 1000
-            caller = submit(b, *nonces, deadline=deadline, width=arrival.width)
+            came_s = now()
+            leaves_s = math.inf if arrival.leaves_ms is None else came_s + arrival.leaves_ms / 1000
+            caller = submit(
+                b, *nonces, deadline=deadline, width=arrival.width, priority=arrival.priority, tenant=arrival.tenant
+            )
             if arrival.leaves_ms is not None:
                 asyncio.get_running_loop().call_at(leaves_s, caller.cancel)
             (result,) = await asyncio.gather(caller, return_exceptions=True)
             assert b.statistics().queued_items <= world.max_queue
-            return Ending(nonces, deadline, leaves_s, now(), result)
+            return Ending(nonces, came_s, deadline, leaves_s, now(), result)
 
         callers = []
         for index, arrival in enumerate(world.arrivals):
@@ -142,7 +159,7 @@ async def live(world: World) -> tuple[list[Ending], FakeBackend]:
 
         told = b.statistics()
         assert (told.queued_items, told.queued_bytes, told.in_flight) == (0, 0, 0)
-        assert told.predicted_wait_s == options.max_delay_s
+        assert told.predicted_wait_s == 0.0
     return list(endings), backend
 
 
@@ -165,12 +182,17 @@ def test_nothing_is_lost_duplicated_swapped_or_late_unnoticed(world: World) -> N
                 assert ending.ended_s < ending.deadline_s, "late"
             case asyncio.CancelledError():
                 assert -ULP_S <= ending.ended_s - ending.leaves_s <= TICK_S
+            case DeadlineExceeded() if "are left" in str(ending.result):
+                assert ending.ended_s - ending.came_s <= TICK_S, "refused late"
+                assert not sent.keys() & set(ending.nonces), "refused, yet sent"
             case DeadlineExceeded():
                 assert -ULP_S <= ending.ended_s - ending.deadline_s <= TICK_S
             case TooLarge():
                 assert len(ending.nonces) > world.max_queue
-            case Unavailable() if "overloaded" in str(ending.result):
-                assert not sent.keys() & set(ending.nonces), "refused, yet sent"
+            case Overloaded():
+                assert ending.result.retry_after_s is not None
+                whole = len(ending.nonces) <= world.max_batch
+                assert not (whole and sent.keys() & set(ending.nonces)), "refused, yet sent"
             case InvalidInput():
                 assert str(ending.result) in {f"item {n} is poison" for n in ending.nonces}, "heard of another's item"
             case BackendFailed() | Unavailable():
@@ -242,9 +264,14 @@ def test_every_call_is_worth_making(world: World) -> None:
         assert all(call.started_s <= ending.ended_s for ending in owners), "sent after its caller left"
         assert call.ended_s is not None
         assert call.ended_s <= max(ending.ended_s for ending in owners) + TICK_S, "went on for nobody"
-    for one in (1, 2):  # first come, first served, among those that may share a batch
-        order = dict.fromkeys(nonce for call in backend.calls for nonce in call.nonces if width[nonce] == one)
-        assert list(order) == sorted(order)
+    sent: dict[int, int] = {}
+    for index, call in enumerate(backend.calls):
+        for nonce in call.nonces:
+            sent.setdefault(nonce, index)
+    for earlier, later in combinations(sorted(sent), 2):
+        alike = [(width[n], world.level(n // 100), world.arrivals[n // 100].tenant) for n in (earlier, later)]
+        if alike[0] == alike[1] and owner[earlier].deadline_s <= owner[later].deadline_s:
+            assert sent[earlier] <= sent[later], "overtaken by one that is no more urgent"
 
 
 @given(worlds)
@@ -258,7 +285,7 @@ def test_a_close_at_any_moment_leaves_nobody_hanging(world: World) -> None:
 
     async def scenario() -> list[Tensors | BaseException]:
         backend = FakeBackend(Limits(world.max_batch, world.slots), behave)
-        b = batcher(backend, BatchingOptions(max_delay_s=world.max_delay_ms / 1000))
+        b = batcher(backend, replace(world, max_queue=1000).options())
         b.start()
         callers = []
         for index, arrival in enumerate(world.arrivals):

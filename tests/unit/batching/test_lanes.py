@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from backends.contract import NO_DEADLINE, Deadline
 from batching.lanes import Deadlines, Lanes
+from batching.latency import Kinds
 
 
 @dataclass(eq=False)
@@ -17,14 +18,20 @@ class Entry:
     deadline: Deadline = NO_DEADLINE
     arrived_s: float = 0.0
     level: int = 0
+    tenant: str = ""
+    turn: float = 0.0
     over: bool = field(default=False)
 
     def is_over(self) -> bool:
         return self.over
 
 
+def empty() -> Lanes[Entry]:
+    return Lanes(Kinds(has_buckets=False))
+
+
 def test_a_lane_holds_what_may_share_a_batch_in_order_of_arrival() -> None:
-    lanes: Lanes[Entry] = Lanes()
+    lanes = empty()
     entries = [Entry("a"), Entry("b"), Entry("a")]
     for entry in entries:
         lanes.add(entry)
@@ -33,7 +40,7 @@ def test_a_lane_holds_what_may_share_a_batch_in_order_of_arrival() -> None:
 
 
 def test_an_entry_is_removed_once() -> None:
-    lanes: Lanes[Entry] = Lanes()
+    lanes = empty()
     entry = Entry()
     lanes.add(entry)
     lanes.remove(entry)
@@ -46,7 +53,7 @@ def test_an_entry_is_removed_once() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9), st.integers(0, 99)), max_size=30), st.data())
 def test_the_totals_are_those_of_what_waits(kinds: list[tuple[str, int, int]], data: st.DataObject) -> None:
-    lanes: Lanes[Entry] = Lanes()
+    lanes = empty()
     waiting = [Entry(key, size, nbytes) for key, size, nbytes in kinds]
     for entry in waiting:
         lanes.add(entry)
@@ -58,6 +65,59 @@ def test_the_totals_are_those_of_what_waits(kinds: list[tuple[str, int, int]], d
         assert (lanes.items, lanes.nbytes) == (sum(e.size for e in waiting), sum(e.nbytes for e in waiting))
         assert set(lanes.entries()) == set(waiting)
         assert bool(lanes) == bool(waiting)
+
+
+deadlines = st.sampled_from([1.0, 2.0, 3.0, math.inf]).map(Deadline)
+
+
+@given(st.lists(st.tuples(deadlines, st.sampled_from("xy")), max_size=30), st.data())
+def test_a_lane_is_in_the_order_of_deadlines_and_equal_ones_in_that_of_turns(
+    kinds: list[tuple[Deadline, str]], data: st.DataObject
+) -> None:
+    lanes = empty()
+    waiting = [Entry(deadline=deadline, tenant=tenant) for deadline, tenant in kinds]
+    for entry in waiting:
+        lanes.add(entry)
+    for entry in data.draw(st.permutations(waiting))[: len(waiting) // 2]:
+        waiting.remove(entry)
+        lanes.take(entry)
+
+    for lane in lanes:
+        assert list(lane) == sorted(waiting, key=lambda e: (e.deadline, e.turn))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 20)), max_size=30),
+    st.integers(-1, 21),
+    st.integers(-1, 21),
+)
+def test_what_is_due_between_two_moments_is_counted(kinds: list[tuple[str, int]], after: int, until: int) -> None:
+    lanes = empty()
+    for key, due in kinds:
+        lanes.add(Entry(key, 2, deadline=Deadline(due)))
+
+    assert lanes.due(after, until) == sum(2 for _, due in kinds if after < due <= until)
+
+
+def test_what_is_known_of_a_lane_outlives_its_entries() -> None:
+    lanes = empty()
+    for at_s in (0.0, 1.0):
+        entry = Entry(arrived_s=at_s)
+        lanes.add(entry)
+        lanes.take(entry)
+    lanes.add(Entry(arrived_s=2.0))
+
+    (lane,) = lanes
+    assert lane.arrivals.per_s(2.0) == 1.0
+
+
+def test_the_newest_of_a_tenant_is_the_one_whose_turn_comes_last() -> None:
+    lanes = empty()
+    entries = [Entry(key, tenant=tenant) for key, tenant in ("ax", "by", "bx", "ay")]
+    for entry in entries:
+        lanes.add(entry)
+
+    assert lanes.newest_of("x") is entries[2]
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=200), st.integers(0, 20))

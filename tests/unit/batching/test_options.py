@@ -8,7 +8,7 @@ from batching.options import BatchingOptions
 def test_options_have_sound_defaults() -> None:
     options = BatchingOptions()
 
-    assert (options.max_batch, options.max_delay_s) == (None, 0.0)
+    assert (options.max_batch, options.max_delay_s) == (None, None)
     assert (options.max_queue, options.max_queue_bytes) == (1024, 256 * 1024 * 1024)
 
 

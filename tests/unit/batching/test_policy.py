@@ -1,15 +1,18 @@
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.contract import NO_DEADLINE, Deadline
-from batching.latency import RecentLatency
-from batching.policy import PATIENCE_S, ByPriority, Plan, SizeAndDelay
+from batching.latency import Arrivals, LatencyCurve, Line
+from batching.policy import PATIENCE_S, ByDeadline, Plan
 
 NOW = 100.0
+GPU = Line(0.010, 0.001)  # seconds: 11 ms for one, 14 ms for four
+FLAT = Line(0.010, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,178 +21,324 @@ class Entry:
     deadline: Deadline = NO_DEADLINE
     arrived_s: float = NOW
     level: int = 0
+    tenant: str = ""
+    turn: float = 0.0
 
 
-def latency_of(infer_s: float) -> RecentLatency:
-    latency = RecentLatency()
-    latency.observe(1, infer_s, NOW)
-    return latency
+def due(left_s: float, **of: object) -> Entry:
+    return Entry(deadline=Deadline(NOW + left_s), **of)  # type: ignore[arg-type]
 
 
-def plan(*lanes: list[Entry], max_delay_s: float = 0.0, free_slots: int = 1, infer_s: float = 0.0) -> Plan[Entry]:
-    return SizeAndDelay(4, max_delay_s).plan(lanes, free_slots, latency_of(infer_s), NOW)
+@dataclass
+class Lane:
+    """As `batching.lanes.Lane`, of any entries."""
+
+    entries: list[Entry]
+    latency: LatencyCurve
+    arrivals: Arrivals = field(default_factory=Arrivals)
+
+    def __post_init__(self) -> None:
+        self.entries.sort(key=lambda entry: (entry.deadline, entry.turn))
+        self.items = sum(entry.size for entry in self.entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
 
 
-def test_without_a_delay_whatever_waits_goes_at_once() -> None:
-    lane = [Entry(), Entry()]
+class Exact(LatencyCurve):
+    """Knows its line for certain."""
+
+    def __init__(self, line: Line | None) -> None:
+        super().__init__()
+        self._typical = self._cautious = line
+
+
+def lane_of(*entries: Entry, line: Line | None = GPU, per_s: float = 0.0) -> Lane:
+    """A lane to which items have come at *per_s* until now."""
+    lane = Lane(list(entries), Exact(line))
+    for i in range(16 if per_s else 0):
+        lane.arrivals.observe(1, NOW - (15 - i) / per_s)
+    return lane
+
+
+def plan(
+    *lanes: Lane, max_batch: int = 4, slots: int = 1, free_slots: int = 1, max_delay_s: float | None = None
+) -> Plan[Entry]:
+    return ByDeadline(max_batch, slots, max_delay_s).plan(lanes, free_slots, NOW)
+
+
+# Who is in a batch.
+
+
+def test_whatever_waits_and_is_in_time_goes_at_once() -> None:
+    lane = lane_of(Entry(), due(1.0))
 
     assert plan(lane).batches == (tuple(lane),)
 
 
-def test_a_full_batch_goes_before_its_delay_is_over() -> None:
-    lane = [Entry(2), Entry(2), Entry(1)]
+def test_before_anything_is_known_of_the_model_everything_goes() -> None:
+    lane = lane_of(due(1e-6), due(1e-6), line=None)
 
-    decided = plan(lane, max_delay_s=1.0)
-
-    assert decided.batches == (tuple(lane[:2]),)
+    assert plan(lane).batches == (tuple(lane),)
 
 
-def test_a_batch_that_the_next_in_line_does_not_fit_counts_as_full() -> None:
-    lane = [Entry(3), Entry(2), Entry(1)]
+def test_the_earliest_deadlines_go_first_where_not_all_fit() -> None:
+    first, second, third = due(1.0), due(2.0, size=3), due(3.0)
 
-    decided = plan(lane, max_delay_s=1.0)
-
-    assert decided.batches == ((lane[0],),)
+    assert plan(lane_of(third, first, second)).batches == ((first, second),)
 
 
-def test_a_batch_that_is_not_full_waits_for_its_delay() -> None:
-    decided = plan([Entry(arrived_s=NOW - 0.25), Entry()], max_delay_s=1.0)
+def test_no_later_one_is_put_in_the_place_of_one_that_does_not_fit() -> None:
+    first, large, small = due(1.0), due(2.0, size=4), due(3.0)
 
-    assert decided == Plan(wake_at_s=NOW + 0.75)
-
-
-def test_a_batch_goes_when_its_oldest_has_waited_its_delay() -> None:
-    lane = [Entry(arrived_s=NOW - 1.0), Entry()]
-
-    assert plan(lane, max_delay_s=1.0).batches == (tuple(lane),)
+    assert plan(lane_of(first, large, small)).batches == ((first,),)
 
 
-def test_a_batch_goes_no_later_than_its_earliest_deadline_allows() -> None:
-    decided = plan([Entry(), Entry(deadline=Deadline(NOW + 0.5))], max_delay_s=1.0, infer_s=0.125)
+def test_a_batch_is_as_large_as_its_earliest_deadline_allows() -> None:
+    pressed, others = due(0.0125), [due(1.0) for _ in range(3)]
 
-    assert decided == Plan(wake_at_s=NOW + 0.375)
+    decided = plan(lane_of(pressed, *others))
+
+    assert decided.batches == ((pressed, others[0]),)
+    assert decided.shed == ()
 
 
-def test_a_batch_whose_deadline_presses_goes_at_once() -> None:
-    lane = [Entry(deadline=Deadline(NOW + 0.1))]
+def test_who_would_keep_the_batch_small_is_passed_over_where_the_others_could_not_make_it_after_it() -> None:
+    pressed, others = due(0.0112), [due(0.020) for _ in range(4)]
 
-    assert plan(lane, max_delay_s=1.0, infer_s=0.125).batches == (tuple(lane),)
+    decided = plan(lane_of(pressed, *others))
+
+    assert decided.batches == (tuple(others),)
+    assert decided.shed == (pressed,)
+
+
+def test_nobody_is_passed_over_where_the_others_can_wait() -> None:
+    pressed, others = due(0.0112), [due(0.030) for _ in range(4)]
+
+    decided = plan(lane_of(pressed, *others))
+
+    assert decided.batches == ((pressed,),)
+    assert decided.shed == ()
+
+
+def test_other_slots_count_for_who_can_wait() -> None:
+    pressed, others = due(0.0112), [due(0.020) for _ in range(4)]
+
+    assert plan(lane_of(pressed, *others), slots=4, free_slots=4).shed == ()
+
+
+def test_who_cannot_be_answered_even_alone_is_refused() -> None:
+    hopeless, good = due(0.005), due(1.0)
+
+    decided = plan(lane_of(hopeless, good))
+
+    assert (decided.shed, decided.batches) == ((hopeless,), ((good,),))
 
 
 def test_an_entry_past_its_deadline_is_late_and_not_in_a_batch() -> None:
-    late, good = Entry(deadline=Deadline(NOW)), Entry()
+    late, good = due(0.0), Entry()
 
-    decided = plan([late, good])
+    decided = plan(lane_of(late, good))
 
     assert (decided.late, decided.batches) == ((late,), ((good,),))
 
 
-def test_the_lane_whose_head_waits_longest_goes_first() -> None:
-    young, old = [Entry(4)], [Entry(arrived_s=NOW - 1.0)]
+def test_of_several_lanes_the_one_with_the_earliest_deadline_goes_first() -> None:
+    later, earlier = lane_of(due(2.0)), lane_of(due(1.0))
 
-    assert plan(young, old).batches == (tuple(old),)
-
-
-def test_every_free_slot_gets_a_batch() -> None:
-    lane = [Entry(4), Entry(4), Entry(4)]
-
-    assert plan(lane, free_slots=2).batches == ((lane[0],), (lane[1],))
+    assert plan(later, earlier).batches == (tuple(earlier),)
+    assert plan(later, earlier, free_slots=2, slots=2).batches == (tuple(earlier), tuple(later))
 
 
 def test_without_a_free_slot_nothing_goes() -> None:
-    assert plan([Entry(4)], free_slots=0).batches == ()
+    assert plan(lane_of(Entry(4)), free_slots=0).batches == ()
+
+
+# Levels.
+
+
+def test_the_higher_level_goes_first_and_the_earlier_deadline_of_a_level() -> None:
+    low, middle, second, first = due(1.0, level=3), due(2.0, level=2), due(4.0, level=1), due(3.0, level=1)
+
+    assert plan(lane_of(low, middle, second, first), max_batch=2).batches == ((first, second),)
+    assert plan(lane_of(low, middle, second), max_batch=2).batches == ((second,),), "who is due earlier must wait"
+
+
+def test_a_lower_level_fills_the_batch_of_a_higher_one() -> None:
+    high, middle, low = due(1.0, level=1), due(2.0, level=2), due(2.0, level=3)
+
+    assert plan(lane_of(low, middle, high), max_batch=2).batches == ((high, middle),)
+
+
+def test_between_lanes_the_higher_level_goes_first() -> None:
+    low, high = lane_of(due(1.0, level=2)), lane_of(due(9.0, level=1))
+
+    assert plan(low, high).batches == (tuple(high),)
+
+
+def test_who_has_waited_half_the_time_to_its_deadline_counts_as_highest() -> None:
+    starved = due(1.0, level=9, arrived_s=NOW - 1)
+    patient = due(2.0, level=9, arrived_s=NOW - 1)
+    high = due(3.0, level=1, arrived_s=NOW - 0.1)
+
+    assert plan(lane_of(patient, starved, high), max_batch=2).batches == ((starved, high),)
+
+
+def test_without_a_deadline_patience_ends_too() -> None:
+    starved, high = Entry(level=9, arrived_s=NOW - PATIENCE_S), Entry(level=1, arrived_s=NOW - 0.1, turn=1.0)
+
+    assert plan(lane_of(starved, high), max_batch=1).batches == ((starved,),)
+
+
+# Tenants.
+
+
+def test_where_not_all_make_it_the_tenant_whose_turn_it_is_goes_first() -> None:
+    flood = [due(0.013, tenant="greedy", turn=float(i)) for i in range(10)]
+    modest = due(0.014, tenant="modest", turn=0.5)
+
+    (batch,) = plan(lane_of(*flood, modest)).batches
+
+    assert batch == (flood[0], modest, flood[1])
+
+
+def test_turns_count_as_long_as_they_cost_nobody_its_deadline() -> None:
+    flood = [due(1.0, tenant="greedy", turn=float(i)) for i in range(10)]
+    modest = due(2.0, tenant="modest", turn=0.5)
+
+    assert plan(lane_of(*flood, modest)).batches == ((flood[0], modest, flood[1], flood[2]),)
+
+
+def test_a_deadline_that_would_be_missed_counts_more_than_a_turn() -> None:
+    pressed = [due(0.016, tenant="greedy", turn=float(i)) for i in range(4)]
+    modest = due(1.0, tenant="modest", turn=0.5)
+
+    assert plan(lane_of(*pressed, modest)).batches == (tuple(pressed),)
+
+
+# Waiting for company.
+
+
+def test_with_one_slot_nothing_waits_for_company() -> None:
+    lane = lane_of(due(1.0), per_s=10_000)
+
+    assert plan(lane, max_delay_s=1.0).batches == (tuple(lane),)
+
+
+def test_with_several_slots_a_batch_waits_while_more_comes_than_such_batches_could_serve() -> None:
+    lane = lane_of(due(1.0), line=FLAT, per_s=1000)
+
+    decided = plan(lane, slots=2, free_slots=2)
+
+    assert decided.batches == ()
+    assert NOW < decided.wake_at_s < NOW + 1.0
+
+
+def test_a_batch_goes_that_is_large_enough_for_what_comes() -> None:
+    """140 batches of one a second keep two slots busy for 70 % of the time."""
+    alone = lane_of(due(1.0), line=FLAT, per_s=139)
+    crowded = lane_of(due(1.0), line=FLAT, per_s=141)
+
+    assert plan(alone, slots=2, free_slots=2).batches == (tuple(alone),)
+    assert plan(crowded, slots=2, free_slots=2).batches == ()
+
+
+def test_a_full_batch_never_waits() -> None:
+    lane = lane_of(*(due(1.0) for _ in range(4)), line=FLAT, per_s=1e6)
+
+    assert plan(lane, slots=2, free_slots=2).batches == (tuple(lane),)
+
+
+def test_nothing_waits_beyond_the_last_moment_of_its_earliest_deadline() -> None:
+    lane = lane_of(due(0.015), due(1.0), line=FLAT, per_s=1e6)
+    pressed = lane_of(due(0.0101), due(1.0), line=FLAT, per_s=1e6)
+
+    assert plan(lane, slots=2, free_slots=2).wake_at_s <= NOW + 0.005
+    assert plan(pressed, slots=2, free_slots=2).wake_at_s <= NOW + 0.0001
+
+
+def test_nothing_waits_longer_than_the_delay() -> None:
+    lane = lane_of(due(1.0, arrived_s=NOW - 0.002), due(1.0), line=FLAT, per_s=400)
+
+    assert plan(lane, slots=2, free_slots=2, max_delay_s=0.003).wake_at_s == pytest.approx(NOW + 0.001)
+    assert plan(lane, slots=2, free_slots=2, max_delay_s=0.002).batches == (tuple(lane),)
+    assert plan(lane, slots=2, free_slots=2, max_delay_s=0.0).batches == (tuple(lane),)
+
+
+def test_what_waits_goes_when_nothing_comes_any_more() -> None:
+    lane = lane_of(due(1.0), line=FLAT, per_s=1000)
+    policy = ByDeadline(4, 2)
+    waiting = policy.plan([lane], 2, NOW)
+
+    decided = policy.plan([lane], 2, waiting.wake_at_s)
+
+    assert decided.batches == (tuple(lane),)
 
 
 entries = st.builds(
     Entry,
     size=st.integers(1, 4),
-    deadline=st.sampled_from([-0.5, 0.0, 0.1, 1.0, math.inf]).map(lambda s: Deadline(NOW + s)),
+    deadline=st.sampled_from([-0.5, 0.0, 0.005, 0.011, 0.012, 0.014, 0.1, 1.0, math.inf]).map(
+        lambda s: Deadline(NOW + s)
+    ),
     arrived_s=st.sampled_from([0.0, 0.05, 0.3, 2.0]).map(lambda s: NOW - s),
+    level=st.integers(1, 3) | st.just(0),
+    tenant=st.sampled_from("ab"),
+    turn=st.floats(0, 9),
 )
 lanes_of_entries = st.lists(
-    st.lists(entries, min_size=1, max_size=12).map(lambda lane: sorted(lane, key=lambda e: e.arrived_s)), max_size=4
+    st.builds(
+        lambda of, line, per_s: lane_of(*of, line=line, per_s=per_s),
+        st.lists(entries, min_size=1, max_size=12),
+        st.sampled_from([GPU, FLAT, None]),
+        st.sampled_from([0.0, 10.0, 1000.0]),
+    ),
+    max_size=3,
 )
 
 
-@given(lanes_of_entries, st.integers(1, 3), st.sampled_from([0.0, 0.2, 5.0]), st.sampled_from([0.0, 0.08]))
+@given(lanes_of_entries, st.integers(1, 3), st.data(), st.sampled_from([None, 0.0, 0.2]))
 def test_a_plan_keeps_every_promise(
-    lanes: list[list[Entry]], free_slots: int, max_delay_s: float, infer_s: float
+    lanes: list[Lane], slots: int, data: st.DataObject, max_delay_s: float | None
 ) -> None:
-    decided = plan(*lanes, max_delay_s=max_delay_s, free_slots=free_slots, infer_s=infer_s)
+    free_slots = data.draw(st.integers(1, slots))
+
+    decided = plan(*lanes, slots=slots, free_slots=free_slots, max_delay_s=max_delay_s)
 
     sent = [entry for batch in decided.batches for entry in batch]
     assert len(decided.batches) <= free_slots
-    assert len(set(sent)) == len(sent)
-    assert all(1 <= sum(e.size for e in batch) <= 4 for batch in decided.batches)
-    assert all(entry.deadline > NOW for entry in sent)
+    assert len({*sent, *decided.late, *decided.shed}) == len(sent) + len(decided.late) + len(decided.shed)
+    assert all(entry.deadline > NOW for entry in (*sent, *decided.shed))
     assert all(entry.deadline <= NOW for entry in decided.late)
-    for lane in lanes:  # first come, first served: what goes is what came first among those in time
-        on_time = [entry for entry in lane if entry.deadline > NOW]
-        assert [entry for entry in on_time if entry in sent] == on_time[: len([e for e in lane if e in sent])]
-    if any(lanes) and not decided.batches and not decided.late:
+    for batch in decided.batches:
+        size = sum(entry.size for entry in batch)
+        (lane,) = (lane for lane in lanes if batch[0] in lane.entries)
+        assert 1 <= size <= 4
+        assert set(batch) <= set(lane.entries), "mixed"
+        is_in_time = NOW + lane.latency.cautious_s(size, NOW) <= min(entry.deadline for entry in batch) + 1e-9
+        assert is_in_time or len(batch) == 1
+    if any(lanes) and not (decided.batches or decided.late or decided.shed):
         assert NOW < decided.wake_at_s < math.inf
 
 
+@given(lanes_of_entries)
+def test_with_one_slot_nothing_that_waits_is_told_to_wait_on(lanes: list[Lane]) -> None:
+    decided = plan(*lanes)
+
+    assert bool(decided.batches or decided.late or decided.shed) == bool(lanes)
+
+
 @given(lanes_of_entries, st.integers(1, 3))
-def test_without_a_delay_nothing_that_waits_is_told_to_wait_on(lanes: list[list[Entry]], free_slots: int) -> None:
-    decided = plan(*lanes, free_slots=free_slots)
+def test_everything_ends_after_as_many_plans_as_there_are_entries(lanes: list[Lane], slots: int) -> None:
+    policy, now = ByDeadline(4, slots), NOW
+    for _ in range(2 * sum(len(lane) for lane in lanes) + 1):
+        decided = policy.plan([lane for lane in lanes if len(lane)], slots, now)
+        gone = {*decided.late, *decided.shed, *(entry for batch in decided.batches for entry in batch)}
+        lanes = [Lane([e for e in lane.entries if e not in gone], lane.latency, lane.arrivals) for lane in lanes]
+        if not gone and any(len(lane) for lane in lanes):
+            now = decided.wake_at_s
 
-    assert bool(decided.batches or decided.late) == bool(lanes)
-
-
-@pytest.mark.parametrize("fill", [0.0, 0.01])
-def test_looking_again_at_the_time_a_plan_names_sends_what_waited(fill: float) -> None:
-    lane = [Entry(), Entry(deadline=Deadline(NOW + 0.5 + fill))]
-    policy = SizeAndDelay(4, 1.0)
-    waiting = policy.plan([lane], 1, latency_of(0.125), NOW)
-
-    decided = policy.plan([lane], 1, latency_of(0.125), waiting.wake_at_s)
-
-    assert decided.batches == (tuple(lane),)
-
-
-def ranked(*lanes: list[Entry], free_slots: int = 1, max_delay_s: float = 0.0, infer_s: float = 0.0) -> Plan[Entry]:
-    return ByPriority(2, max_delay_s).plan(lanes, free_slots, latency_of(infer_s), NOW)
-
-
-def test_in_a_lane_the_higher_level_goes_first_and_the_first_of_a_level() -> None:
-    ages = ((3, 0.4), (2, 0.3), (1, 0.2), (1, 0.1))
-    low, middle, first, second = (Entry(level=level, arrived_s=NOW - age) for level, age in ages)
-
-    assert ranked([low, middle, first, second]).batches == ((first, second),)
-    assert ranked([low, middle, first, second], free_slots=2).batches == ((first, second), (middle, low))
-
-
-def test_between_lanes_the_higher_level_goes_first() -> None:
-    low, high = Entry(level=2, arrived_s=NOW - 0.5), Entry(level=1)
-
-    assert ranked([low], [high]).batches == ((high,),)
-
-
-def test_who_has_waited_half_the_time_to_its_deadline_counts_as_highest() -> None:
-    starved = Entry(level=9, arrived_s=NOW - 1, deadline=Deadline(NOW + 1))
-    patient = Entry(level=9, arrived_s=NOW - 1, deadline=Deadline(NOW + 2))
-    high = Entry(level=1, arrived_s=NOW - 0.1)
-
-    assert ranked([patient, starved, high]).batches == ((starved, high),)
-
-
-def test_without_a_deadline_patience_ends_too() -> None:
-    starved, high = Entry(level=9, arrived_s=NOW - PATIENCE_S), Entry(level=1, arrived_s=NOW - 0.1)
-
-    assert ranked([starved], [high]).batches == ((starved,),)
-
-
-def test_a_batch_of_several_levels_goes_when_its_oldest_has_waited_its_delay() -> None:
-    low, high = Entry(level=2, arrived_s=NOW - 0.25), Entry(level=1)
-
-    assert ByPriority(4, 0.5).plan([[low, high]], 1, latency_of(0.0), NOW) == Plan(wake_at_s=NOW + 0.25)
-    assert ByPriority(4, 0.25).plan([[low, high]], 1, latency_of(0.0), NOW).batches == ((high, low),)
-
-
-def test_with_one_level_it_decides_as_without_priorities() -> None:
-    lanes = [[Entry(2, arrived_s=NOW - 0.3), Entry(arrived_s=NOW - 0.2)], [Entry(arrived_s=NOW - 0.4)]]
-
-    assert ByPriority(2, 0.1).plan(lanes, 2, latency_of(0.0), NOW) == SizeAndDelay(2, 0.1).plan(
-        lanes, 2, latency_of(0.0), NOW
-    )
+    assert not any(len(lane) for lane in lanes)

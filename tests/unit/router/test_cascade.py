@@ -88,6 +88,17 @@ def test_a_wait_that_is_not_a_number_is_too_long() -> None:
     assert next_stage(a_route("fast"), None, {"fast": lost}, 1.0).reason is Reason.OUT_OF_TIME
 
 
+def test_a_model_that_others_wait_for_is_overloaded_where_it_would_be_in_time_alone() -> None:
+    busy = ModelState(ready=True, version="1", predicted_wait_s=0.9, latency_s=0.2)
+
+    upcoming = next_stage(a_route("fast"), None, {"fast": busy}, 1.0)
+
+    detail = "model fast needs 1100.0 ms and 1000.0 ms are left"
+    assert upcoming == Next(None, (Skipped(0, "fast", Reason.OVERLOADED, detail, 0.9),))
+    assert upcoming.reason is Reason.OVERLOADED
+    assert next_stage(a_route("fast"), None, {"fast": busy}, 0.1).reason is Reason.OUT_OF_TIME
+
+
 def test_without_a_deadline_the_slowest_stage_is_in_time() -> None:
     assert next_stage(TWO, None, {"fast": SLOW}, math.inf) == Next(0)
 
