@@ -11,6 +11,10 @@ event loop's thread alone, each of which leaves them consistent. Flights live in
 `start` to `aclose`. A turn is a callback, run once for all arrivals of one pass of the loop; a task that wakes for
 every arrival was rejected, it costs a switch more and decides nothing else.
 
+**Coming.** What cannot make it is refused at once (`admission`): by its deadline, if the model alone takes too long, as
+overload, if what runs and waits before it does. Then the queue needs room; where there is none, a tenant below its
+share gets it from the greediest.
+
 **Leaving.** A caller leaves when it is cancelled or its deadline passes, wherever its entry is. In the lanes, the entry
 goes at once. In flight, the flight goes on for the others, and is cancelled when nobody is left. One timer serves all
 deadlines.

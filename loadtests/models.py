@@ -1,7 +1,9 @@
-"""The null model: so little work that what is left of a request's time is the gateway's."""
+"""Models for load tests: one that does next to nothing, and one that takes the time of an accelerator."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,3 +20,24 @@ def double(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         `y`, (n, 16), float32.
     """
     return {"y": inputs["x"] * 2}
+
+
+BASE_S, ITEM_S = 0.025, 0.001
+"""What a batch of the stand-in for an accelerator takes, and every item on top."""
+
+SLOW = "POINTSMAN_LOADTEST_SLOW"
+"""Names a file; while it is there, the stand-in takes twice as long."""
+
+
+def accelerator(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """As `double`, after the time that an accelerator might take: it sleeps, so that the CPU is free for others.
+
+    Args:
+        inputs: `x`, (n, 16), float32.
+
+    Returns:
+        `y`, (n, 16), float32.
+    """
+    factor = 2.0 if os.path.exists(os.environ.get(SLOW, "")) else 1.0  # noqa: PTH110  # a microsecond, not ten
+    time.sleep(factor * (BASE_S + ITEM_S * len(inputs["x"])))
+    return double(inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -35,6 +36,9 @@ class Plan:
         clients: of a closed loop, over all processes.
         path: HTTP: where to post, instead of `/v2/models/{model}/infer`.
         rows: HTTP: `{"x": [[...]]}` instead of the Open Inference Protocol; the reply is `[[...]]` or `{"y": [[...]]}`.
+        moments: open loop: when requests come, in seconds from the start, instead of by *rate*.
+        within_s: replies count as in time up to so long after their moment.
+        timeout_s: HTTP: what requests say they wait at most (Triton's `timeout`); None: nothing.
         connections: most requests that one process has under way, open loop.
         patience_s: what replies get after the last arrival.
     """
@@ -48,6 +52,9 @@ class Plan:
     binary: bool = False
     path: str | None = None
     rows: bool = False
+    moments: tuple[float, ...] = ()
+    within_s: float = math.inf
+    timeout_s: float | None = None
     connections: int = 128
     patience_s: float = 5.0
     seed: int = 1
@@ -55,6 +62,15 @@ class Plan:
     def __post_init__(self) -> None:
         if self.binary and self.rows:
             raise ValueError("rows are JSON: leave out binary, or rows")
+        if self.moments and self.rate is not None:
+            raise ValueError("requests come by a rate or at moments: leave out one of them")
+        if self.timeout_s is not None and (self.rows or not self.url.startswith("http://")):
+            raise ValueError("timeout_s is a parameter of the Open Inference Protocol over HTTP: leave it out")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests come by themselves, not when earlier ones are answered."""
+        return self.rate is not None or bool(self.moments)
 
     @property
     def form(self) -> Form:
@@ -70,7 +86,9 @@ class Tally:
         offered: requests that the schedule held; of a closed loop, those sent.
         held: requests whose moment passed while all connections waited for replies.
         errors: by kind; `wrong` is a reply with other numbers, and counts as an error as well.
+        in_time: right replies within `Plan.within_s`.
         latency: of right replies, from their scheduled moment (closed loop: from writing).
+        refusal: of every other reply, from when it was written.
         lateness: from the scheduled moment to writing, or to the end of the run for what was never written.
         cpu_s: user and system time.
         took_s: from the common start to the last reply.
@@ -80,8 +98,10 @@ class Tally:
     sent: int = 0
     completed: int = 0
     held: int = 0
+    in_time: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     latency: Histogram = field(default_factory=Histogram)
+    refusal: Histogram = field(default_factory=Histogram)
     lateness: Histogram = field(default_factory=Histogram)
     cpu_s: float = 0.0
     took_s: float = 0.0
@@ -92,8 +112,10 @@ class Tally:
         self.sent += other.sent
         self.completed += other.completed
         self.held += other.held
+        self.in_time += other.in_time
         self.errors.update(other.errors)
         self.latency.add(other.latency)
+        self.refusal.add(other.refusal)
         self.lateness.add(other.lateness)
         self.cpu_s += other.cpu_s
         self.took_s = max(self.took_s, other.took_s)
@@ -117,20 +139,28 @@ class _Load:
     def __init__(self, plan: Plan, number: int) -> None:
         self._plan = plan
         self._seed = (plan.seed, number)
-        if plan.rate is None:
+        if not plan.is_open:
             self._size = len(range(number, plan.clients, plan.processes))
             self._due: list[float] = []
         else:
             self._size = plan.connections
-            self._due = arrivals(plan.rate / plan.processes, plan.seconds, self._seed).tolist()
+            self._due = self._moments()
         self._tally = Tally()
         self._latencies: list[float] = []
+        self._refusals: list[float] = []
         self._lateness: list[float] = []
         self._next = 0
         self._under_way = 0
         self._stopped = False
         self._start = self._end = self._last = 0.0
         self._done = asyncio.Event()
+
+    def _moments(self) -> list[float]:
+        if self._plan.rate is None:
+            _, number = self._seed
+            return list(self._plan.moments[number :: self._plan.processes])
+        moments: list[float] = arrivals(self._plan.rate / self._plan.processes, self._plan.seconds, self._seed).tolist()
+        return moments
 
     async def run(self, pipe: Connection) -> None:
         where = urlsplit(self._plan.url)
@@ -140,7 +170,7 @@ class _Load:
                 await self._send_all(grpc_callers(channel, self._size), grpc_shots(self._plan.model, self._seed), pipe)
         else:
             path = self._plan.path or f"/v2/models/{self._plan.model}/infer"
-            shots = http_shots(f"{host}:{port}", path, self._plan.form, self._seed)
+            shots = http_shots(f"{host}:{port}", path, self._plan.form, self._seed, self._plan.timeout_s)
             await self._send_all(http_callers(host, port, self._size), shots, pipe)
 
     async def _send_all(self, callers: list[Caller], shots: list[Shot], pipe: Connection) -> None:
@@ -170,6 +200,7 @@ class _Load:
         tally.cpu_s = time.process_time() - cpu_s
         tally.took_s = self._last - self._start
         tally.latency, tally.lateness = Histogram.of(self._latencies), Histogram.of(self._lateness)
+        tally.refusal = Histogram.of(self._refusals)
         pipe.send(tally)
         for caller in callers:
             caller.close()
@@ -186,7 +217,7 @@ class _Load:
         if now >= self._end:
             self._finish()
             return
-        if self._plan.rate is None:
+        if not self._plan.is_open:
             while self._idle:
                 self._ask(self._idle.popleft(), now)
             self._timer.set(self._end)
@@ -207,28 +238,30 @@ class _Load:
         self._under_way += 1
         self._tally.sent += 1
         now = time.monotonic()
-        if self._plan.rate is not None:
+        if self._plan.is_open:
             self._lateness.append(now - due)
 
         def ended(how: str) -> None:
-            self._on_ended(caller, due if self._plan.rate is not None else now, how)
+            self._on_ended(caller, due if self._plan.is_open else now, now, how)
 
         caller.ask(next(self._shots), ended)
 
-    def _on_ended(self, caller: Caller, since: float, how: str) -> None:
+    def _on_ended(self, caller: Caller, since: float, written: float, how: str) -> None:
         if self._stopped:
             return
         now = self._last = time.monotonic()
         self._under_way -= 1
         if how == OK:
             self._tally.completed += 1
+            self._tally.in_time += now - since <= self._plan.within_s
             self._latencies.append(now - since)
         else:
             self._tally.errors[how] += 1
+            self._refusals.append(now - written)
         if now >= self._end:
             self._finish()
             self._idle.append(caller)
-        elif self._plan.rate is None:
+        elif not self._plan.is_open:
             self._ask(caller, now)
         else:
             self._idle.append(caller)
@@ -241,7 +274,7 @@ class _Load:
             self._tally.held += len(self._due) - self._next
         for due in self._due[self._next :]:
             self._lateness.append(self._end - self._start - due)
-        self._tally.offered = len(self._due) if self._plan.rate is not None else self._tally.sent
+        self._tally.offered = len(self._due) if self._plan.is_open else self._tally.sent
         self._next = len(self._due)
         if not self._under_way:
             self._done.set()

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from loadtests.generator.callers import WRONG
+from loadtests.generator.histogram import Histogram
 from loadtests.generator.load import Plan, Tally, run_process
 
 LATENESS_BOUND_S = 0.002
@@ -31,6 +32,8 @@ class Report:
         offered_rate, achieved_rate: scheduled arrivals, and right replies, a second.
         errors: by kind, `wrong` among them.
         wrong: replies that are not twice their input.
+        in_time: the part of the scheduled arrivals that was answered rightly within `plan.within_s`.
+        refusal_ms: by quantile, of replies that are no answers, from when they were written; None where there are none.
         latency_ms: by quantile, of right replies alone: read it with `errors`; None where there are none.
         lateness_p99_ms: of the generator; None in a closed loop, as `saturated`.
         note: what is to be known about the generator, in words.
@@ -45,6 +48,8 @@ class Report:
     completed: int
     errors: dict[str, int]
     wrong: int
+    in_time: float
+    refusal_ms: dict[str, float] | None
     latency_ms: dict[str, float] | None
     lateness_p99_ms: float | None
     saturated: bool | None
@@ -120,7 +125,7 @@ def tree_cpu_s(pid: int | None) -> float | None:
 
 
 def _report(plan: Plan, tally: Tally, server_us: float | None) -> Report:
-    late_s = None if plan.rate is None else tally.lateness.quantile(0.99)
+    late_s = None if not plan.is_open else tally.lateness.quantile(0.99)
     saturated = None if late_s is None else late_s > LATENESS_BOUND_S
     return Report(
         plan=plan,
@@ -130,15 +135,21 @@ def _report(plan: Plan, tally: Tally, server_us: float | None) -> Report:
         completed=tally.completed,
         errors=dict(tally.errors),
         wrong=tally.errors[WRONG],
-        latency_ms={name: round(1e3 * tally.latency.quantile(q), 3) for name, q in _QUANTILES.items()}
-        if tally.completed
-        else None,
+        in_time=round(tally.in_time / tally.offered, 4) if tally.offered else 0.0,
+        refusal_ms=_quantiles_ms(tally.refusal) if tally.errors else None,
+        latency_ms=_quantiles_ms(tally.latency) if tally.completed else None,
         lateness_p99_ms=None if late_s is None else round(1e3 * late_s, 3),
         saturated=saturated,
         note=_note(plan, tally, saturated),
         generator_cpu_s=round(tally.cpu_s, 3),
         server_cpu_us=server_us,
     )
+
+
+def _quantiles_ms(times: Histogram) -> dict[str, float] | None:
+    if not times.counts.any():
+        return None
+    return {name: round(1e3 * times.quantile(q), 3) for name, q in _QUANTILES.items()}
 
 
 def _note(plan: Plan, tally: Tally, saturated: bool | None) -> str:

@@ -46,12 +46,12 @@ def _rows(seed: tuple[int, int]) -> list[Any]:  # Any: arrays
     return list(rows)
 
 
-def http_shots(host: str, path: str, form: Form, seed: tuple[int, int]) -> list[Shot]:
-    """Requests to *path*, in JSON, with binary tensors both ways, or as rows."""
-    return [_http_shot(host, path, form, x) for x in _rows(seed)]
+def http_shots(host: str, path: str, form: Form, seed: tuple[int, int], timeout_s: float | None = None) -> list[Shot]:
+    """Requests to *path*, in JSON, with binary tensors both ways, or as rows; they wait *timeout_s* at most."""
+    return [_http_shot(host, path, form, x, timeout_s) for x in _rows(seed)]
 
 
-def _http_shot(host: str, path: str, form: Form, x: Any) -> Shot:
+def _http_shot(host: str, path: str, form: Form, x: Any, timeout_s: float | None) -> Shot:
     if form is Form.ROWS:
         return Shot(
             _post(host, path, json.dumps({"x": [x.tolist()]}, separators=(",", ":")).encode()), [(2 * x).tolist()]
@@ -59,6 +59,8 @@ def _http_shot(host: str, path: str, form: Form, x: Any) -> Shot:
     binary = form is Form.BINARY
     tensor: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": [1, WIDTH]}
     body: dict[str, Any] = {"inputs": [tensor]}
+    if timeout_s is not None:
+        body["parameters"] = {"timeout": round(timeout_s * 1e6)}
     if binary:
         tensor["parameters"] = {"binary_data_size": 4 * WIDTH}
         body["outputs"] = [{"name": "y", "parameters": {"binary_data": True}}]
