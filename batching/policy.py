@@ -35,7 +35,9 @@ not fit (a stream of single items would starve every large one); a lane for each
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, islice
 from typing import Final, Generic, Protocol, TypeVar
 
 from backends.contract import Deadline, record
@@ -182,29 +184,35 @@ class ByDeadline:
 
     def _pick(self, lane: Lane[W], now: float) -> _Pick[W]:
         """The best batch of *lane*."""
-        if lane.items <= self._max_batch:  # nearly always all can go, and are in time
-            everybody = tuple(lane)
-            earliest = everybody[0].deadline
-            if earliest > now and earliest - now >= lane.latency.cautious_s(lane.items, now):
-                return _Pick(everybody, (), (), self._go_at_s(lane, everybody, now) if self._waits else now)
-        late = [entry for entry in lane if entry.deadline <= now]
-        shed, waiting = self._hopeless(lane, len(late), now)
+        entries = list(lane)
+        left_s = entries[0].deadline - now
+        rounds = -(-lane.items // self._max_batch)
+        if left_s > 0.0 and left_s >= rounds * lane.latency.cautious_s(min(lane.items, self._max_batch), now):
+            batch = tuple(entries) if rounds == 1 else _first(entries, self._max_batch, now)  # in any order all make it
+            go_at_s = self._go_at_s(lane, batch, now) if self._waits and rounds == 1 else now
+            return _Pick(batch, (), (), go_at_s)
+        late = bisect_right(entries, now, key=_deadline)
+        shed, waiting = self._hopeless(lane, entries[late:], now)
         if not waiting:
-            return _Pick((), tuple(late), tuple(shed), now)
+            return _Pick((), tuple(entries[:late]), tuple(shed), now)
         batch = self._in_order(lane, waiting, now)
         if not batch:
             passed_over, batch = self._largest(lane, waiting, now)
             shed += passed_over
-        is_whole = len(batch) == len(lane)
-        return _Pick(batch, tuple(late), tuple(shed), self._go_at_s(lane, batch, now) if is_whole else now)
+        is_whole = len(batch) == len(entries)
+        go_at_s = self._go_at_s(lane, batch, now) if self._waits and is_whole else now
+        return _Pick(batch, tuple(entries[:late]), tuple(shed), go_at_s)
 
-    def _hopeless(self, lane: Lane[W], late: int, now: float) -> tuple[list[W], list[W]]:
-        """Of what is not late, who cannot be answered even alone, and who can."""
-        entries = list(lane)[late:]
-        shed = [entry for entry in entries if now + lane.latency.typical_s(entry.size, now) > entry.deadline]
-        if not shed:
-            return [], entries
-        return shed, [entry for entry in entries if now + lane.latency.typical_s(entry.size, now) <= entry.deadline]
+    def _hopeless(self, lane: Lane[W], entries: list[W], now: float) -> tuple[list[W], list[W]]:
+        """Who cannot be answered even alone, and who can."""
+        certain_s = now + lane.latency.typical_s(self._max_batch, now)
+        doubtful = bisect_left(entries, certain_s, key=_deadline)  # whoever has more time can at any size
+        shed: list[W] = []
+        good: list[W] = []
+        for entry in entries[:doubtful]:
+            is_hopeless = now + lane.latency.typical_s(entry.size, now) > entry.deadline
+            (shed if is_hopeless else good).append(entry)
+        return shed, good + entries[doubtful:]
 
     def _room(self, lane: Lane[W], leader: W, left_s: float, now: float) -> int:
         """How many items may be in a batch with *leader*, which has *left_s* seconds; 0 where its own are too many."""
@@ -238,7 +246,7 @@ class ByDeadline:
         index = 0
         while index < len(waiting):
             leader = waiting[index]
-            batch = _fill(waiting[index:], self._room(lane, leader, leader.deadline - starts_s, now))
+            batch = _fill(waiting, self._room(lane, leader, leader.deadline - starts_s, now), index)
             if not batch:
                 return ()
             first = first or batch
@@ -256,37 +264,40 @@ class ByDeadline:
         start, room = self._leader(lane, first, now)
         if not room:
             return first[:-1], (first[-1],)
-        leader = first[start]
         passed_over = {id(entry) for entry in first[:start]}
-        company = [e for e in waiting if e.deadline >= leader.deadline and id(e) not in passed_over]
-        if len({entry.tenant for entry in company}) > 1:
-            company.sort(key=lambda entry: (_level(entry, now), entry.turn))
-        elif len(first) < len(waiting):
-            company.sort(key=lambda entry: _level(entry, now))
-        return first[:start], _fill(company, room)
+        earliest = bisect_left(waiting, first[start].deadline, key=_deadline)
+        company = [entry for entry in waiting[earliest:] if id(entry) not in passed_over]
+        return first[:start], _first(company, room, now)
 
     def _leader(self, lane: Lane[W], waiting: Sequence[W], now: float) -> tuple[int, int]:
-        """Whose deadline allows the largest batch, and how many items that holds (0: none); the earliest of equals."""
-        left = sum([entry.size for entry in waiting])
-        best, room, largest = 0, 0, 0
-        for index, entry in enumerate(waiting):
-            if left <= largest or largest >= self._max_batch:
-                break
-            allowed = self._room(lane, entry, entry.deadline - now, now)
-            if min(allowed, left) > largest:
-                best, room, largest = index, allowed, min(allowed, left)
-            left -= entry.size
-        return best, room
+        """Whose deadline allows the largest batch, and how many items that holds (0: none); the earliest of equals.
+
+        The later a deadline, the more room, and the fewer to fill it: the best is where the two meet.
+        """
+        before = [0, *accumulate([entry.size for entry in waiting])]
+
+        def room(index: int) -> int:
+            return lane.latency.largest_within(waiting[index].deadline - now, self._max_batch, now)
+
+        def size(index: int) -> int:
+            return min(room(index), before[-1] - before[index])
+
+        meeting = bisect_left(range(len(waiting)), True, key=lambda index: room(index) >= before[-1] - before[index])
+        best = max([index for index in (meeting - 1, meeting) if 0 <= index < len(waiting)], key=size)
+        best = bisect_left(range(best), size(best), key=room) if best else best
+        while best < len(waiting) and room(best) < waiting[best].size:  # it would not fit into its own batch
+            best += 1
+        return (best, room(best)) if best < len(waiting) else (0, 0)
 
     def _go_at_s(self, lane: Lane[W], batch: Sequence[W], now: float) -> float:
         """Until when *batch*, which is all of *lane*, should wait for more."""
         line = lane.latency.line(now)
-        if not self._waits or lane.items >= self._max_batch or line is None:
+        if lane.items >= self._max_batch or line is None:
             return now
         sustained_per_s = _UTILISATION * self._slots * lane.items / line.at(lane.items)
         go_at_s = min(
             lane.arrivals.below_at_s(sustained_per_s),
-            batch[0].deadline - lane.latency.cautious_s(lane.items + 1, now),
+            min([entry.deadline for entry in batch]) - lane.latency.cautious_s(lane.items + 1, now),
             min([entry.arrived_s for entry in batch]) + self._max_delay_s,
         )
         return go_at_s if now < go_at_s < math.inf else now
@@ -304,12 +315,28 @@ def _turn(entry: Waiting) -> float:
     return entry.turn
 
 
-def _fill(entries: Sequence[W], room: int) -> tuple[W, ...]:
-    """As many of *entries*, in order, as *room* items hold."""
+def _deadline(entry: Waiting) -> Deadline:
+    return entry.deadline
+
+
+def _first(entries: Sequence[W], room: int, now: float) -> tuple[W, ...]:
+    """Those of *entries*, in the order of deadlines, that go first: by level, then by turn where tenants contend."""
+    has_levels = len({entry.level for entry in entries}) > 1
+    if len({entry.tenant for entry in entries}) > 1:
+        entries = sorted(entries, key=lambda entry: (_level(entry, now) if has_levels else 0, entry.turn))
+    elif has_levels:
+        entries = sorted(entries, key=lambda entry: _level(entry, now))
+    return _fill(entries, room)
+
+
+def _fill(entries: Sequence[W], room: int, start: int = 0) -> tuple[W, ...]:
+    """As many of *entries* from *start* on, in order, as *room* items hold."""
     batch: list[W] = []
-    for entry in entries:
+    for entry in islice(entries, start, None):
         if entry.size > room:
             break
         batch.append(entry)
         room -= entry.size
+        if not room:
+            break
     return tuple(batch)

@@ -164,7 +164,7 @@ def test_the_higher_level_goes_first_and_the_earlier_deadline_of_a_level() -> No
     low, middle, second, first = due(1.0, level=3), due(2.0, level=2), due(4.0, level=1), due(3.0, level=1)
 
     assert plan(lane_of(low, middle, second, first), max_batch=2).batches == ((first, second),)
-    assert plan(lane_of(low, middle, second), max_batch=2).batches == ((second,),), "who is due earlier must wait"
+    assert plan(lane_of(low, middle, second), max_batch=2).batches == ((second, middle),), "who is due first must wait"
 
 
 def test_a_lower_level_fills_the_batch_of_a_higher_one() -> None:
