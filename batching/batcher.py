@@ -76,8 +76,10 @@ from batching.report import (
     BatchingTotals,
     BatchObserver,
     BatchReport,
+    CurvePoint,
     IgnoreBatches,
     Outcome,
+    Refusal,
 )
 from batching.warm_up import zeros
 
@@ -267,6 +269,7 @@ class Batcher:
         self._items = 0
         self._limit = Gradient2(self._slots) if options.adaptive_concurrency else None
         self._counters = BatchingCounters()
+        self._refusals = dict.fromkeys(Refusal, 0)
         self._is_open = False
         self._is_flying = False
         self._turn_is_due = False
@@ -440,7 +443,15 @@ class Batcher:
             items=self._items,
             latency_s=forecast.latency_s,
             predicted_wait_s=forecast.wait_s,
+            curve=self._curve(),
+            refusals=dict(self._refusals),
         )
+
+    def _curve(self) -> tuple[CurvePoint, ...]:
+        """What batches of 1, 2, 4, ... items take, and of the most."""
+        doubled = [1 << power for power in range(self._max_batch.bit_length())]
+        sizes = doubled if doubled[-1] == self._max_batch else [*doubled, self._max_batch]
+        return tuple([CurvePoint(*point) for point in self._kinds.latency.curve(sizes, self._clock())])
 
     def totals(self) -> BatchingTotals:
         """What was answered since the start."""
@@ -476,18 +487,22 @@ class Batcher:
         found = self._outlook(self._kinds.of(key).latency, deadline, tenant, now)
         left_s = deadline - now
         if found.latency_s > left_s:
+            self._refusals[Refusal.HOPELESS] += 1
             raise DeadlineExceeded(
                 f"model {self._model!r} takes {found.latency_s * 1e3:.1f} ms and {left_s * 1e3:.1f} ms are left; "
                 "allow more time"
             )
         if found.wait_s + found.latency_s > left_s:
+            self._refusals[Refusal.OVERLOADED] += 1
             raise self._overloaded(f"a new request waits {found.wait_s * 1e3:.1f} ms, too long for its deadline")
 
     def _make_room(self, items: int, nbytes: int, tenant: str) -> None:
         """Refuse what the queue does not hold; where *tenant* has less than its share, what waits for the greediest."""
         while why := self._shortage(items, nbytes):
             if not self._lanes.shares.is_within_share(tenant, items):
+                self._refusals[Refusal.QUEUE_FULL] += 1
                 raise self._overloaded(why)
+            self._refusals[Refusal.EVICTED] += 1
             newest = self._lanes.newest_of(self._lanes.shares.greediest())
             self._refuse([newest], self._overloaded("other tenants have less than their share of the queue"))
 
@@ -533,6 +548,7 @@ class Batcher:
 
     def _expire(self, now: float) -> None:
         for entry in self._deadlines.pop_expired(now):
+            self._refusals[Refusal.EXPIRED] += 1
             where = "waiting for" if entry.flight is None else "running on"
             self._refuse([entry], DeadlineExceeded(f"the deadline passed while {where} model {self._model!r}"))
         self._deadline_alarm.set(self._deadlines.earliest())
@@ -586,8 +602,11 @@ class Batcher:
     def _advance(self, now: float) -> bool:
         """Follow one plan; whether it changed anything, so that another is due."""
         plan = self._policy.plan(self._lanes, self._free_slots(), now)
-        self._refuse(plan.late, DeadlineExceeded(f"the deadline passed while waiting for model {self._model!r}"))
+        if plan.late:
+            self._refusals[Refusal.EXPIRED] += len(plan.late)
+            self._refuse(plan.late, DeadlineExceeded(f"the deadline passed while waiting for model {self._model!r}"))
         if plan.shed:
+            self._refusals[Refusal.OVERLOADED] += len(plan.shed)
             self._refuse(plan.shed, self._overloaded("its deadline cannot be met any more"))
         for entries in plan.batches:
             self._launch(entries, now)

@@ -5,8 +5,8 @@ No metrics or logging library is known here; whoever watches implements `BatchOb
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -59,6 +59,25 @@ class IgnoreBatches:
         """Drop *report*."""
 
 
+class Refusal(StrEnum):
+    """Why an entry was refused, or dropped from the queue."""
+
+    EXPIRED = "expired"  # its deadline passed while it waited or ran
+    HOPELESS = "hopeless"  # the model alone takes longer than there is time
+    OVERLOADED = "overloaded"  # what runs or waits before it takes the time
+    QUEUE_FULL = "queue_full"
+    EVICTED = "evicted"  # made room for a tenant that had less than its share
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """What batches of one size take, in seconds: the median, and what 95 % of them do not exceed."""
+
+    size: int
+    typical_s: float
+    cautious_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class BatchingStatistics:
     """One batcher at one moment.
@@ -71,6 +90,8 @@ class BatchingStatistics:
         items: items in them; one that was run again counts again.
         latency_s: seconds that a batch is expected to take now (the median of recent ones); 0.0 where none is recent.
         predicted_wait_s: seconds that a new item would queue.
+        curve: what batches take, by ascending size; empty where nothing recent is known.
+        refusals: since the start, by reason.
     """
 
     queued_items: int
@@ -80,6 +101,8 @@ class BatchingStatistics:
     items: int
     latency_s: float
     predicted_wait_s: float
+    curve: tuple[CurvePoint, ...] = ()
+    refusals: Mapping[Refusal, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,8 +241,19 @@ class _Snapshot(Collector):
         depth = GaugeMetricFamily("pointsman_queue_depth", "Items that wait for a batch.", labels=["model"])
         running = GaugeMetricFamily("pointsman_batches_in_flight", "Batches that run.", labels=["model"])
         ready = GaugeMetricFamily("pointsman_model_ready", "Whether the model takes batches.", labels=["model"])
+        latency = GaugeMetricFamily(
+            "pointsman_batch_latency_seconds", "What a batch is expected to take.", labels=["model", "size", "estimate"]
+        )
+        refusals = CounterMetricFamily(
+            "pointsman_batch_refusals", "Entries that a batcher refused or dropped.", labels=["model", "reason"]
+        )
         for model in self._catalog().models.values():
             statistics = model.batcher.statistics()
+            for point in statistics.curve:
+                latency.add_metric([model.name, str(point.size), "typical"], point.typical_s)
+                latency.add_metric([model.name, str(point.size), "cautious"], point.cautious_s)
+            for reason, count in statistics.refusals.items():
+                refusals.add_metric([model.name, reason.value], count)
             depth.add_metric([model.name], statistics.queued_items)
             running.add_metric([model.name], statistics.in_flight)
             ready.add_metric([model.name], float(model.state().ready))
@@ -256,7 +267,7 @@ class _Snapshot(Collector):
         size = GaugeMetricFamily("pointsman_store_size_bytes", "The store on disk.", value=store.size_bytes)
         limit = GaugeMetricFamily("pointsman_store_limit_bytes", "The store's limit.", value=store.limit_bytes)
         writes = GaugeMetricFamily("pointsman_store_pending_writes", "Not yet committed.", value=store.pending_writes)
-        return [depth, running, ready, certified, size, limit, writes]
+        return [depth, running, ready, latency, refusals, certified, size, limit, writes]
 
 
 class _JsonLines(logging.Formatter):

@@ -26,6 +26,7 @@ from backends.errors import PermissionDenied, PointsmanError, Unauthenticated
 from gateway.control import pages
 from gateway.control.inbox import Inbox
 from gateway.control.overview import Overview
+from gateway.control.plots import HEIGHT, WIDTH, curve_plot
 from gateway.control.session import Session, Sessions
 from gateway.request import Role
 from gateway.security import LOOPBACK_ONLY, Authenticator, TrustedHosts, require_role
@@ -92,11 +93,15 @@ class _StatusPage:
         session = self._sessions.read(request.cookies)
         if not self._is_operator(request, session):
             return RedirectResponse("/login?next=/", 303)
+        overview = await self._overview()
+        plots = [curve_plot(model.name, model.batching.curve) for model in overview.models]
         return pages.page(
             "status.html",
             session=session,
             token="" if session is None else self._sessions.form_token(session),
-            overview=await self._overview(),
+            overview=overview,
+            plots=[plot for plot in plots if plot is not None],
+            plot_size=(WIDTH, HEIGHT),
             queues=await self._store.queue_depths(),
             store=self._store.statistics(),
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from backends.contract import State
-from batching.report import BatchingStatistics
+from batching.report import BatchingStatistics, CurvePoint, Refusal
 from gateway.catalog import Catalog, Model
 from gateway.explain import accept_text
 from router.contract import Route
@@ -100,7 +100,17 @@ def _one_model(rows: Sequence[ModelRow]) -> ModelRow:
             items=sum(part.items for part in each),
             latency_s=max(part.latency_s for part in each),
             predicted_wait_s=max(part.predicted_wait_s for part in each),
+            curve=_slowest([part.curve for part in each if part.curve]),
+            refusals={reason: sum(part.refusals.get(reason, 0) for part in each) for reason in Refusal},
         ),
+    )
+
+
+def _slowest(curves: Sequence[tuple[CurvePoint, ...]]) -> tuple[CurvePoint, ...]:
+    """At each size the slowest of *curves*, which have the same sizes."""
+    return tuple(
+        CurvePoint(points[0].size, max(point.typical_s for point in points), max(point.cautious_s for point in points))
+        for points in zip(*curves, strict=True)
     )
 
 

@@ -14,7 +14,7 @@ import httpx2 as httpx
 import pytest
 from starlette.applications import Starlette
 
-from batching.report import BatchingStatistics
+from batching.report import BatchingStatistics, CurvePoint, Refusal
 from gateway.answer import Answer, ItemAnswer, Status, new_answer_id
 from gateway.control.app import control_app
 from gateway.control.overview import ModelRow, Overview, RouteRow
@@ -109,11 +109,19 @@ class Unobserved:
         """Nothing."""
 
 
+CURVE = (CurvePoint(1, 0.0042, 0.005), CurvePoint(8, 0.011, 0.013))
+
+BATCHING = BatchingStatistics(3, 100, 1, 10, 25, 0.0042, 0.001, CURVE, {Refusal.EXPIRED: 17})
+
 OVERVIEW = Overview(
     True,
     1,
     (RouteRow("tickets", ("fast", "<b>strong</b>"), "<i>sure</i>", "tickets"), RouteRow("open", (), "-", None)),
-    (ModelRow("fast", "ready", "7", BatchingStatistics(3, 100, 1, 10, 25, 0.0042, 0.001)),),
+    (
+        ModelRow(
+            "fast", "ready", "7", BatchingStatistics(3, 100, 1, 10, 25, 0.0042, 0.001, CURVE, {Refusal.EXPIRED: 17})
+        ),
+    ),
 )
 
 
