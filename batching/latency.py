@@ -78,6 +78,11 @@ class Latency(Protocol):
         """What is typical, by size; None where nothing is known."""
         ...
 
+    @property
+    def largest(self) -> int:
+        """Items of the largest batch that it has ever seen; 1 before the first."""
+        ...
+
 
 class Forecast(NamedTuple):
     """What a new item has to expect.
@@ -121,6 +126,11 @@ class LatencyCurve:
         self._fresh = 0  # batches since the last fit
         self._streak = 0  # how many in a row were much slower (positive) or faster (negative) than the median
         self._next_s = -math.inf
+
+    @property
+    def largest(self) -> int:
+        """Items of the largest batch so far; 1 before the first."""
+        return self._largest
 
     def observe(self, size: int, infer_s: float, now: float) -> None:
         """Learn that a batch of *size* items, answered at *now*, took *infer_s* seconds."""
@@ -301,6 +311,10 @@ class _Bucket:
     def __init__(self, everything: LatencyCurve) -> None:
         self._own = LatencyCurve()
         self._all = everything
+
+    @property
+    def largest(self) -> int:
+        return self._own.largest
 
     def observe(self, size: int, infer_s: float, now: float) -> None:
         self._own.observe(size, infer_s, now)

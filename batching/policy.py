@@ -14,11 +14,17 @@ as well, call `plan` whenever something changed (an arrival, a free slot, `wake_
    the others; the sizes then never recover (the collapse of eager dispatch, too).
 3. Who cannot even be answered alone is refused.
 
+No batch is larger than pays: beyond the size that achieves 97 % of the throughput of `max_batch` a batch only blocks
+the slot for whoever comes next with little time. Where latency is nearly proportional to size, as on CPUs, that is a
+few items, and with mixed deadlines it makes up to a tenth of difference; on an accelerator it is most of `max_batch`.
+Where that size rests on smaller batches alone, one of twice the largest so far is tried.
+
 **Waiting for company** pays only where several slots compete for the same arrivals: eager dispatch would hand each an
 item of its own. A batch that is not full then waits while arrivals are faster than slots running such batches could
 sustain, at most until the last moment that its earliest deadline leaves to one more item (Symphony's window), or
-`max_delay_s`. With one slot the next batch forms behind the one that runs, and an idle slot was never worth it in any
-trace that was tried (`loadtests/results/goodput.json`).
+`max_delay_s`. Nor is anybody passed over there for a batch larger than what can come in the time that there is. With
+one slot the next batch forms behind the one that runs, and an idle slot was never worth it in any trace that was tried
+(`loadtests/results/goodput.json`).
 
 **Who goes first** where not all do: the higher level, then the tenant whose turn it is (`batching.fairness`), then the
 earlier deadline. Nobody starves behind higher levels: an entry that has waited half the time to its deadline (without
@@ -47,6 +53,9 @@ PATIENCE_S: Final = 1.0
 """What an entry without a deadline waits until it counts as one of the highest level."""
 
 _HIGHEST: Final = 1
+_WORTHWHILE: Final = 0.97  # of the most items a second that batches of any size achieve
+_FEWEST: Final = 2  # a model that is never given more than one would never show that more pay
+_HARMLESS_S: Final = 0.005  # a batch that takes no longer blocks nobody
 _UTILISATION: Final = 0.7  # a batch is large enough where slots that run such ones are busy for this part of the time
 
 
@@ -186,18 +195,19 @@ class ByDeadline:
         """The best batch of *lane*."""
         entries = list(lane)
         left_s = entries[0].deadline - now
-        rounds = -(-lane.items // self._max_batch)
-        if left_s > 0.0 and left_s >= rounds * lane.latency.cautious_s(min(lane.items, self._max_batch), now):
-            batch = tuple(entries) if rounds == 1 else _first(entries, self._max_batch, now)  # in any order all make it
+        most = self._most(lane, now)
+        rounds = -(-lane.items // most)
+        if left_s > 0.0 and left_s >= rounds * lane.latency.cautious_s(min(lane.items, most), now):
+            batch = tuple(entries) if rounds == 1 else _first(entries, most, now)  # in any order all make it
             go_at_s = self._go_at_s(lane, batch, now) if self._waits and rounds == 1 else now
             return _Pick(batch, (), (), go_at_s)
         late = bisect_right(entries, now, key=_deadline)
         shed, waiting = self._hopeless(lane, entries[late:], now)
         if not waiting:
             return _Pick((), tuple(entries[:late]), tuple(shed), now)
-        batch = self._in_order(lane, waiting, now)
+        batch = self._in_order(lane, waiting, most, now)
         if not batch:
-            passed_over, batch = self._largest(lane, waiting, now)
+            passed_over, batch = self._largest(lane, waiting, most, now)
             shed += passed_over
         is_whole = len(batch) == len(entries)
         go_at_s = self._go_at_s(lane, batch, now) if self._waits and is_whole else now
@@ -214,54 +224,67 @@ class ByDeadline:
             (shed if is_hopeless else good).append(entry)
         return shed, good + entries[doubtful:]
 
-    def _room(self, lane: Lane[W], leader: W, left_s: float, now: float) -> int:
+    def _most(self, lane: Lane[W], now: float) -> int:
+        """Items beyond which a batch of *lane* gains too little to block the slot for; one entry may have more."""
+        line = lane.latency.line(now)
+        if line is None:
+            return self._max_batch
+        pays_per_s = _WORTHWHILE * self._max_batch / line.at(self._max_batch)
+        knee = pays_per_s * line.intercept_s / (1.0 - pays_per_s * line.slope_s)
+        if lane.latency.largest < min(self._max_batch, 2 * max(1.0, knee)):
+            knee = max(knee, 2 * lane.latency.largest)
+        harmless = (_HARMLESS_S - line.intercept_s) / line.slope_s if line.slope_s > 0.0 else math.inf
+        return min(self._max_batch, math.ceil(max(_FEWEST, knee, harmless)) if harmless < math.inf else self._max_batch)
+
+    def _room(self, lane: Lane[W], leader: W, left_s: float, most: int, now: float) -> int:
         """How many items may be in a batch with *leader*, which has *left_s* seconds; 0 where its own are too many."""
         room = lane.latency.largest_within(left_s, self._max_batch, now)
-        return room if room >= leader.size else 0
+        return max(min(room, most), leader.size) if room >= leader.size else 0
 
-    def _in_order(self, lane: Lane[W], waiting: Sequence[W], now: float) -> tuple[W, ...]:
+    def _in_order(self, lane: Lane[W], waiting: Sequence[W], most: int, now: float) -> tuple[W, ...]:
         """The first of batches that all are in time, on all slots, by turn or else by deadline; else nobody.
 
         Nor where levels have a say.
         """
         if len({entry.level for entry in waiting}) > 1:
             return ()
-        if len({entry.tenant for entry in waiting}) > 1 and (batch := self._by_turn(lane, waiting, now)):
+        if len({entry.tenant for entry in waiting}) > 1 and (batch := self._by_turn(lane, waiting, most, now)):
             return batch
-        return self._chain(lane, waiting, now, now)
+        return self._chain(lane, waiting, now, most, now)
 
-    def _by_turn(self, lane: Lane[W], waiting: Sequence[W], now: float) -> tuple[W, ...]:
+    def _by_turn(self, lane: Lane[W], waiting: Sequence[W], most: int, now: float) -> tuple[W, ...]:
         """The first batch by turn, if all that follow it in the order of deadlines are in time too; else nobody."""
-        batch = _fill(sorted(waiting, key=_turn), self._max_batch)
+        batch = _fill(sorted(waiting, key=_turn), most)
         takes_s = lane.latency.cautious_s(sum([entry.size for entry in batch]), now)
         if now + takes_s > min([entry.deadline for entry in batch]):
             return ()
         served = {id(entry) for entry in batch}
         others = [entry for entry in waiting if id(entry) not in served]
-        return batch if not others or self._chain(lane, others, now, now + takes_s / self._slots) else ()
+        return batch if not others or self._chain(lane, others, now + takes_s / self._slots, most, now) else ()
 
-    def _chain(self, lane: Lane[W], waiting: Sequence[W], now: float, starts_s: float) -> tuple[W, ...]:
+    def _chain(self, lane: Lane[W], waiting: Sequence[W], starts_s: float, most: int, now: float) -> tuple[W, ...]:
         """The first of the batches in the order of deadlines, from *starts_s* on, if all are in time; else nobody."""
         first: tuple[W, ...] = ()
         index = 0
         while index < len(waiting):
             leader = waiting[index]
-            batch = _fill(waiting, self._room(lane, leader, leader.deadline - starts_s, now), index)
-            if not batch:
+            room = self._room(lane, leader, leader.deadline - starts_s, most, now)
+            if not room:
                 return ()
+            batch = _fill(waiting, room, index)
             first = first or batch
             index += len(batch)
             starts_s += lane.latency.cautious_s(sum([entry.size for entry in batch]), now) / self._slots
         return first
 
-    def _largest(self, lane: Lane[W], waiting: Sequence[W], now: float) -> tuple[list[W], tuple[W, ...]]:
+    def _largest(self, lane: Lane[W], waiting: Sequence[W], most: int, now: float) -> tuple[list[W], tuple[W, ...]]:
         """Who is passed over, and the largest batch of the others, among the highest level that waits.
 
         Where none is safe, the one that has the best chance goes alone.
         """
         highest = min([_level(entry, now) for entry in waiting])
         first = [entry for entry in waiting if _level(entry, now) == highest]
-        start, room = self._leader(lane, first, now)
+        start, room = self._leader(lane, first, most, now)
         if not room:
             return first[:-1], (first[-1],)
         passed_over = {id(entry) for entry in first[:start]}
@@ -269,7 +292,7 @@ class ByDeadline:
         company = [entry for entry in waiting[earliest:] if id(entry) not in passed_over]
         return first[:start], _first(company, room, now)
 
-    def _leader(self, lane: Lane[W], waiting: Sequence[W], now: float) -> tuple[int, int]:
+    def _leader(self, lane: Lane[W], waiting: Sequence[W], most: int, now: float) -> tuple[int, int]:
         """Whose deadline allows the largest batch, and how many items that holds (0: none); the earliest of equals.
 
         The later a deadline, the more room, and the fewer to fill it: the best is where the two meet.
@@ -277,17 +300,27 @@ class ByDeadline:
         before = [0, *accumulate([entry.size for entry in waiting])]
 
         def room(index: int) -> int:
-            return lane.latency.largest_within(waiting[index].deadline - now, self._max_batch, now)
+            entry = waiting[index]
+            return max(1, self._room(lane, entry, entry.deadline - now, most, now))
 
         def size(index: int) -> int:
             return min(room(index), before[-1] - before[index])
 
         meeting = bisect_left(range(len(waiting)), True, key=lambda index: room(index) >= before[-1] - before[index])
         best = max([index for index in (meeting - 1, meeting) if 0 <= index < len(waiting)], key=size)
-        best = bisect_left(range(best), size(best), key=room) if best else best
+        enough = size(best) if self._slots == 1 else min(size(best), self._target(lane, waiting[best], now))
+        best = bisect_left(range(best), enough, key=room) if best else best
         while best < len(waiting) and room(best) < waiting[best].size:  # it would not fit into its own batch
             best += 1
         return (best, room(best)) if best < len(waiting) else (0, 0)
+
+    def _target(self, lane: Lane[W], entry: W, now: float) -> int:
+        """The size of which a batch, and the time until so many have come, fit between the arrival and the deadline."""
+        line, rate_per_s = lane.latency.line(now), lane.arrivals.per_s(now)
+        within_s = entry.deadline - entry.arrived_s
+        if line is None or rate_per_s <= 0.0 or within_s == math.inf:
+            return self._max_batch
+        return max(1, math.floor((within_s - line.intercept_s) / (line.slope_s + 1.0 / rate_per_s)))
 
     def _go_at_s(self, lane: Lane[W], batch: Sequence[W], now: float) -> float:
         """Until when *batch*, which is all of *lane*, should wait for more."""
@@ -330,13 +363,12 @@ def _first(entries: Sequence[W], room: int, now: float) -> tuple[W, ...]:
 
 
 def _fill(entries: Sequence[W], room: int, start: int = 0) -> tuple[W, ...]:
-    """As many of *entries* from *start* on, in order, as *room* items hold."""
-    batch: list[W] = []
-    for entry in islice(entries, start, None):
+    """The one of *entries* at *start*, and as many of the next as *room* items hold with it."""
+    batch = [entries[start]]
+    room -= entries[start].size
+    for entry in islice(entries, start + 1, None):
         if entry.size > room:
             break
         batch.append(entry)
         room -= entry.size
-        if not room:
-            break
     return tuple(batch)

@@ -12,11 +12,14 @@ and CPU curves are nearly lines through zero, where batching pays little for any
 
 **Fairness.** Triton's rule is tuned for every curve, deadline, trace and load by itself, over delays and preferred
 sizes, on a trace of its own; once without and once with a queue timeout, which most deployments do not set. AIMD,
-BentoML's rule and Nexus' are told the objective, of a mixed trace the one of the two that serves them better. All know
-the curve from a warm-up at the start, if they want it.
+BentoML's rule, Nexus' and Symphony's are told the objective, of a mixed trace the one of the two that serves them
+better. All know the curve from a warm-up at the start, if they want it. Traces are stretched to exactly their load: a
+dozen bursts are up to three times off.
 
-**The bound** knows every arrival, and that every batch takes the least that the noise allows; see
-`batching.simulation.clairvoyant`. There is none for several slots, nor for mixed deadlines.
+**The bound** knows every arrival, and that every batch takes the least that the noise allows: the more noise, the
+further out of reach. "Bound, no noise" is what could be answered if batches took what is typical: no bound, but it
+says what knowing the arrivals is worth. See `batching.simulation.clairvoyant`. There is none for several slots, nor for
+mixed deadlines.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from typing import Any
 
 from batching.latency import Kinds
 from batching.policy import ByDeadline, Policy
-from batching.simulation.arrivals import Trace, bursts, diurnal, poisson
+from batching.simulation.arrivals import Bursts, Trace, bursts, diurnal, poisson, stretched
 from batching.simulation.baselines import Aimd, Cork, Deferred, Eager, EarlyDrop, TritonRule
 from batching.simulation.clairvoyant import most_in_time
 from batching.simulation.services import Curve, Noisy, Slowed
@@ -44,30 +47,37 @@ from loadtests.peers.machine import machine
 from loadtests.ratios import Spread, spread
 
 RESULTS = Path(__file__).parent / "results"
-OURS, BOUND = "ours", "bound"
+OURS, BOUND, FORESIGHT = "ours", "bound", "bound, no noise"
 MIXED = "mixed"
 _PRESSED = 0.3  # of the requests of a mixed trace; the others have ten times as long
 _PATIENCE = 10.0
 
 
+def bursty(rate_per_s: float, count: int, within_s: float, seed: int) -> Trace:
+    """Bursts of three times the mean rate, a quarter of the time, 100 ms each."""
+    return bursts(rate_per_s, count, within_s, seed, _BURSTS)
+
+
 def mixed(rate_per_s: float, count: int, within_s: float, seed: int) -> Trace:
     """Bursts of requests of which some have *within_s*, and most ten times as long."""
     rng = random.Random(seed)
-    plain = bursts(rate_per_s, count, within_s, seed)
+    plain = bursty(rate_per_s, count, within_s, seed)
     return tuple([r if rng.random() < _PRESSED else Request(r.at_s, _PATIENCE * within_s) for r in plain])
 
 
 TRACES: Mapping[str, Callable[[float, int, float, int], Trace]] = {
     "poisson": poisson,
-    "bursts": bursts,
+    "bursts": bursty,
     "diurnal": diurnal,
     MIXED: mixed,
 }
+_BURSTS = Bursts(burst_s=0.1)
 _OBJECTIVES = (2.0, 3.0, 5.0)  # times what one item takes
 _LOADS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0)
 _SEEDS = (1, 2, 3)
 _TUNING_SEED = 100
-_REQUESTS = 1500
+_SECONDS = 12.0  # of a trace: 30 bursts, where the number of requests allows
+_FEWEST, _MOST, _TUNING = 1500, 8000, 2000  # requests
 _WARM = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -110,16 +120,18 @@ class Cell:
     objective: float
     load: float
     seeds: tuple[int, ...] = _SEEDS
-    requests: int = _REQUESTS
+    most: int = _MOST
 
     @property
     def within_s(self) -> float:
         """Seconds from arrival to deadline."""
         return self.objective * self.model.curve.at(1)
 
-    def arrivals(self, seed: int) -> Trace:
-        """Its requests."""
-        return TRACES[self.trace](self.load * self.model.capacity_per_s, self.requests, self.within_s, seed)
+    def arrivals(self, seed: int, most: int | None = None) -> Trace:
+        """Its requests, at exactly its load."""
+        rate_per_s = self.load * self.model.capacity_per_s
+        count = min(most or self.most, max(_FEWEST, round(_SECONDS * rate_per_s)))
+        return stretched(TRACES[self.trace](rate_per_s, count, self.within_s, seed), rate_per_s)
 
 
 def models(curves: Path = RESULTS / "latency_curves.json") -> list[Model]:
@@ -145,7 +157,7 @@ def policies(cell: Cell, triton: TritonRule, triton_timeout: TritonRule) -> dict
         "aimd (Clipper)": [Aimd(most, each) for each in objectives_s],
         "cork (BentoML)": [Cork(most, each) for each in objectives_s],
         "early drop (Nexus)": [EarlyDrop(most, each) for each in objectives_s],
-        "deferred (Symphony)": [Deferred(most)],
+        "deferred (Symphony)": [Deferred(most, each) for each in objectives_s],
     }
 
 
@@ -164,9 +176,9 @@ def share_in_time(cell: Cell, policy: Policy, trace: Trace, seed: int) -> float:
 
 def tuned(cell: Cell, timeouts: Sequence[float]) -> dict[str, Any]:
     """The best settings of Triton's rule on the tuning trace of *cell*; timeouts in parts of the objective."""
-    trace = cell.arrivals(_TUNING_SEED)
+    trace = cell.arrivals(_TUNING_SEED, _TUNING)
     alone_s, most = cell.model.curve.at(1), cell.model.max_batch
-    grid = product((0.0, 0.1, 0.25, 0.5, 1.0), ((), (most // 8,), (most // 4,), (most // 2,)), timeouts)
+    grid = product((0.0, 0.25, 0.5, 1.0), ((), (most // 8,), (most // 4,), (most // 2,)), timeouts)
     best = max(
         (share_in_time(cell, _rule(cell, delay * alone_s, preferred, timeout), trace, 0), -delay, preferred, timeout)
         for delay, preferred, timeout in grid
@@ -191,6 +203,8 @@ def measure(cell: Cell) -> dict[str, Any]:
         if cell.model.slots == 1 and cell.trace != MIXED:
             most = most_in_time(trace, cell.model.least_s, cell.model.max_batch)
             shares.setdefault(BOUND, []).append(round(most / len(trace), 4))
+            typical = most_in_time(trace, cell.model.curve.at, cell.model.max_batch)
+            shares.setdefault(FORESIGHT, []).append(round(typical / len(trace), 4))
     of = {"model": cell.model.name, "slots": cell.model.slots, "origin": cell.model.origin, "trace": cell.trace}
     return {**of, "objective": cell.objective, "load": cell.load, "triton": plain, "timeout": timeout, "shares": shares}
 
@@ -200,7 +214,7 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Spread]]:
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         middle = {name: statistics.median(shares) for name, shares in row["shares"].items()}
-        if max(share for name, share in middle.items() if name != BOUND) < 0.5:
+        if max(share for name, share in middle.items() if name not in (BOUND, FORESIGHT)) < 0.5:
             continue
         for name, share in middle.items():
             if name != OURS and share > 0.0:
@@ -274,7 +288,7 @@ def draw(rows: Sequence[Mapping[str, Any]], trace: str, file: Path) -> None:
         axes = grid[place][objectives.index(head["objective"])]
         for number, name in enumerate(head["shares"]):
             points = [(row["load"], row["load"] * statistics.median(row["shares"][name])) for row in line]
-            style = {OURS: "-", BOUND: ":"}.get(name, "--")
+            style = {OURS: "-", BOUND: ":", FORESIGHT: ":"}.get(name, "--")
             width = 2.2 if name == OURS else 1.2
             axes.plot(
                 *zip(*points, strict=True),
@@ -303,7 +317,7 @@ def main() -> int:
     known = models()
     loads, seeds = ((0.4, 1.0, 2.0), (1,)) if quick else (_LOADS, _SEEDS)
     cells = [
-        Cell(model, trace, objective, load, seeds, 600 if quick else _REQUESTS)
+        Cell(model, trace, objective, load, seeds, 1000 if quick else _MOST)
         for model, trace, objective, load in product(known, TRACES, _OBJECTIVES, loads)
     ]
     with Pool(2) as pool:

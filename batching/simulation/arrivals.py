@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from backends.contract import record
@@ -86,8 +87,18 @@ def replayed(file: Path, within_s: float, rate_per_s: float | None = None) -> Tr
     moments.sort()
     if len(moments) < 2 or moments[0] == moments[-1]:
         raise ValueError(f"{file}: a trace needs at least two requests at different moments")
-    stretch = 1.0 if rate_per_s is None else (len(moments) - 1) / (moments[-1] - moments[0]) / rate_per_s
-    return tuple([Request((at_s - moments[0]) * stretch, within_s) for at_s in moments])
+    trace = tuple([Request(at_s - moments[0], within_s) for at_s in moments])
+    return trace if rate_per_s is None else stretched(trace, rate_per_s)
+
+
+def stretched(trace: Sequence[Request], rate_per_s: float) -> Trace:
+    """*trace* from time 0 on, at a mean rate of exactly *rate_per_s*; its requests' deadlines stay as far away.
+
+    A trace of a dozen bursts is far off the mean that it was drawn for, and what is measured on it at one load would
+    belong to another.
+    """
+    stretch = mean_rate_per_s(trace) / rate_per_s
+    return tuple([replace(request, at_s=(request.at_s - trace[0].at_s) * stretch) for request in trace])
 
 
 def mean_rate_per_s(trace: Sequence[Request]) -> float:

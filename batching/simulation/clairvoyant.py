@@ -15,14 +15,23 @@ served in time. Item i is left out, or is the last of a batch of b:
     f(i, m) = min(f(i-1, m), min over b of g(i, m, b)),
     g = max(f(i-b, m-b), r_i) + l(b),  if that is at most d_(i-b+1), else infinite.
 
-The answer is the largest m with f(n, m) finite. Each row is a NumPy array over m; n * max_batch operations on rows.
+The answer is the largest m with f(n, m) finite.
+
+**Which m matter.** Let M be the largest with f(i, M) finite, and K the most items of batches that start within the
+longest time to a deadline: what is finished in that time at the best rate, and one batch more. A state with m of at
+most M - K is worth nothing: f(i, M) is at most d_i, so that whoever continues from m can continue from M instead by
+leaving out the batches that start before f(i, M), which hold K items at most. M grows by one an item at most. So a row
+is a window of K + 2 counts, and n requests take about n * max_batch operations on such windows: 20,000 requests with
+batches of 64 a few seconds.
 
 With noise, give the least that a batch may take: the result bounds what is possible from above, and is the looser the
-more noise there is.
+more noise there is: with 5 % by up to a tenth. What is typical gives no bound, but says what knowing the arrivals
+alone is worth.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -52,9 +61,14 @@ def most_in_time(requests: Sequence[Request], takes_s: Callable[[int], float], m
     row: NDArray[np.float64] = np.full(len(requests) + 1, np.inf)
     row[0] = 0.0
     rows = deque([row], maxlen=max_batch + 1)  # the latest is that of the items before this one
+    longest_s = max([request.within_s for request in requests], default=0.0)
+    window = math.floor(longest_s * max(size / costs_s[size] for size in range(1, max_batch + 1))) + max_batch
+    most = 0
     for index in range(len(requests)):
-        rows.append(_row(rows, index, float(comes_s[index]), due_s, costs_s))
-    return int(np.flatnonzero(np.isfinite(rows[-1]))[-1])
+        counts = slice(max(0, most - window), most + 2)
+        rows.append(_row(rows, index, float(comes_s[index]), due_s, costs_s, counts))
+        most = counts.start + int(np.flatnonzero(np.isfinite(rows[-1][counts]))[-1])
+    return most
 
 
 def _row(
@@ -63,16 +77,16 @@ def _row(
     comes_s: float,
     due_s: NDArray[np.float64],
     costs_s: Sequence[float],
+    counts: slice,
 ) -> NDArray[np.float64]:
-    """f(index + 1, ·), from those of up to `max_batch` items before."""
+    """f(index + 1, ·) for *counts*, from those of up to `max_batch` items before."""
     best = rows[-1].copy()
-    served = index + 2  # counts that are possible at all, and none
     for size in range(1, min(len(rows), len(costs_s) - 1) + 1):
         latest_s = due_s[index - size + 1]
         if comes_s + costs_s[size] > latest_s:
             break  # so is every larger batch: it has an earlier deadline and takes longer
-        before = rows[-size][: served - size]
-        ends_s = np.maximum(before, comes_s) + costs_s[size]
+        served = slice(max(size, counts.start), counts.stop)
+        ends_s = np.maximum(rows[-size][served.start - size : served.stop - size], comes_s) + costs_s[size]
         ends_s[ends_s > latest_s] = np.inf
-        np.minimum(best[size:served], ends_s, out=best[size:served])
+        np.minimum(best[served], ends_s, out=best[served])
     return best

@@ -70,8 +70,8 @@ async def busy(b: Batcher, backend: FakeBackend) -> None:
             await asyncio.sleep(0.1)
             backend.calls[-1].answer()
             await asyncio.gather(*callers)
-    callers = [submit(b, i) for i in range(64)]
-    await idle()
+    callers = [submit(b, i) for i in range(32)]
+    await asyncio.sleep(0.02)
     backend.calls[-1].answer()
     await asyncio.gather(*callers)
 

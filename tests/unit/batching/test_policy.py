@@ -54,6 +54,7 @@ class Exact(LatencyCurve):
     def __init__(self, line: Line | None) -> None:
         super().__init__()
         self._typical = self._cautious = line
+        self._largest = 64
 
 
 def lane_of(*entries: Entry, line: Line | None = GPU, per_s: float = 0.0) -> Lane:
@@ -155,6 +156,44 @@ def test_of_several_lanes_the_one_with_the_earliest_deadline_goes_first() -> Non
 
 def test_without_a_free_slot_nothing_goes() -> None:
     assert plan(lane_of(Entry(4)), free_slots=0).batches == ()
+
+
+# How large.
+
+
+def test_a_batch_is_no_larger_than_pays() -> None:
+    """Ten items a second, whatever the batch: two are enough."""
+    lane = lane_of(*(due(9.0) for _ in range(8)), line=Line(0.001, 0.099))
+
+    assert [len(batch) for batch in plan(lane, max_batch=8).batches] == [2]
+
+
+def test_on_an_accelerator_nearly_the_largest_batch_pays() -> None:
+    lane = lane_of(*(due(9.0) for _ in range(64)), line=Line(0.010, 0.0005))
+
+    assert [len(batch) for batch in plan(lane, max_batch=64).batches] == [57]
+
+
+def test_a_batch_that_is_over_in_a_blink_may_be_large_in_any_case() -> None:
+    lane = lane_of(*(due(9.0) for _ in range(64)), line=Line(0.0, 0.0001))
+
+    assert [len(batch) for batch in plan(lane, max_batch=64).batches] == [50]
+
+
+def test_larger_batches_are_tried_until_it_is_known_that_they_do_not_pay() -> None:
+    lane = lane_of(*(due(9.0) for _ in range(64)), line=Line(0.0, 0.1))
+    lane.latency._largest = 1
+    assert [len(batch) for batch in plan(lane, max_batch=64).batches] == [2]
+
+    lane = lane_of(*(due(9.0) for _ in range(64)), line=Line(0.05, 0.05))
+    lane.latency._largest = 16
+    assert [len(batch) for batch in plan(lane, max_batch=64).batches] == [32]
+
+
+def test_one_entry_of_many_items_goes_whole() -> None:
+    lane = lane_of(due(9.0, size=8), line=Line(0.001, 0.099))
+
+    assert [len(batch) for batch in plan(lane, max_batch=8).batches] == [1]
 
 
 # Levels.

@@ -1,6 +1,6 @@
 import math
-from collections.abc import Callable
-from itertools import combinations
+from collections.abc import Callable, Sequence
+from itertools import accumulate, combinations
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from batching.latency import Kinds
 from batching.policy import ByDeadline, Policy
-from batching.simulation.arrivals import Bursts, Trace, bursts, diurnal, mean_rate_per_s, poisson, replayed
+from batching.simulation.arrivals import Bursts, Trace, bursts, diurnal, mean_rate_per_s, poisson, replayed, stretched
 from batching.simulation.baselines import Aimd, Cork, Deferred, Eager, EarlyDrop, TritonRule
 from batching.simulation.clairvoyant import most_in_time
 from batching.simulation.services import ByKind, Curve, Noisy, Slowed
@@ -84,7 +84,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "aimd": lambda: Aimd(8, 0.030),
     "cork": lambda: Cork(8, 0.030),
     "early drop": lambda: EarlyDrop(8, 0.030),
-    "deferred": lambda: Deferred(8),
+    "deferred": lambda: Deferred(8, 0.030),
     "by deadline": lambda: ByDeadline(8, 2),
 }
 
@@ -173,6 +173,14 @@ def test_a_trace_is_replayed_as_it_was_or_stretched(tmp_path: Path) -> None:
     assert [request.at_s for request in replayed(file, 1.0, rate_per_s=8.0)] == pytest.approx([0.0, 0.1, 0.25])
 
 
+def test_a_stretched_trace_has_exactly_the_rate_that_is_stated() -> None:
+    trace = bursts(100.0, 200, 1.0, 1)
+
+    assert mean_rate_per_s(stretched(trace, 100.0)) == pytest.approx(100.0, rel=1e-9)
+    assert {request.within_s for request in stretched(trace, 50.0)} == {1.0}
+    assert mean_rate_per_s(trace) != pytest.approx(100.0, rel=0.01), "or there would be nothing to stretch"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -219,6 +227,13 @@ def test_tritons_rule_waits_for_the_delay_and_not_for_a_full_or_preferred_batch(
     assert run(TritonRule(8, 1.0, preferred=(2,)), 0, 1, 2).batches == (2, 1)
 
 
+def test_tritons_rule_sends_all_that_waits_once_the_oldest_has_waited_the_delay() -> None:
+    """A preferred size is for a queue that is not overdue yet, or that has no delay at all."""
+    assert run(TritonRule(8, 0.005, preferred=(2,)), 0, 0, 1, 2, 3).batches == (2, 3)
+    assert run(TritonRule(8, 0.050, preferred=(2,)), 0, 0, 1, 2, 3).batches == (2, 2, 1)
+    assert run(TritonRule(8, 0.0, preferred=(2,)), 0, 1, 2, 3).batches == (1, 2, 1)
+
+
 def test_tritons_rule_rejects_what_waited_longer_than_its_timeout() -> None:
     result = run(TritonRule(8, 0.0, timeout_s=0.005), 0, 1, 9)
 
@@ -246,6 +261,21 @@ def test_cork_drops_heads_that_would_be_late_by_its_own_estimate() -> None:
     assert result.batches == (1, 1)
 
 
+def test_cork_does_not_send_a_last_one_that_is_past_its_objective() -> None:
+    result = run(Cork(64, 0.012), 0, 1, within_ms=12, curve=Curve.line(0.030, 0.0))
+
+    assert (result.batches, result.refused) == ((1,), 1)
+
+
+@pytest.mark.parametrize("policy", [Aimd(1, 0.1), EarlyDrop(1, 0.1)])
+def test_clipper_and_nexus_serve_the_earliest_deadline_first(policy: Policy) -> None:
+    requests = (Request(0.0, 1.0), Request(0.001, 1.0), Request(0.002, 0.020))
+
+    result = simulate(requests, policy, Noisy(GPU, 0.0, 0), kinds=known(GPU))
+
+    assert result.in_time == 3
+
+
 def test_early_drop_keeps_batches_at_their_target() -> None:
     """Half of 25 ms allows four items; of five that wait when the slot is free, the first is too late for that."""
     result = run(EarlyDrop(64, 0.0248), 0, 0.2, 2, 3, 4, 5, within_ms=22)
@@ -255,10 +285,29 @@ def test_early_drop_keeps_batches_at_their_target() -> None:
 
 
 def test_deferred_batches_go_at_the_last_moment() -> None:
-    result = run(Deferred(64), 0, 3, 6, 9, within_ms=30)
+    """Two of them can start until 18.5 ms and leave room for a third, four of them until 17.5."""
+    result = run(Deferred(64, 0.030), 0, 3, 6, 9, within_ms=30)
 
     assert result.batches == (4,)
     assert result.in_time == 4
+    assert run(Deferred(64, 0.030), 0, 19, within_ms=30).batches == (1, 1)
+
+
+def test_a_deferred_window_slides_past_a_head_that_would_keep_it_small() -> None:
+    """When the slot is free the third could be answered, in a batch of nine; the twenty behind it could not then."""
+    crowd = [40.0 + number / 100 for number in range(20)]
+
+    result = run(Deferred(64, 0.045), 0, 1, 24, *crowd, within_ms=45, curve=Curve.line(0.020, 0.0005))
+
+    assert result.batches == (2, 20)
+    assert (result.in_time, result.refused) == (22, 1)
+
+
+def test_a_deferred_batch_grows_beyond_its_target_where_that_is_free() -> None:
+    requests = [0.0] * 30
+
+    assert run(Deferred(64, 0.030), *requests, within_ms=30).batches == (30,)
+    assert run(Deferred(64, 0.030), *requests, within_ms=20.1).batches == (20,)
 
 
 # The bound.
@@ -299,6 +348,36 @@ def test_the_bound_is_what_trying_everything_finds(gaps: list[int], within: int,
     takes_s = [0.0, 1.0, 1.0 + steps[0], 1.0 + steps[0] + steps[1]]
 
     assert most_in_time(requests, takes_s.__getitem__, 3) == brute_force(requests, takes_s)
+
+
+def every_count(requests: Sequence[Request], takes_s: list[float]) -> int:
+    """The same recursion over all counts, entry by entry."""
+    rows = [{0: 0.0}]
+    for index, request in enumerate(requests):
+        row = dict(rows[-1])
+        for size in range(1, min(index + 1, len(takes_s) - 1) + 1):
+            first = requests[index - size + 1]
+            for count, free_s in rows[index + 1 - size].items():
+                ends_s = max(free_s, request.at_s) + takes_s[size]
+                if ends_s <= first.at_s + first.within_s:
+                    row[count + size] = min(ends_s, row.get(count + size, math.inf))
+        rows.append(row)
+    return max(rows[-1])
+
+
+@given(
+    st.lists(st.floats(0.0, 1.5), min_size=1, max_size=60),
+    st.floats(0.5, 4.0),
+    st.lists(st.floats(0.01, 1.0), min_size=1, max_size=5),
+)
+@settings(deadline=None, max_examples=150)
+def test_counts_that_the_bound_leaves_out_would_not_have_mattered(
+    gaps: list[float], within_s: float, steps: list[float]
+) -> None:
+    requests = [Request(at_s, within_s) for at_s in accumulate(gaps)]
+    takes_s = [0.0, *accumulate(steps)]
+
+    assert most_in_time(requests, takes_s.__getitem__, len(steps)) == every_count(requests, takes_s)
 
 
 @pytest.mark.parametrize("name", POLICIES)
