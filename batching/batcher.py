@@ -69,6 +69,7 @@ from batching.lanes import Deadlines, Lanes
 from batching.latency import Forecast, Kinds, Latency
 from batching.merge import Key, compatibility, cut, join, merge, split
 from batching.options import BatchingOptions
+from batching.padding import Padded, Shaping
 from batching.policy import ByDeadline, Policy
 from batching.report import (
     BatchingCounters,
@@ -168,7 +169,18 @@ class _Entry:
 class _Flight:
     """A batch at the backend, and what else is to be run in its slot where it is part of one that failed."""
 
-    __slots__ = ("batches", "callers", "entries", "isolation", "merged_s", "should_end_s", "size", "started_s", "task")
+    __slots__ = (
+        "batches",
+        "callers",
+        "entries",
+        "isolation",
+        "merged_s",
+        "padded",
+        "should_end_s",
+        "size",
+        "started_s",
+        "task",
+    )
 
     def __init__(self, entries: Sequence[_Entry], now: float, isolation: Isolation[_Entry] | None) -> None:
         self.entries = entries
@@ -178,6 +190,7 @@ class _Flight:
         self.callers = len(entries)
         self.started_s = now
         self.merged_s = now
+        self.padded: Padded | None = None
         self.should_end_s = now
         self.task: asyncio.Task[None] | None = None
 
@@ -235,7 +248,7 @@ class Batcher:
         policy: decides when batches go; by default by deadline.
 
     Raises:
-        ValueError: `options.max_batch` exceeds the backend's limit.
+        ValueError: `options.max_batch` exceeds the backend's limit, or what *options* say of lengths does not fit it.
     """
 
     def __init__(
@@ -261,7 +274,9 @@ class Batcher:
         self._slots = backend.limits.max_in_flight
         self._max_batch = options.max_batch or limit
         self._policy = policy or ByDeadline(self._max_batch, self._slots, options.max_delay_s)
-        self._kinds = Kinds(has_buckets=any(-1 in spec.shape for spec in self._signature.inputs))
+        self._shaping = Shaping.of(options, self._signature, self._memory)
+        has_shapes = any(-1 in spec.shape for spec in self._signature.inputs)
+        self._kinds = Kinds(has_buckets=has_shapes or self._shaping is not None)
         self._lanes: Lanes[_Entry] = Lanes(self._kinds)
         self._deadlines: Deadlines[_Entry] = Deadlines()
         self._flights: set[_Flight] = set()
@@ -336,7 +351,7 @@ class Batcher:
                     f"warm_up has a batch of {size}, model {self._model!r} takes {self._max_batch} at most"
                 )
             batch = zeros(self._signature, size)
-            latency = self._kinds.of(compatibility(batch, self._memory)).latency
+            latency = self._kinds.of(compatibility(batch, self._memory, self._shaping)).latency
             for _ in range(_WARM_RUNS):
                 started_s = self._clock()
                 try:
@@ -369,7 +384,7 @@ class Batcher:
         """
         now = self._clock()
         nbytes = self._admit(batch, deadline, now)
-        key = compatibility(batch, self._memory)
+        key = compatibility(batch, self._memory, self._shaping)
         self._check_outlook(key, deadline, tenant, now)
         self._make_room(batch.size, nbytes, tenant)
         level = self._options.level(priority)
@@ -498,13 +513,19 @@ class Batcher:
 
     def _make_room(self, items: int, nbytes: int, tenant: str) -> None:
         """Refuse what the queue does not hold; where *tenant* has less than its share, what waits for the greediest."""
-        while why := self._shortage(items, nbytes):
-            if not self._lanes.shares.is_within_share(tenant, items):
-                self._refusals[Refusal.QUEUE_FULL] += 1
-                raise self._overloaded(why)
-            self._refusals[Refusal.EVICTED] += 1
-            newest = self._lanes.newest_of(self._lanes.shares.greediest())
-            self._refuse([newest], self._overloaded("other tenants have less than their share of the queue"))
+        why = self._shortage(items, nbytes)
+        if why is None:
+            return
+        leaving: list[_Entry] = []
+        for entry in self._lanes.surplus(tenant, items):
+            leaving.append(entry)
+            if not self._shortage(items - sum(e.size for e in leaving), nbytes - sum(e.nbytes for e in leaving)):
+                break
+        else:  # nobody is refused for what does not fit even then
+            self._refusals[Refusal.QUEUE_FULL] += 1
+            raise self._overloaded(why)
+        self._refusals[Refusal.EVICTED] += len(leaving)
+        self._refuse(leaving, self._overloaded("other tenants have less than their share of the queue"))
 
     def _shortage(self, items: int, nbytes: int) -> str | None:
         """What the queue lacks room for."""
@@ -718,7 +739,9 @@ class Batcher:
             raise asyncio.CancelledError
         nbytes = sum(entry.nbytes for entry in flight.entries) if len(flight.entries) > 1 else 0
         batches, flight.batches = flight.batches, []
-        batch = await self._off_loop(nbytes, merge, batches, self._memory)
+        if self._shaping is not None:
+            flight.padded = self._shaping.padded(batches)
+        batch = await self._off_loop(nbytes, merge, batches, self._memory, self._shaping)
         flight.merged_s = self._clock()
         return await self._backend.infer(batch, max(entry.deadline for entry in flight.entries))
 
@@ -727,7 +750,7 @@ class Batcher:
         try:
             if problem := check_outputs(self._signature, outputs, flight.size):
                 return BackendFailed(f"model {self._model!r} gave a wrong answer: {problem}")
-            replies = split(outputs, [entry.size for entry in flight.entries])
+            replies = split(outputs, [entry.size for entry in flight.entries], flight.padded)
         except Exception as error:
             failed = BackendFailed(f"model {self._model!r} gave an answer that cannot be split")
             failed.__cause__ = error
@@ -741,12 +764,17 @@ class Batcher:
         return None
 
     def _learn(self, flight: _Flight, result: Tensors | BaseException, now: float) -> None:
-        """Take note of how long *flight*, which has landed, took."""
+        """Take note of how long *flight*, which has landed, took; of one that was too late, that it took longer."""
+        latency = self._kinds.of(flight.entries[0].key).latency
         if isinstance(result, BaseException):
             if self._limit is not None and isinstance(result, DeadlineExceeded | Unavailable):
                 self._limit.refused()
+            # If nothing were learnt of a batch that was given up, the next would be as large, and so given up as well.
+            took_s, is_late = now - flight.started_s, now >= min([entry.deadline for entry in flight.entries])
+            gave_up = isinstance(result, asyncio.CancelledError | DeadlineExceeded)
+            if gave_up and is_late and took_s > latency.cautious_s(flight.size, now):
+                latency.observe(flight.size, took_s, now)
             return
-        latency = self._kinds.of(flight.entries[0].key).latency
         latency.observe(flight.size, now - flight.started_s, now)
         if self._limit is not None:
             in_flight = len(self._flights) + 1
@@ -766,6 +794,7 @@ class Batcher:
             infer_s=now - flight.started_s,
             outcome=outcome,
             error=error,
+            padding=flight.padded.wasted if flight.padded is not None else None,
         )
         try:
             self._observer.on_batch(report)

@@ -5,6 +5,9 @@ A tenant that sends little has turns near the present, one that sends a flood ha
 turn gives both the same share and lets nobody save up: virtual time is the latest turn that was served. What was
 refused or left gives its share back, or a tenant would pay for a flood that was never answered.
 
+What is served out of turn, since its deadline says so, moves virtual time as if its tenant's next in turn had been: a
+tenant that has an urgent entry at the end of its flood would else push everybody who comes behind all of it.
+
 Turns decide only where deadlines cannot: policies serve by deadline as long as everybody makes it.
 
 Source: Goyal, Vin, Cheng, "Start-time fair queuing" (SIGCOMM 1996). Rejected: a queue for each tenant with a quota in
@@ -41,9 +44,9 @@ class FairShare:
             self._forget_idle()
         return turn
 
-    def serve(self, tenant: str, size: int, turn: float) -> None:
+    def serve(self, tenant: str, size: int) -> None:
         """They are served."""
-        self._now = max(self._now, turn)
+        self._now = max(self._now, self._finish[tenant] - self._queued[tenant])  # the turn of its next
         self._leave(tenant, size)
 
     def refund(self, tenant: str, size: int) -> None:
@@ -51,6 +54,12 @@ class FairShare:
         self._leave(tenant, size)
         if tenant in self._finish:
             self._finish[tenant] -= size
+
+    def copy(self) -> FairShare:
+        """The same, to try things on."""
+        copy = FairShare()
+        copy._now, copy._finish, copy._queued = self._now, self._finish.copy(), self._queued.copy()
+        return copy
 
     def is_within_share(self, tenant: str, size: int) -> bool:
         """Whether *tenant*, with *size* more items, would have no more of what waits than others have on average."""

@@ -170,7 +170,7 @@ class Lanes(Generic[Q]):
             KeyError: it does not wait here.
         """
         self._remove(entry)
-        self.shares.serve(entry.tenant, entry.size, entry.turn)
+        self.shares.serve(entry.tenant, entry.size)
 
     def remove(self, entry: Q) -> None:
         """Take *entry* out, unserved.
@@ -181,13 +181,21 @@ class Lanes(Generic[Q]):
         self._remove(entry)
         self.shares.refund(entry.tenant, entry.size)
 
-    def newest_of(self, tenant: str) -> Q:
-        """The entry of *tenant* whose turn comes last.
+    def surplus(self, tenant: str, size: int) -> Iterator[Q]:
+        """Whose leaving, one after the other, would make room for *size* more items of *tenant*.
 
-        Raises:
-            ValueError: it has none here.
+        It is whoever's turn comes last of the greediest tenant, until *tenant* would have more than its share.
         """
-        return max([entry for entry in self.entries() if entry.tenant == tenant], key=lambda entry: entry.turn)
+        shares = self.shares.copy()
+        waiting: dict[str, list[Q]] = {}
+        while shares.is_within_share(tenant, size):
+            greediest = shares.greediest()
+            if greediest not in waiting:
+                of = [entry for entry in self.entries() if entry.tenant == greediest]
+                waiting[greediest] = sorted(of, key=lambda entry: entry.turn)
+            newest = waiting[greediest].pop()
+            shares.refund(greediest, newest.size)
+            yield newest
 
     def _remove(self, entry: Q) -> None:
         lane = self._lanes[entry.key]

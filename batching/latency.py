@@ -18,7 +18,8 @@ Errors count relative to what a batch took, or the largest would decide alone.
 correct would, after one slow batch (a cold start, a pause), keep every later one away and never recover. Hence what is
 older than some seconds does not count but for the shape, and where nothing counts, nothing stands in the way of asking
 again. A model that is slower than this memory is long pays with an attempt now and then that cannot make it. For the
-same reason nothing is predicted before the second batch: the first may have been a cold start.
+same reason nothing is predicted before the second batch: the first may have been a cold start. Where the second shows
+that it was, the first is dropped: among few batches one such is the 95th percentile, and nobody would seem safe.
 
 **It samples.** Of batches that follow each other within a millisecond, one counts: of so fast a model there is nothing
 to plan, and learning would cost more than the batch.
@@ -46,6 +47,7 @@ _ENOUGH: Final = 2  # of them; one may have been a cold start
 _TYPICAL: Final = 0.5
 _CAUTIOUS: Final = 0.95
 _STREAK: Final = 8
+_COLD: Final = 2.0  # times what the next batch says, at the least: a first batch that took so long was a cold start
 _STRAYS: Final = 1.25  # times the median, or less than the median over it
 _HOLD: Final = 0.1  # the weight of what was known before, at either end of the line
 _EAGER_FITS: Final = 16  # until so many batches are known each is fitted at once, later every `_FIT_EVERY`th
@@ -114,7 +116,18 @@ class Line(NamedTuple):
 class LatencyCurve:
     """The median and the 95th percentile by batch size, from the last 64 batches, at most 10 seconds old."""
 
-    __slots__ = ("_cautious", "_fresh", "_largest", "_line", "_next_s", "_ratios", "_recent", "_streak", "_typical")
+    __slots__ = (
+        "_cautious",
+        "_fresh",
+        "_is_warm",
+        "_largest",
+        "_line",
+        "_next_s",
+        "_ratios",
+        "_recent",
+        "_streak",
+        "_typical",
+    )
 
     def __init__(self) -> None:
         self._line: Line | None = None
@@ -123,6 +136,7 @@ class LatencyCurve:
         self._typical: Line | None = None  # the quantiles of these, times the line
         self._cautious: Line | None = None
         self._largest = 1
+        self._is_warm = False  # whether a cold start was dropped, so that none can be among the recent batches
         self._fresh = 0  # batches since the last fit
         self._streak = 0  # how many in a row were much slower (positive) or faster (negative) than the median
         self._next_s = -math.inf
@@ -143,6 +157,9 @@ class LatencyCurve:
         ratio = infer_s / self._line.at(size)
         self._follow_streak(ratio)
         self._remember(now, size, infer_s, ratio)
+        if len(self._recent) == _ENOUGH and self._began_cold():
+            self._forget_oldest()
+            self._is_warm = True
         if len(self._recent) > _WINDOW:
             self._forget_oldest()
         if self._streak in (_STREAK, -_STREAK):
@@ -187,11 +204,12 @@ class LatencyCurve:
         if self._recent and self._recent[0][0] < now - _MEMORY_S:
             while self._recent and self._recent[0][0] < now - _MEMORY_S:
                 self._forget_oldest()
+            self._is_warm = self._is_warm and bool(self._recent)
             self._settle()
 
     def _settle(self) -> None:
         """Note what follows from the recent batches: it is asked for with every request."""
-        if self._line is None or len(self._ratios) < _ENOUGH:
+        if self._line is None or len(self._ratios) < (1 if self._is_warm else _ENOUGH):
             self._typical = self._cautious = None
             return
         self._typical = self._line.times(self._ratios[_rank(_TYPICAL, len(self._ratios))])
@@ -204,6 +222,11 @@ class LatencyCurve:
     def _forget_oldest(self) -> None:
         ratio = self._recent.popleft()[3]
         del self._ratios[bisect_left(self._ratios, ratio)]
+
+    def _began_cold(self) -> bool:
+        """Whether the first of two batches took much longer than it could have, even in proportion to its size."""
+        (_, first, first_s, _), (_, second, second_s, _) = self._recent
+        return first_s > _COLD * second_s * max(1.0, first / second)
 
     def _drop_all_but(self, latest: int) -> None:
         while len(self._recent) > latest:

@@ -8,7 +8,8 @@ travels alone is passed on as it is.
 
 **Compatibility.** `compatibility` gives equal keys to batches that may be merged: the same inputs, element types as
 they are in memory, and row shapes. Where the backend takes `Ragged`, rows may differ in shape and only the rank
-counts. What lives outside the host's memory cannot be merged here, so its key equals no other.
+counts. Where a `Shaping` pads an input, the lengths that vary do not count, and its buckets do. What lives outside the
+host's memory cannot be merged here, so its key equals no other.
 """
 
 from __future__ import annotations
@@ -20,22 +21,42 @@ import numpy as np
 
 from backends.contract import Batch, HostArray, Memory, Ragged, SharedMemoryWindow, Tensor, Tensors
 from backends.errors import InvalidInput
+from batching.padding import Pad, Padded, Shaping, check_follows, pad_rows, trim_rows
 
 Key: TypeAlias = Hashable
 """Equal for batches that may be merged."""
 
 
-def compatibility(batch: Batch, memory: Collection[Memory]) -> Key:
+def compatibility(batch: Batch, memory: Collection[Memory], shaping: Shaping | None = None) -> Key:
     """The key of *batch* for a backend that takes *memory*.
+
+    Args:
+        shaping: what is padded, and which lengths go together; None: neither.
 
     Raises:
         InvalidInput: an input has not as many items as *batch*, contradicts its own shape, or lives where the backend
             cannot take it.
     """
+    if shaping is not None:
+        return _shaped_key(batch, memory, shaping)
     if len(batch.inputs) == 1:
         ((name, tensor),) = batch.inputs.items()
         return name, *_row_key(name, tensor, batch.size, memory)
     return tuple(sorted((name, *_row_key(name, tensor, batch.size, memory)) for name, tensor in batch.inputs.items()))
+
+
+def _shaped_key(batch: Batch, memory: Collection[Memory], shaping: Shaping) -> Key:
+    keys = []
+    for name, tensor in batch.inputs.items():
+        pad = shaping.pads.get(name)
+        if pad is not None and isinstance(tensor.data, Ragged):
+            key: tuple[Hashable, ...] = tensor.datatype, *_ragged_key(name, tensor, tensor.data, memory, pad)
+        else:
+            key = _row_key(name, tensor, batch.size, memory)
+            if pad is not None and isinstance(tensor.data, np.ndarray):
+                key = *key[:-1], pad.row_shape(tensor.shape[1:])
+        keys.append((name, *key))
+    return shaping.lane(batch), *sorted(keys)
 
 
 def _row_key(name: str, tensor: Tensor, size: int, memory: Collection[Memory]) -> tuple[Hashable, ...]:
@@ -57,13 +78,15 @@ def _row_key(name: str, tensor: Tensor, size: int, memory: Collection[Memory]) -
     return tensor.datatype, object()
 
 
-def _ragged_key(name: str, tensor: Tensor, data: Ragged, memory: Collection[Memory]) -> tuple[Hashable, ...]:
+def _ragged_key(
+    name: str, tensor: Tensor, data: Ragged, memory: Collection[Memory], pad: Pad | None = None
+) -> tuple[Hashable, ...]:
     if len(data.rows) != tensor.shape[0]:
         raise InvalidInput(f"input {name!r} says {tensor.shape[0]} items; it has {len(data.rows)} rows")
     dtypes = {row.dtype for row in data.rows}
     if len(dtypes) != 1:
         raise InvalidInput(f"input {name!r} has rows of dtypes {sorted(map(str, dtypes))}; one dtype is needed")
-    shapes = {row.shape for row in data.rows}
+    shapes = {row.shape if pad is None else pad.row_shape(row.shape) for row in data.rows}
     dtype, shape = next(iter(dtypes)), next(iter(shapes))
     if len({len(shape) for shape in shapes}) != 1:
         raise InvalidInput(f"input {name!r} has rows of shapes {sorted(shapes)}; one rank is needed")
@@ -78,12 +101,13 @@ def _refusal(name: str, what: str, memory: Collection[Memory]) -> str:
     return f"input {name!r} is {what}; the backend takes {' and '.join(sorted(memory))}: move it first"
 
 
-def merge(batches: Sequence[Batch], memory: Collection[Memory]) -> Batch:
+def merge(batches: Sequence[Batch], memory: Collection[Memory], shaping: Shaping | None = None) -> Batch:
     """One batch of all the items of *batches*, in order.
 
     Args:
-        batches: at least one, all with the same `compatibility` for *memory*.
+        batches: at least one, all with the same `compatibility` for *memory* and *shaping*.
         memory: the storage that the backend takes.
+        shaping: what is padded; None: nothing.
 
     Returns:
         a batch whose tensors are new host arrays (or `Ragged` views, where row shapes differ); *batches*' only
@@ -91,7 +115,11 @@ def merge(batches: Sequence[Batch], memory: Collection[Memory]) -> Batch:
     """
     if len(batches) == 1 and not _needs_stacking(batches[0], memory):
         return batches[0]
-    inputs = {name: _concatenate([batch.inputs[name] for batch in batches], memory) for name in batches[0].inputs}
+    pads = {} if shaping is None else shaping.pads
+    inputs = {
+        name: _concatenate([batch.inputs[name] for batch in batches], memory, pads.get(name))
+        for name in batches[0].inputs
+    }
     return Batch(inputs, sum(batch.size for batch in batches))
 
 
@@ -99,11 +127,13 @@ def _needs_stacking(batch: Batch, memory: Collection[Memory]) -> bool:
     return Memory.RAGGED not in memory and any(isinstance(tensor.data, Ragged) for tensor in batch.inputs.values())
 
 
-def _concatenate(tensors: Sequence[Tensor], memory: Collection[Memory]) -> Tensor:
-    """The rows of *tensors*, one after the other: an array where their shapes are equal, else `Ragged`."""
+def _concatenate(tensors: Sequence[Tensor], memory: Collection[Memory], pad: Pad | None = None) -> Tensor:
+    """The rows of *tensors*, one after the other: an array where their shapes are equal or padded, else `Ragged`."""
     datatype = tensors[0].datatype
     shape = tensors[0].shape[1:]
     if -1 in shape or any(tensor.shape[1:] != shape for tensor in tensors) or Memory.HOST not in memory:
+        if pad is not None:
+            return pad_rows(tensors, pad)
         return Tensor.ragged(datatype, tuple(row for tensor in tensors for row in _rows(tensor)))
     arrays = [np.stack(tensor.data.rows) if isinstance(tensor.data, Ragged) else tensor.numpy() for tensor in tensors]
     return Tensor.of(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), datatype)
@@ -113,24 +143,31 @@ def _rows(tensor: Tensor) -> Sequence[HostArray]:
     return tensor.data.rows if isinstance(tensor.data, Ragged) else list(tensor.numpy())
 
 
-def split(outputs: Tensors, sizes: Sequence[int]) -> list[Tensors]:
+def split(outputs: Tensors, sizes: Sequence[int], padded: Padded | None = None) -> list[Tensors]:
     """*outputs* of a merged batch as the outputs of its members, as views.
 
     Args:
         outputs: first axes of sum(*sizes*); passed through as they are where there is one member.
         sizes: items of each member, in the order in which they were merged.
+        padded: what the merged batch was made of, so that outputs are trimmed; None: none is.
 
     Raises:
-        InvalidInput: an output holds another number of rows, or lives outside the host's memory.
+        InvalidInput: an output holds another number of rows, does not follow the input that it should, or lives
+            outside the host's memory.
     """
-    if len(sizes) == 1:
+    trims = {} if padded is None else padded.trims
+    if padded is not None:
+        for name in trims.keys() & outputs.keys():
+            check_follows(name, outputs[name], padded)
+    if len(sizes) == 1 and not trims:
         return [outputs]
     replies: list[dict[str, Tensor]] = [{} for _ in sizes]
     for name, tensor in outputs.items():
         _check_rows(name, tensor, sum(sizes))
         start = 0
-        for reply, size in zip(replies, sizes, strict=True):
-            reply[name] = tensor.rows(start, start + size)
+        for member, (reply, size) in enumerate(zip(replies, sizes, strict=True)):
+            rows = tensor.rows(start, start + size)
+            reply[name] = rows if padded is None or name not in trims else trim_rows(name, rows, member, padded)
             start += size
     return list(replies)
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TypeAlias
 
 _MIB = 1024 * 1024
+
+PaddingValue: TypeAlias = bool | int | float | str
+"""What fills up an input, as it is written: a text for BYTES, true or false for BOOL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,10 @@ class BatchingOptions:
             than usual (`batching.concurrency`).
         warm_up: sizes of the batches of zeros that are run before the first request, which teach the latency curve.
         default_priority: the level of a request that says none, or one that there is not; 0: the middle one.
+        length_buckets: ascending upper bounds of items' lengths; only items of one bucket share a batch
+            (`batching.padding` says what a length is). Empty: lengths do not matter.
+        padding: what fills up items that are shorter than others of their batch, by input.
+        trim: outputs that are as long as an item was before it was padded, and the input that each follows.
 
     Raises:
         ValueError: lists every value that makes no sense.
@@ -38,6 +48,9 @@ class BatchingOptions:
     default_priority: int = 0
     adaptive_concurrency: bool = False
     warm_up: tuple[int, ...] = ()
+    length_buckets: tuple[int, ...] = ()
+    padding: Mapping[str, PaddingValue] = field(default_factory=dict)
+    trim: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         faults = []
@@ -62,8 +75,20 @@ class BatchingOptions:
             faults.append(
                 f"warm_up has a batch of {max(self.warm_up)} and max_batch is {self.max_batch}; use smaller sizes"
             )
+        faults += self._length_faults()
         if faults:
             raise ValueError("; ".join(faults))
+
+    def _length_faults(self) -> Iterator[str]:
+        bounds = self.length_buckets
+        if any(bound < 1 for bound in bounds) or any(low >= high for low, high in pairwise(bounds)):
+            yield f"length_buckets is {list(bounds)}; use ascending lengths of at least 1"
+        for name, value in self.padding.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                yield f"padding of input {name!r} is {value}; use a finite number"
+        for name, follows in self.trim.items():
+            if follows not in self.padding:
+                yield f"trim lets {name!r} follow input {follows!r}, which is not in padding; add it, or remove it"
 
     def level(self, priority: int) -> int:
         """The level of a request that says *priority*; as Triton has it, 0 and unknown levels mean the default."""

@@ -14,7 +14,7 @@ as well, call `plan` whenever something changed (an arrival, a free slot, `wake_
    the others; the sizes then never recover (the collapse of eager dispatch, too).
 3. Who cannot even be answered alone is refused.
 
-No batch is larger than pays: beyond the size that achieves 97 % of the throughput of `max_batch` a batch only blocks
+No batch is larger than pays: beyond the size that achieves 98 % of the throughput of `max_batch` a batch only blocks
 the slot for whoever comes next with little time. Where latency is nearly proportional to size, as on CPUs, that is a
 few items, and with mixed deadlines it makes up to a tenth of difference; on an accelerator it is most of `max_batch`.
 Where that size rests on smaller batches alone, one of twice the largest so far is tried.
@@ -53,7 +53,7 @@ PATIENCE_S: Final = 1.0
 """What an entry without a deadline waits until it counts as one of the highest level."""
 
 _HIGHEST: Final = 1
-_WORTHWHILE: Final = 0.97  # of the most items a second that batches of any size achieve
+_WORTHWHILE: Final = 0.98  # of the most items a second that batches of any size achieve
 _FEWEST: Final = 2  # a model that is never given more than one would never show that more pay
 _HARMLESS_S: Final = 0.005  # a batch that takes no longer blocks nobody
 _UTILISATION: Final = 0.7  # a batch is large enough where slots that run such ones are busy for this part of the time
@@ -280,13 +280,13 @@ class ByDeadline:
     def _largest(self, lane: Lane[W], waiting: Sequence[W], most: int, now: float) -> tuple[list[W], tuple[W, ...]]:
         """Who is passed over, and the largest batch of the others, among the highest level that waits.
 
-        Where none is safe, the one that has the best chance goes alone.
+        Where none is safe, the earliest goes alone, and nobody is passed over: they all have a fair chance.
         """
         highest = min([_level(entry, now) for entry in waiting])
         first = [entry for entry in waiting if _level(entry, now) == highest]
         start, room = self._leader(lane, first, most, now)
         if not room:
-            return first[:-1], (first[-1],)
+            return [], (first[0],)
         passed_over = {id(entry) for entry in first[:start]}
         earliest = bisect_left(waiting, first[start].deadline, key=_deadline)
         company = [entry for entry in waiting[earliest:] if id(entry) not in passed_over]

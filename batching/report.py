@@ -33,6 +33,7 @@ class BatchReport:
         infer_s: seconds from there to the backend's answer, merging included.
         outcome: how it ended.
         error: what was raised, for the operator's log; may hold what no caller should read.
+        padding: the share of its inputs that is padding; None where lengths do not matter.
     """
 
     model: str
@@ -42,6 +43,7 @@ class BatchReport:
     infer_s: float
     outcome: Outcome
     error: BaseException | None = None
+    padding: float | None = None
 
 
 class BatchObserver(Protocol):

@@ -81,6 +81,12 @@ class Telemetry:
         self._batch_size = self._histogram("pointsman_batch_size", "Items in a batch.", _BATCH, "model")
         self._queue_s = self._histogram("pointsman_queue_wait_seconds", "A batch's oldest item.", _LATENCY_S, "model")
         self._batch_s = self._histogram("pointsman_batch_duration_seconds", "A batch's run.", _LATENCY_S, "model")
+        self._padding = self._histogram(
+            "pointsman_batch_padding_ratio",
+            "Padding in a batch's inputs, of models with length_buckets or padding.",
+            (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9),
+            "model",
+        )
         self._http = self._counter("pointsman_http_responses", "HTTP responses of the data plane.", "path", "status")
         self._grpc = self._counter("pointsman_grpc_calls", "gRPC calls that ended.", "method", "code")
         self._reviews = Gauge(
@@ -125,6 +131,8 @@ class Telemetry:
         self._batch_size.observe(report.size, report.model)
         self._batch_s.observe(report.infer_s, report.model)
         self._queue_s.observe(report.queued_s, report.model)
+        if report.padding is not None:
+            self._padding.observe(report.padding, report.model)
         # What its callers abandoned has not failed; what an item's contents caused would only repeat them here.
         if report.outcome is BatchOutcome.FAILED and not isinstance(report.error, InvalidInput):
             log.error("a batch of %d failed in model %s", report.size, report.model, exc_info=report.error)

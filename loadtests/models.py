@@ -22,7 +22,7 @@ def double(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
     return {"y": inputs["x"] * 2}
 
 
-BASE_S, ITEM_S = 0.025, 0.001
+BASE_S, ITEM_S = 0.05, 0.002
 """What a batch of the stand-in for an accelerator takes, and every item on top."""
 
 SLOW = "POINTSMAN_LOADTEST_SLOW"

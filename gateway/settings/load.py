@@ -296,6 +296,9 @@ def _batching(document: Document, place: Place, section: BatchingSection) -> Bat
             section.default_priority,
             section.adaptive_concurrency,
             tuple(section.warm_up),
+            tuple(section.length_buckets),
+            dict(section.padding),
+            dict(section.trim),
         )
     except ValueError as error:
         document.add_fault(place, str(error))

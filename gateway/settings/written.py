@@ -173,6 +173,18 @@ class BatchingSection(Section):
         default=[],
         description="Sizes of batches of zeros that are run before the first request, to learn what they take.",
     )
+    length_buckets: list[int] = Field(
+        default=[],
+        description="Ascending upper bounds of items' lengths (bytes of a text, extents of axes that vary): only items "
+        "of one bucket share a batch.",
+    )
+    padding: dict[str, bool | int | float | str] = Field(
+        default={}, description="By input: what fills up items that are shorter than others of their batch."
+    )
+    trim: dict[str, Text] = Field(
+        default={},
+        description="By output: the input that it is as long as, so that it is cut back to that after padding.",
+    )
 
 
 class ModelSection(Section):

@@ -7,6 +7,7 @@ import gc
 import math
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from multiprocessing.connection import Connection
@@ -41,6 +42,7 @@ class Plan:
         timeout_s: HTTP: what requests say they wait at most (Triton's `timeout`); None: nothing.
         connections: most requests that one process has under way, open loop.
         patience_s: what replies get after the last arrival.
+        slices: equal parts of the run whose arrivals are counted apart.
     """
 
     url: str
@@ -57,6 +59,7 @@ class Plan:
     timeout_s: float | None = None
     connections: int = 128
     patience_s: float = 5.0
+    slices: int = 1
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -66,6 +69,12 @@ class Plan:
             raise ValueError("requests come by a rate or at moments: leave out one of them")
         if self.timeout_s is not None and (self.rows or not self.url.startswith("http://")):
             raise ValueError("timeout_s is a parameter of the Open Inference Protocol over HTTP: leave it out")
+        if self.slices < 1:
+            raise ValueError(f"a run of {self.slices} slices has no arrivals; use at least 1")
+        if self.moments and not 0.0 <= min(self.moments) <= max(self.moments) < self.seconds:
+            raise ValueError(
+                f"moments from {min(self.moments)} to {max(self.moments)} s leave a run of {self.seconds} s"
+            )
 
     @property
     def is_open(self) -> bool:
@@ -77,6 +86,10 @@ class Plan:
         """How HTTP carries the tensors."""
         return Form.BINARY if self.binary else Form.ROWS if self.rows else Form.JSON
 
+    def by_slice(self, moments: Sequence[float]) -> NDArray[np.int64]:
+        """How many of *moments* fall into each slice."""
+        return np.histogram(moments, self.slices, (0.0, self.seconds))[0]
+
 
 @dataclass(slots=True)
 class Tally:
@@ -86,7 +99,7 @@ class Tally:
         offered: requests that the schedule held; of a closed loop, those sent.
         held: requests whose moment passed while all connections waited for replies.
         errors: by kind; `wrong` is a reply with other numbers, and counts as an error as well.
-        in_time: right replies within `Plan.within_s`.
+        offered_in, in_time_in: arrivals, and those of them that were answered rightly within `Plan.within_s`, by slice.
         latency: of right replies, from their scheduled moment (closed loop: from writing).
         refusal: of every other reply, from when it was written.
         lateness: from the scheduled moment to writing, or to the end of the run for what was never written.
@@ -98,7 +111,8 @@ class Tally:
     sent: int = 0
     completed: int = 0
     held: int = 0
-    in_time: int = 0
+    offered_in: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+    in_time_in: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
     errors: Counter[str] = field(default_factory=Counter)
     latency: Histogram = field(default_factory=Histogram)
     refusal: Histogram = field(default_factory=Histogram)
@@ -112,7 +126,8 @@ class Tally:
         self.sent += other.sent
         self.completed += other.completed
         self.held += other.held
-        self.in_time += other.in_time
+        self.offered_in = self.offered_in + other.offered_in
+        self.in_time_in = self.in_time_in + other.in_time_in
         self.errors.update(other.errors)
         self.latency.add(other.latency)
         self.refusal.add(other.refusal)
@@ -148,6 +163,7 @@ class _Load:
         self._tally = Tally()
         self._latencies: list[float] = []
         self._refusals: list[float] = []
+        self._in_time: list[float] = []
         self._lateness: list[float] = []
         self._next = 0
         self._under_way = 0
@@ -201,6 +217,8 @@ class _Load:
         tally.took_s = self._last - self._start
         tally.latency, tally.lateness = Histogram.of(self._latencies), Histogram.of(self._lateness)
         tally.refusal = Histogram.of(self._refusals)
+        tally.in_time_in = self._plan.by_slice(self._in_time)
+        tally.offered_in = self._plan.by_slice(self._due) if self._plan.is_open else tally.in_time_in
         pipe.send(tally)
         for caller in callers:
             caller.close()
@@ -253,7 +271,8 @@ class _Load:
         self._under_way -= 1
         if how == OK:
             self._tally.completed += 1
-            self._tally.in_time += now - since <= self._plan.within_s
+            if now - since <= self._plan.within_s:
+                self._in_time.append(since - self._start)
             self._latencies.append(now - since)
         else:
             self._tally.errors[how] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import time
 from dataclasses import asdict, dataclass
@@ -33,12 +34,17 @@ class Report:
         errors: by kind, `wrong` among them.
         wrong: replies that are not twice their input.
         in_time: the part of the scheduled arrivals that was answered rightly within `plan.within_s`.
+        late: the part that was answered rightly, and later.
+        refused: the part that got another reply.
+        in_time_by_slice: as `in_time`, of the arrivals in each slice of the run; NaN where there were none.
         refusal_ms: by quantile, of replies that are no answers, from when they were written; None where there are none.
         latency_ms: by quantile, of right replies alone: read it with `errors`; None where there are none.
         lateness_p99_ms: of the generator; None in a closed loop, as `saturated`.
         note: what is to be known about the generator, in words.
         generator_cpu_s: user and system time of all processes.
-        server_cpu_us: of the process that was named and its children, per right reply.
+        server_cpu_s: user and system time of the process that was named and its children.
+        server_cpu_us: that per right reply.
+        started_s: when the run began, on the clock of `time.monotonic`.
     """
 
     plan: Plan
@@ -49,13 +55,18 @@ class Report:
     errors: dict[str, int]
     wrong: int
     in_time: float
+    late: float
+    refused: float
+    in_time_by_slice: tuple[float, ...]
     refusal_ms: dict[str, float] | None
     latency_ms: dict[str, float] | None
     lateness_p99_ms: float | None
     saturated: bool | None
     note: str
     generator_cpu_s: float
+    server_cpu_s: float | None
     server_cpu_us: float | None
+    started_s: float
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -109,10 +120,8 @@ def _generate(plan: Plan, pid: int | None, pipes: list[Any]) -> Report:  # Any: 
         after_s = tree_cpu_s(pid)
     except EOFError as error:
         raise NotStarted("a process of the generator ended early; its error is above") from error
-    server_us = None
-    if before_s is not None and after_s is not None and tally.completed:
-        server_us = round(1e6 * (after_s - before_s) / tally.completed, 1)
-    return _report(plan, tally, server_us)
+    server_s = None if before_s is None or after_s is None else after_s - before_s
+    return _report(plan, tally, server_s, start)
 
 
 def tree_cpu_s(pid: int | None) -> float | None:
@@ -124,7 +133,9 @@ def tree_cpu_s(pid: int | None) -> float | None:
     return sum(each.user + each.system for each in times)
 
 
-def _report(plan: Plan, tally: Tally, server_us: float | None) -> Report:
+def _report(plan: Plan, tally: Tally, server_s: float | None, start: float) -> Report:
+    in_time, offered = int(tally.in_time_in.sum()), tally.offered or 1
+    shares = [kept / came if came else math.nan for kept, came in zip(tally.in_time_in, tally.offered_in, strict=True)]
     late_s = None if not plan.is_open else tally.lateness.quantile(0.99)
     saturated = None if late_s is None else late_s > LATENESS_BOUND_S
     return Report(
@@ -135,14 +146,19 @@ def _report(plan: Plan, tally: Tally, server_us: float | None) -> Report:
         completed=tally.completed,
         errors=dict(tally.errors),
         wrong=tally.errors[WRONG],
-        in_time=round(tally.in_time / tally.offered, 4) if tally.offered else 0.0,
+        in_time=round(in_time / offered, 4),
+        late=round((tally.completed - in_time) / offered, 4),
+        refused=round(int(tally.refusal.counts.sum()) / offered, 4),
+        in_time_by_slice=tuple([round(float(share), 4) for share in shares]),
         refusal_ms=_quantiles_ms(tally.refusal) if tally.errors else None,
         latency_ms=_quantiles_ms(tally.latency) if tally.completed else None,
         lateness_p99_ms=None if late_s is None else round(1e3 * late_s, 3),
         saturated=saturated,
         note=_note(plan, tally, saturated),
         generator_cpu_s=round(tally.cpu_s, 3),
-        server_cpu_us=server_us,
+        server_cpu_s=None if server_s is None else round(server_s, 3),
+        server_cpu_us=round(1e6 * server_s / tally.completed, 1) if server_s is not None and tally.completed else None,
+        started_s=start,
     )
 
 

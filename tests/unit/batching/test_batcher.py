@@ -1381,3 +1381,23 @@ async def test_with_adaptive_concurrency_fewer_batches_run_once_the_backend_refu
     ]
     assert max(together[:8]) == 8
     assert max(together[60:]) == 1
+
+
+@played
+async def test_of_batches_that_all_callers_left_at_their_deadlines_it_is_learnt_that_they_are_too_large() -> None:
+    """65 come every 50 ms; a batch of all would take 89 ms, and they wait 78."""
+
+    async def behave(_: int, call: Call) -> Tensors:
+        await asyncio.sleep(0.025 + 0.001 * call.batch.size)
+        return echo(call.batch)
+
+    backend = FakeBackend(Limits(max_batch=64), behave)
+    async with batcher(backend) as b:
+        callers = []
+        for i in range(40):
+            callers += [submit(b, 100 * i + k, deadline=within(0.078)) for k in range(65)]
+            await asyncio.sleep(0.050)
+        results = await asyncio.gather(*callers, return_exceptions=True)
+
+    answered = sum(isinstance(result, dict) for result in results)
+    assert answered >= 0.25 * len(results)

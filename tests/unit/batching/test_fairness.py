@@ -10,7 +10,7 @@ def served_by_turn(shares: FairShare, waiting: list[tuple[float, str]], count: i
     for _ in range(count):
         turn, tenant = min(waiting)
         waiting.remove((turn, tenant))
-        shares.serve(tenant, 1, turn)
+        shares.serve(tenant, 1)
         served.append(tenant)
     return served
 
@@ -28,7 +28,8 @@ def test_who_floods_and_who_does_not_get_the_same(flood: int, modest: int) -> No
 
 def test_nobody_saves_up_turns_while_it_sends_nothing() -> None:
     shares = FairShare()
-    shares.serve("idle", 1, shares.come("idle", 1))
+    shares.come("idle", 1)
+    shares.serve("idle", 1)
     waiting = [(shares.come("busy", 1), "busy") for _ in range(100)]
     served_by_turn(shares, waiting, 100)
 
@@ -73,10 +74,10 @@ def test_a_tenant_is_within_its_share_that_has_no_more_than_the_others_have_on_a
 def test_the_greediest_is_who_has_most_waiting() -> None:
     shares = FairShare()
     for tenant, size in (("a", 3), ("b", 2), ("b", 2)):
-        turn = shares.come(tenant, size)
+        shares.come(tenant, size)
     assert shares.greediest() == "b"
 
-    shares.serve("b", 2, turn)
+    shares.serve("b", 2)
 
     assert shares.greediest() == "a"
 
@@ -84,6 +85,7 @@ def test_the_greediest_is_who_has_most_waiting() -> None:
 def test_tenants_that_come_once_are_not_remembered_for_ever() -> None:
     shares = FairShare()
     for i in range(10_000):
-        shares.serve(str(i), 1, shares.come(str(i), 1))
+        shares.come(str(i), 1)
+        shares.serve(str(i), 1)
 
     assert len(shares._finish) < 2000

@@ -111,13 +111,15 @@ def test_what_is_known_of_a_lane_outlives_its_entries() -> None:
     assert lane.arrivals.per_s(2.0) == 1.0
 
 
-def test_the_newest_of_a_tenant_is_the_one_whose_turn_comes_last() -> None:
+def test_who_makes_room_is_the_last_in_turn_of_the_greediest() -> None:
     lanes = empty()
-    entries = [Entry(key, tenant=tenant) for key, tenant in ("ax", "by", "bx", "ay")]
+    entries = [Entry(key, tenant=tenant) for key, tenant in ("ax", "by", "bx", "ax", "ay")]
     for entry in entries:
         lanes.add(entry)
 
-    assert lanes.newest_of("x") is entries[2]
+    assert list(lanes.surplus("z", 1))[:3] == [entries[3], entries[2], entries[4]]
+    assert list(lanes.surplus("x", 1)) == []
+    assert len(lanes.entries()) == 5, "nobody has left yet"
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=200), st.integers(0, 20))

@@ -42,3 +42,15 @@ def test_no_priority_and_an_unknown_one_mean_the_default(priority: int, level: i
 def test_a_default_that_is_no_level_is_refused() -> None:
     with pytest.raises(ValueError, match="default_priority is 4; use a level from 1 to priority_levels"):
         BatchingOptions(priority_levels=3, default_priority=4)
+
+
+def test_what_cannot_be_said_of_lengths_is_told_at_once() -> None:
+    with pytest.raises(ValueError, match="length_buckets") as told:
+        BatchingOptions(length_buckets=(8, 4), padding={"x": float("inf")}, trim={"y": "ids"})
+
+    for part in (
+        "use ascending lengths of at least 1",
+        "padding of input 'x' is inf",
+        "follow input 'ids', which is not",
+    ):
+        assert part in str(told.value)

@@ -683,6 +683,35 @@ def test_what_was_written_comes_back(
     assert read.models[name].cost == cost
 
 
+BATCHING = "models: {m: {backend: echo, expose: true, batching: {%s}}}\n"
+
+
+def test_what_batching_says_of_lengths_and_warm_up_is_read(folder: Path) -> None:
+    said = "length_buckets: [4, 8], padding: {ids: 0, text: ''}, trim: {y: ids}, warm_up: [1, 8], adaptive_concurrency: true"
+    batching = load(folder, BATCHING % said).models["m"].batching
+
+    assert batching.length_buckets == (4, 8)
+    assert (batching.padding, batching.trim) == ({"ids": 0, "text": ""}, {"y": "ids"})
+    assert (batching.warm_up, batching.adaptive_concurrency) == ((1, 8), True)
+    assert load(folder, BATCHING % "").models["m"].batching.max_delay_s is None
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("length_buckets: [8, 4]", "length_buckets is [8, 4]; use ascending lengths of at least 1"),
+        ("trim: {y: ids}", "trim lets 'y' follow input 'ids', which is not in padding; add it, or remove it"),
+        ("warm_up: [0]", "warm_up is [0]; use sizes of at least 1 item"),
+        ("max_batch: 4, warm_up: [8]", "warm_up has a batch of 8 and max_batch is 4; use smaller sizes"),
+    ],
+)
+def test_batching_that_makes_no_sense_is_told_with_its_place(folder: Path, said: str, told: str) -> None:
+    (fault,) = faults_of(folder, BATCHING % said)
+
+    assert fault.endswith(told)
+    assert fault.startswith("1:")
+
+
 def test_a_temperature_file_calibrates_its_model(folder: Path) -> None:
     (folder / "fast.json").write_text(json.dumps(Calibration(Temperature(1.5), Measure(), 100, "fast", "1").to_dict()))
 

@@ -1,0 +1,217 @@
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backends.contract import (
+    NO_DEADLINE,
+    Batch,
+    Datatype,
+    Deadline,
+    Limits,
+    Memory,
+    Signature,
+    State,
+    Tensor,
+    Tensors,
+    TensorSpec,
+)
+from backends.errors import BackendFailed
+from batching.batcher import Batcher
+from batching.merge import compatibility, merge, split
+from batching.options import BatchingOptions, PaddingValue
+from batching.padding import Shaping, fill_of
+from tests.unit.batching.conftest import Reports, idle, run
+
+HOST = frozenset({Memory.HOST})
+RAGGED = frozenset({Memory.HOST, Memory.RAGGED})
+
+SIGNATURE = Signature(
+    inputs=(TensorSpec("ids", Datatype.INT64, (-1,)), TensorSpec("mask", Datatype.INT64, (-1,))),
+    outputs=(TensorSpec("hidden", Datatype.FP32, (-1, 2)), TensorSpec("pooled", Datatype.FP32, (1,))),
+)
+OPTIONS = BatchingOptions(length_buckets=(4, 8), padding={"ids": 0, "mask": 0}, trim={"hidden": "ids"})
+
+
+class Encoder:
+    """A model that masks what is padded, as encoders of text do, and works in a batch row by row."""
+
+    def __init__(self, spoil: bool = False) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self._spoils = spoil
+        self.signature, self.version, self.limits, self.state = SIGNATURE, "1", Limits(max_batch=8), State.READY
+
+    async def infer(self, batch: Batch, deadline: Deadline) -> Tensors:
+        await asyncio.sleep(0)
+        ids, mask = batch.inputs["ids"].numpy(), batch.inputs["mask"].numpy()
+        assert ids.shape == mask.shape
+        self.shapes.append(ids.shape)
+        hidden = np.stack([ids * 2, ids + 1], axis=-1).astype(np.float32)
+        if self._spoils:
+            hidden = hidden[:, :-1]
+        return {"hidden": Tensor.of(hidden), "pooled": Tensor.of((ids * mask).sum(1, keepdims=True).astype(np.float32))}
+
+    async def aclose(self) -> None:
+        """There is nothing to free."""
+
+
+def tokens(*rows: list[int]) -> Batch:
+    """Rows of equal length, nothing masked."""
+    ids = np.array(rows, np.int64)
+    return Batch.of({"ids": Tensor.of(ids), "mask": Tensor.of(np.ones_like(ids))})
+
+
+async def answers(backend: Encoder, batches: list[Batch], **keywords: Any) -> list[Tensors]:  # Any: Batcher's own
+    async with Batcher("m", backend, OPTIONS, clock=asyncio.get_running_loop().time, **keywords) as b:
+        callers = [asyncio.create_task(b.submit(batch, NO_DEADLINE)) for batch in batches]
+        await idle()
+        return list(await asyncio.gather(*callers))
+
+
+rows_of_one_length = st.integers(1, 10).flatmap(
+    lambda length: st.lists(st.lists(st.integers(1, 99), min_size=length, max_size=length), min_size=1, max_size=3)
+)
+
+
+@given(st.lists(rows_of_one_length, min_size=1, max_size=8))
+@settings(deadline=None, max_examples=60)
+def test_everybody_gets_in_company_what_it_gets_alone(sent: list[list[list[int]]]) -> None:
+    batches = [tokens(*rows) for rows in sent]
+    together = run(lambda: answers(Encoder(), batches))
+
+    for batch, reply in zip(batches, together, strict=True):
+        (alone,) = run(lambda batch=batch: answers(Encoder(), [batch]))  # type: ignore[misc]
+        for name in ("hidden", "pooled"):
+            np.testing.assert_array_equal(reply[name].numpy(), alone[name].numpy())
+
+
+def test_items_of_one_bucket_share_a_batch_padded_to_the_longest_and_others_do_not() -> None:
+    backend, reports = Encoder(), Reports()
+    run(lambda: answers(backend, [tokens([1]), tokens([1, 2, 3]), tokens([1] * 6), tokens([1] * 20)], observer=reports))
+
+    assert sorted(backend.shapes) == [(1, 6), (1, 20), (2, 3)]
+    assert sorted(report.padding or 0.0 for report in reports.seen) == pytest.approx([0.0, 0.0, 1 / 3])
+
+
+def test_an_output_that_does_not_follow_its_input_fails_the_batch() -> None:
+    async def scenario() -> None:
+        with pytest.raises(BackendFailed, match="an answer that cannot be split") as failed:
+            await answers(Encoder(spoil=True), [tokens([1, 2]), tokens([1, 2, 3])])
+        assert "output 'hidden' has lengths [2] where input 'ids'" in str(failed.value.__cause__.__cause__)  # type: ignore[union-attr]
+
+    run(scenario)
+
+
+def test_items_whose_inputs_contradict_each_other_stay_among_themselves() -> None:
+    """Alone the model would refuse them; padded in company it would not notice."""
+    shaping = Shaping.of(OPTIONS, SIGNATURE, HOST)
+    good, odd = tokens([1, 2, 3]), tokens([1, 2, 3])
+    odd = Batch({**odd.inputs, "mask": Tensor.of(np.ones((1, 2), np.int64))}, 1)
+
+    assert compatibility(good, HOST, shaping) != compatibility(odd, HOST, shaping)
+    assert compatibility(good, HOST, shaping) == compatibility(tokens([7, 8]), HOST, shaping)
+
+
+ELEMENTS: list[tuple[Datatype, PaddingValue, list[Any]]] = [
+    (Datatype.BYTES, "-", [b"a", b"bcd", b""]),
+    (Datatype.FP32, -1.5, [1.0, 2.0, 3.0]),
+    (Datatype.INT64, 7, [1, 2, 3]),
+    (Datatype.BF16, 1.0, [5, 6, 7]),
+    (Datatype.BOOL, True, [False, True, False]),
+]
+
+
+@pytest.mark.parametrize(("datatype", "value", "elements"), ELEMENTS, ids=lambda of: str(of)[:8])
+def test_every_datatype_is_padded_with_its_value_at_the_end(
+    datatype: Datatype, value: PaddingValue, elements: list[Any]
+) -> None:
+    signature = Signature((TensorSpec("x", datatype, (-1,)),), (TensorSpec("y", datatype, (-1,)),))
+    shaping = Shaping.of(BatchingOptions(padding={"x": value}, trim={"y": "x"}), signature, HOST)
+    assert shaping is not None
+    dtype = datatype.numpy
+    short, long = (Tensor.of(np.array([elements[:n]], dtype), datatype) for n in (1, 3))
+    batches = [Batch.of({"x": short}), Batch.of({"x": long})]
+
+    padded = shaping.padded(batches)
+    merged = merge(batches, HOST, shaping).inputs["x"].numpy()
+    replies = split({"y": Tensor.of(merged, datatype)}, [1, 1], padded)
+
+    fill = fill_of(value, datatype)
+    assert merged.tolist() == [[elements[0], fill, fill], elements]
+    assert [reply["y"].numpy().tolist() for reply in replies] == [[elements[:1]], [elements]]
+    assert padded.wasted == pytest.approx(1 / 3)
+
+
+def test_a_callers_own_ragged_rows_are_padded_and_cut_back_each_to_its_length() -> None:
+    signature = Signature((TensorSpec("x", Datatype.INT64, (-1,)),), (TensorSpec("y", Datatype.INT64, (-1,)),))
+    shaping = Shaping.of(BatchingOptions(padding={"x": 0}, trim={"y": "x"}), signature, HOST)
+    assert shaping is not None
+    rows = (np.array([1], np.int64), np.array([2, 3], np.int64))
+    batch = Batch({"x": Tensor.ragged(Datatype.INT64, rows)}, 2)
+
+    merged = merge([batch], HOST, shaping).inputs["x"].numpy()
+    (reply,) = split({"y": Tensor.of(merged)}, [2], shaping.padded([batch]))
+
+    assert merged.tolist() == [[1, 0], [2, 3]]
+    assert [row.tolist() for row in reply["y"].data.rows] == [[1], [2, 3]]  # type: ignore[union-attr]
+
+
+def test_texts_are_sorted_by_their_bytes_and_their_padding_is_counted() -> None:
+    signature = Signature((TensorSpec("text", Datatype.BYTES, (1,)),), (TensorSpec("y", Datatype.FP32, (1,)),))
+    shaping = Shaping.of(BatchingOptions(length_buckets=(4,)), signature, HOST)
+    assert shaping is not None
+    batches = [Batch.of({"text": Tensor.of(np.array([[text]], object))}) for text in (b"ab", b"abcd", b"abcde")]
+
+    keys = [compatibility(batch, HOST, shaping) for batch in batches]
+
+    assert keys[0] == keys[1] != keys[2]
+    assert shaping.padded(batches[:2]).wasted == pytest.approx(0.25)
+
+
+def test_without_options_lengths_do_not_matter() -> None:
+    assert Shaping.of(BatchingOptions(), SIGNATURE, HOST) is None
+
+
+def test_everything_that_does_not_fit_the_model_is_told_at_once() -> None:
+    fixed = Signature((TensorSpec("x", Datatype.UINT8, (4,)),), (TensorSpec("y", Datatype.UINT8, (4,)),))
+    options = BatchingOptions(length_buckets=(4,), padding={"x": 0, "z": 1}, trim={"w": "x"})
+
+    with pytest.raises(ValueError, match="length_buckets is set") as told:
+        Shaping.of(options, fixed, RAGGED)
+
+    for part in (
+        "padding names input 'x', of which no axis varies [4]; remove it",
+        "padding names input 'z', which this model does not have; known: x",
+        "trim names output 'w', which this model does not have; known: y",
+        "padding is set, and this model takes items of unequal shape as they are",
+    ):
+        assert part in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "datatype", "message"),
+    [
+        (300, Datatype.UINT8, "write a whole number from 0 to 255"),
+        (1.5, Datatype.INT64, "write a whole number"),
+        (True, Datatype.INT32, "write a whole number"),
+        (1, Datatype.BOOL, "write true or false"),
+        (0, Datatype.BYTES, "write a text, '' for an empty one"),
+        (1e39, Datatype.FP32, "write a number from"),
+        ("0", Datatype.BF16, "write a number from"),
+    ],
+)
+def test_a_value_that_the_datatype_cannot_hold_is_refused(
+    value: PaddingValue, datatype: Datatype, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fill_of(value, datatype)
+
+
+def test_a_trim_that_follows_an_input_of_another_rank_is_refused() -> None:
+    signature = Signature((TensorSpec("x", Datatype.INT64, (-1,)),), (TensorSpec("y", Datatype.INT64, (-1, -1)),))
+
+    with pytest.raises(ValueError, match=r"lets output 'y', of which 2 axes vary, follow input 'x', of which 1 do"):
+        Shaping.of(BatchingOptions(padding={"x": 0}, trim={"y": "x"}), signature, HOST)
