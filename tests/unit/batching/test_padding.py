@@ -1,4 +1,5 @@
 import asyncio
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from backends.contract import (
     Batch,
     Datatype,
     Deadline,
+    HostArray,
     Limits,
     Memory,
+    Ragged,
     Signature,
     State,
     Tensor,
@@ -143,6 +146,78 @@ def test_every_datatype_is_padded_with_its_value_at_the_end(
     assert merged.tolist() == [[elements[0], fill, fill], elements]
     assert [reply["y"].numpy().tolist() for reply in replies] == [[elements[:1]], [elements]]
     assert padded.wasted == pytest.approx(1 / 3)
+
+
+MANY = Signature(
+    inputs=tuple(TensorSpec(datatype.lower(), datatype, (-1, 2, -1)) for datatype, _, _ in ELEMENTS),
+    outputs=tuple(TensorSpec(f"{datatype.lower()}.out", datatype, (-1, 2, -1)) for datatype, _, _ in ELEMENTS),
+)
+MANY_OPTIONS = BatchingOptions(
+    length_buckets=(2, 3),
+    padding={datatype.lower(): value for datatype, value, _ in ELEMENTS},
+    trim={f"{datatype.lower()}.out": datatype.lower() for datatype, _, _ in ELEMENTS},
+)
+
+
+def unlike_any_other(datatype: Datatype, shape: tuple[int, ...], rng: np.random.Generator) -> HostArray:
+    """Elements that tell a swapped row, as far as *datatype* has so many."""
+    numbers = rng.integers(0, 2**15, shape)
+    if datatype is Datatype.BYTES:
+        texts = np.empty(shape, object)
+        texts.reshape(-1)[:] = [b"%d" % number for number in numbers.flat]
+        return texts
+    return (numbers % 2 if datatype is Datatype.BOOL else numbers).astype(datatype.numpy)
+
+
+@st.composite
+def items_of_all_datatypes(draw: st.DrawFn) -> Batch:
+    """One to three items, whose inputs agree in length or not, each an array or ragged."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    extent, size = st.tuples(st.integers(1, 5), st.integers(1, 3)), draw(st.integers(1, 3))
+    agreed = [draw(extent)] * size if draw(st.booleans()) else [draw(extent) for _ in range(size)]
+    inputs = {}
+    for datatype, _, _ in ELEMENTS:
+        extents = agreed if draw(st.integers(0, 3)) else [draw(extent)] * size
+        rows = tuple(unlike_any_other(datatype, (long, 2, wide), rng) for long, wide in extents)
+        is_array = len(set(extents)) == 1 and draw(st.booleans())
+        inputs[datatype.lower()] = Tensor.of(np.stack(rows), datatype) if is_array else Tensor.ragged(datatype, rows)
+    return Batch(inputs, size)
+
+
+def identity(batch: Batch) -> Tensors:
+    return {f"{name}.out": Tensor.of(tensor.numpy().copy(), tensor.datatype) for name, tensor in batch.inputs.items()}
+
+
+def rows_of(tensor: Tensor) -> list[tuple[np.dtype[Any], Any]]:
+    rows = tensor.data.rows if isinstance(tensor.data, Ragged) else tensor.numpy()
+    return [(row.dtype, row.tolist()) for row in rows]
+
+
+@given(st.lists(items_of_all_datatypes(), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_every_caller_gets_its_own_rows_back_whatever_shares_its_batch(sent: list[Batch]) -> None:
+    shaping = Shaping.of(MANY_OPTIONS, MANY, HOST)
+    assert shaping is not None
+    lanes: dict[object, list[Batch]] = defaultdict(list)
+    for batch in sent:
+        lanes[compatibility(batch, HOST, shaping)].append(batch)
+
+    for batches in lanes.values():
+        merged, padded = merge(batches, HOST, shaping), shaping.padded(batches)
+        replies = split(identity(merged), [batch.size for batch in batches], padded)
+
+        assert merged.size == sum(batch.size for batch in batches)
+        assert padded.total == sum(tensor.numpy().size for tensor in merged.inputs.values())
+        for batch, reply in zip(batches, replies, strict=True):
+            for name, tensor in batch.inputs.items():
+                assert rows_of(reply[f"{name}.out"]) == rows_of(tensor)
+
+
+def test_bf16_is_filled_with_the_nearest_bit_pattern() -> None:
+    """1.00390625 lies half-way between two values of BF16: the even one is taken."""
+    patterns = [fill_of(value, Datatype.BF16) for value in (1.0, -2.5, 1.00390625, 1.01171875, 0)]
+
+    assert patterns == [0x3F80, 0xC020, 0x3F80, 0x3F82, 0]
 
 
 def test_a_callers_own_ragged_rows_are_padded_and_cut_back_each_to_its_length() -> None:
