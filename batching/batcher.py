@@ -740,7 +740,9 @@ class Batcher:
         nbytes = sum(entry.nbytes for entry in flight.entries) if len(flight.entries) > 1 else 0
         batches, flight.batches = flight.batches, []
         if self._shaping is not None:
-            flight.padded = self._shaping.padded(batches)
+            flight.padded = padded = self._shaping.padded(batches)
+            if padded.total > padded.own > 0:
+                nbytes = sum([entry.nbytes for entry in flight.entries]) * padded.total // padded.own
         batch = await self._off_loop(nbytes, merge, batches, self._memory, self._shaping)
         flight.merged_s = self._clock()
         return await self._backend.infer(batch, max(entry.deadline for entry in flight.entries))
