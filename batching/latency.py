@@ -36,6 +36,7 @@ No clock here: the time is passed in, always by the same clock.
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_left, insort
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
@@ -85,6 +86,11 @@ class Latency(Protocol):
         """Items of the largest batch that it has ever seen; 1 before the first."""
         ...
 
+    @property
+    def has_shape(self) -> bool:
+        """Whether it has ever seen batches of different sizes, so that its slope is more than a guess."""
+        ...
+
 
 class Forecast(NamedTuple):
     """What a new item has to expect.
@@ -125,6 +131,7 @@ class LatencyCurve:
         "_next_s",
         "_ratios",
         "_recent",
+        "_smallest",
         "_streak",
         "_typical",
     )
@@ -136,6 +143,7 @@ class LatencyCurve:
         self._typical: Line | None = None  # the quantiles of these, times the line
         self._cautious: Line | None = None
         self._largest = 1
+        self._smallest = sys.maxsize
         self._is_warm = False  # whether a cold start was dropped, so that none can be among the recent batches
         self._fresh = 0  # batches since the last fit
         self._streak = 0  # how many in a row were much slower (positive) or faster (negative) than the median
@@ -145,6 +153,11 @@ class LatencyCurve:
     def largest(self) -> int:
         """Items of the largest batch so far; 1 before the first."""
         return self._largest
+
+    @property
+    def has_shape(self) -> bool:
+        """Whether batches of different sizes have come."""
+        return self._smallest < self._largest
 
     def observe(self, size: int, infer_s: float, now: float) -> None:
         """Learn that a batch of *size* items, answered at *now*, took *infer_s* seconds."""
@@ -165,6 +178,7 @@ class LatencyCurve:
         if self._streak in (_STREAK, -_STREAK):
             self._drop_all_but(_STREAK)
         self._largest = max(self._largest, size)
+        self._smallest = min(self._smallest, size)
         self._fresh += 1
         if self._fresh >= _FIT_EVERY or len(self._recent) <= _EAGER_FITS:
             self._fit()
@@ -338,6 +352,10 @@ class _Bucket:
     @property
     def largest(self) -> int:
         return self._own.largest
+
+    @property
+    def has_shape(self) -> bool:
+        return self._own.has_shape
 
     def observe(self, size: int, infer_s: float, now: float) -> None:
         self._own.observe(size, infer_s, now)

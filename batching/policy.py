@@ -17,7 +17,7 @@ as well, call `plan` whenever something changed (an arrival, a free slot, `wake_
 No batch is larger than pays: beyond the size that achieves 98 % of the throughput of `max_batch` a batch only blocks
 the slot for whoever comes next with little time. Where latency is nearly proportional to size, as on CPUs, that is a
 few items, and with mixed deadlines it makes up to a tenth of difference; on an accelerator it is most of `max_batch`.
-Where that size rests on smaller batches alone, one of twice the largest so far is tried.
+Where that size rests on smaller batches alone, or on batches of one size, one of twice the largest so far is tried.
 
 **Waiting for company** pays only where several slots compete for the same arrivals: eager dispatch would hand each an
 item of its own. A batch that is not full then waits while arrivals are faster than slots running such batches could
@@ -231,7 +231,8 @@ class ByDeadline:
             return self._max_batch
         pays_per_s = _WORTHWHILE * self._max_batch / line.at(self._max_batch)
         knee = pays_per_s * line.intercept_s / (1.0 - pays_per_s * line.slope_s)
-        if lane.latency.largest < min(self._max_batch, 2 * max(1.0, knee)):
+        is_guess = not lane.latency.has_shape
+        if is_guess or lane.latency.largest < min(self._max_batch, 2 * max(1.0, knee)):
             knee = max(knee, 2 * lane.latency.largest)
         harmless = (_HARMLESS_S - line.intercept_s) / line.slope_s if line.slope_s > 0.0 else math.inf
         return min(self._max_batch, math.ceil(max(_FEWEST, knee, harmless)) if harmless < math.inf else self._max_batch)

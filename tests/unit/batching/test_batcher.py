@@ -24,7 +24,7 @@ from batching.batcher import Batcher
 from batching.latency import Latency
 from batching.options import BatchingOptions
 from batching.policy import Plan, W
-from batching.report import BatchReport, Outcome
+from batching.report import BatchReport, Outcome, Refusal
 from tests.unit.batching.conftest import (
     Call,
     FakeBackend,
@@ -1311,6 +1311,114 @@ async def test_a_tenant_below_its_share_gets_room_in_a_full_queue() -> None:
             backend.calls[i].answer()
             await idle()
         assert [values(await caller) for caller in (*flood[:-1], modest)] == [[0], [1], [2], [3], [6]]
+
+
+@played
+async def test_nobody_makes_room_for_what_does_not_fit_even_then() -> None:
+    """Two of the flood could leave; the third would bring it below the share of who asks."""
+    backend = FakeBackend(Limits(max_batch=8))
+    async with batcher(backend, BatchingOptions(max_queue=4)) as b:
+        flood = [submit(b, 0, tenant="greedy")]
+        await idle()
+        flood += [submit(b, i, tenant="greedy") for i in range(1, 5)]
+        await idle()
+        with pytest.raises(Overloaded, match="4 of 4 items wait, 3 more do not fit"):
+            await b.submit(nonces(5, 6, 7), NO_DEADLINE, tenant="modest")
+
+        assert b.statistics().queued_items == 4
+        assert b.statistics().refusals[Refusal.EVICTED] == 0
+        for call in range(2):
+            backend.calls[call].answer()
+            await idle()
+        assert [values(await caller) for caller in flood] == [[0], [1], [2], [3], [4]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_one_cold_first_batch_refuses_nobody_and_keeps_no_batch_small(size: int, slots: int) -> None:
+    async def behave(index: int, call: Call) -> Tensors:
+        await asyncio.sleep(0.010 if index else 5.0)
+        return echo(call.batch)
+
+    async def scenario() -> None:
+        backend = FakeBackend(Limits(max_batch=64, max_in_flight=slots), behave)
+        async with batcher(backend) as b:
+            for _ in range(2):
+                await b.submit(nonces(*range(size)), NO_DEADLINE)
+            callers = [submit(b, *range(size), deadline=within(0.5)) for _ in range(40)]
+            for caller in callers:
+                assert values(await caller) == list(range(size))
+
+        assert len(backend.calls) <= 2 + 8
+        assert max(call.batch.size for call in backend.calls) >= 32
+
+    run(scenario)
+
+
+async def offered(rates: dict[str, int], seconds: int) -> tuple[dict[str, int], list[tuple[PointsmanError, float]]]:
+    """Let tenants send so many items a second where 80 can be answered: items answered of each, and refusals with the
+    seconds that they took."""
+    rng = random.Random(1)
+
+    async def behave(_: int, call: Call) -> Tensors:
+        await asyncio.sleep(0.100 * rng.uniform(0.95, 1.05))
+        return echo(call.batch)
+
+    answered = dict.fromkeys(rates, 0)
+    refused: list[tuple[PointsmanError, float]] = []
+
+    async def call(b: Batcher, tenant: str) -> None:
+        came_s = now()
+        try:
+            await b.submit(nonces(1), within(0.350), tenant=tenant)
+        except PointsmanError as error:
+            refused.append((error, now() - came_s))
+        else:
+            answered[tenant] += 1
+
+    async with batcher(FakeBackend(Limits(max_batch=8), behave)) as b, asyncio.TaskGroup() as callers:
+        await taught(b)
+        came = sorted((i / rate, tenant) for tenant, rate in rates.items() for i in range(rate * seconds))
+        start_s = now()
+        for at_s, tenant in came:
+            await asyncio.sleep(max(0.0, start_s + at_s - now()))
+            callers.create_task(call(b, tenant))
+    return answered, refused
+
+
+@played
+async def test_at_twice_the_capacity_a_tenant_below_its_share_is_served_and_the_other_has_the_rest() -> None:
+    answered, _ = await offered({"greedy": 150, "modest": 15}, seconds=10)
+
+    assert answered["modest"] >= 0.9 * 150
+    assert sum(answered.values()) >= 0.95 * 800
+
+
+@played
+async def test_tenants_above_their_shares_get_the_same_however_much_more_one_sends() -> None:
+    answered, _ = await offered({"greedy": 600, "modest": 60}, seconds=10)
+
+    assert sum(answered.values()) >= 0.95 * 800
+    assert answered["modest"] >= 0.9 * 400
+
+
+@pytest.mark.parametrize(
+    ("rates", "at_once"),
+    [
+        pytest.param({"only": 160}, 0.9, id="one-tenant"),
+        pytest.param({"greedy": 150, "modest": 15}, 0.75, id="a-modest-tenant-goes-before-who-was-let-in"),
+    ],
+)
+def test_refusals_of_an_overload_come_at_once_but_for_few_and_never_after_the_deadline(
+    rates: dict[str, int], at_once: float
+) -> None:
+    _, refused = run(lambda: offered(rates, seconds=10))
+
+    overloaded = [error for error, _ in refused if isinstance(error, Overloaded)]
+    assert len(overloaded) >= 0.99 * len(refused)
+    assert all(error.retry_after_s is not None and error.retry_after_s > 0.0 for error in overloaded)
+    assert sum(took_s < 1e-6 for _, took_s in refused) >= at_once * len(refused)
+    assert max(took_s for _, took_s in refused) < 0.352
 
 
 @played

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -49,13 +50,19 @@ class World:
     slots: int
     max_delay_ms: int | None
     max_queue: int
+    max_queue_bytes: int
     levels: int
     arrivals: list[Arrival]
     services: list[Service]
 
     def options(self) -> BatchingOptions:
         delay_s = None if self.max_delay_ms is None else self.max_delay_ms / 1000
-        return BatchingOptions(max_delay_s=delay_s, max_queue=self.max_queue, priority_levels=self.levels)
+        return BatchingOptions(
+            max_delay_s=delay_s,
+            max_queue=self.max_queue,
+            max_queue_bytes=self.max_queue_bytes,
+            priority_levels=self.levels,
+        )
 
     def level(self, index: int) -> int:
         return self.options().level(self.arrivals[index].priority)
@@ -101,7 +108,7 @@ arrivals = st.builds(
 services = st.builds(
     Service,
     takes_ms=milliseconds,
-    fault=st.sampled_from(["none"] * 5 + ["unavailable", "crash", "short", "cancels itself"]),
+    fault=st.sampled_from(["none"] * 6 + ["unavailable", "crash", "short", "wrong dtype", "cancels itself"]),
 )
 worlds = st.builds(
     World,
@@ -109,6 +116,7 @@ worlds = st.builds(
     slots=st.integers(1, 3),
     max_delay_ms=st.sampled_from([None, 0, 2, 8]),
     max_queue=st.sampled_from([5, 12, 1000]),
+    max_queue_bytes=st.sampled_from([8 * 7, 10**6, 10**6]),
     levels=st.sampled_from([0, 0, 3]),
     arrivals=st.lists(arrivals, min_size=1, max_size=15),
     services=st.lists(services, min_size=1, max_size=8),
@@ -131,6 +139,8 @@ async def live(world: World) -> tuple[list[Ending], FakeBackend]:
                 raise asyncio.CancelledError
             case "short":
                 return {"nonce": Tensor.of(np.zeros((call.batch.size + 1, 1), np.int64))}
+            case "wrong dtype":
+                return {"nonce": Tensor.of(np.zeros((call.batch.size, 1), np.float32))}
         return echo(call.batch)
 
     backend = FakeBackend(Limits(world.max_batch, world.slots), behave)
@@ -148,6 +158,7 @@ async def live(world: World) -> tuple[list[Ending], FakeBackend]:
                 asyncio.get_running_loop().call_at(leaves_s, caller.cancel)
             (result,) = await asyncio.gather(caller, return_exceptions=True)
             assert b.statistics().queued_items <= world.max_queue
+            assert b.statistics().queued_bytes <= world.max_queue_bytes
             return Ending(nonces, came_s, deadline, leaves_s, now(), result)
 
         callers = []
@@ -188,9 +199,14 @@ def test_nothing_is_lost_duplicated_swapped_or_late_unnoticed(world: World) -> N
             case DeadlineExceeded():
                 assert -ULP_S <= ending.ended_s - ending.deadline_s <= TICK_S
             case TooLarge():
-                assert len(ending.nonces) > world.max_queue
+                nbytes = 8 * len(ending.nonces) * world.arrivals[ending.nonces[0] // 100].width
+                assert len(ending.nonces) > world.max_queue or nbytes > world.max_queue_bytes
             case Overloaded():
                 assert ending.result.retry_after_s is not None
+                assert ending.result.retry_after_s > 0.0
+                assert ending.ended_s <= ending.deadline_s + TICK_S
+                waited = re.search("cannot be met any more|less than their share", str(ending.result))
+                assert waited or ending.ended_s - ending.came_s <= TICK_S, "refused late"
                 whole = len(ending.nonces) <= world.max_batch
                 assert not (whole and sent.keys() & set(ending.nonces)), "refused, yet sent"
             case InvalidInput():
@@ -285,7 +301,7 @@ def test_a_close_at_any_moment_leaves_nobody_hanging(world: World) -> None:
 
     async def scenario() -> list[Tensors | BaseException]:
         backend = FakeBackend(Limits(world.max_batch, world.slots), behave)
-        b = batcher(backend, replace(world, max_queue=1000).options())
+        b = batcher(backend, replace(world, max_queue=1000, max_queue_bytes=10**6).options())
         b.start()
         callers = []
         for index, arrival in enumerate(world.arrivals):

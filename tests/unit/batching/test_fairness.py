@@ -26,6 +26,32 @@ def test_who_floods_and_who_does_not_get_the_same(flood: int, modest: int) -> No
     assert abs(served.count("greedy") - served.count("modest")) <= 1
 
 
+@given(st.lists(st.integers(1, 8), min_size=40), st.lists(st.integers(1, 8), min_size=40))
+def test_of_two_that_always_wait_neither_gets_ahead_by_more_than_an_entry_of_each(a: list[int], b: list[int]) -> None:
+    """The bound of start-time fair queuing; all of the entries have come before the first is served."""
+    shares = FairShare()
+    waiting = [(shares.come("a", size), "a", size) for size in a] + [(shares.come("b", size), "b", size) for size in b]
+    served = {"a": 0, "b": 0}
+
+    for _, tenant, size in sorted(waiting):
+        shares.serve(tenant, size)
+        served[tenant] += size
+        if served["a"] == sum(a) or served["b"] == sum(b):
+            break
+        assert abs(served["a"] - served["b"]) <= max(a) + max(b)
+
+
+def test_what_is_served_out_of_turn_pushes_nobody_behind_the_flood_it_came_with() -> None:
+    shares = FairShare()
+    flood = [(shares.come("greedy", 1), "greedy") for _ in range(100)]
+    shares.serve("greedy", 1)  # the last of them, for its deadline's sake
+    del flood[-1]
+
+    modest = [(shares.come("modest", 1), "modest") for _ in range(10)]
+
+    assert served_by_turn(shares, flood + modest, 20).count("modest") >= 9
+
+
 def test_nobody_saves_up_turns_while_it_sends_nothing() -> None:
     shares = FairShare()
     shares.come("idle", 1)

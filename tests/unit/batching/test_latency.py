@@ -54,6 +54,41 @@ def test_caution_looks_past_one_slow_batch_in_twenty_and_not_past_two() -> None:
     assert latency.cautious_s(1, NOW) == pytest.approx(1.0, rel=0.01)
 
 
+def test_a_cold_start_is_forgotten_as_soon_as_the_next_batch_shows_it() -> None:
+    latency = shown(5.0, 0.010)
+
+    assert latency.typical_s(1, NOW) == latency.cautious_s(1, NOW) == pytest.approx(0.010)
+
+
+def test_a_start_that_is_cold_again_after_a_pause_is_forgotten_too() -> None:
+    latency = taught(GPU, [1, 8, 64] * 8)
+    for infer_s in (5.0, GPU.at(1)):
+        latency.observe(1, infer_s, NOW + 3600)
+
+    assert latency.cautious_s(64, NOW + 3600) == pytest.approx(GPU.at(64), rel=0.05)
+
+
+def test_a_first_batch_that_was_larger_is_no_cold_start() -> None:
+    latency = taught(CPU, [64, 1])
+
+    assert latency.typical_s(64, NOW) == pytest.approx(CPU.at(64), rel=0.05)
+
+
+def test_what_a_cold_start_was_dropped_for_is_forgotten_after_ten_seconds_as_well() -> None:
+    latency = shown(5.0, 0.010)
+    assert latency.typical_s(1, NOW + 10.1) == 0.0
+
+    latency.observe(1, 5.0, NOW + 11)
+
+    assert latency.typical_s(1, NOW + 11) == 0.0, "the first after a pause may be cold too"
+
+
+def test_batches_of_one_size_show_no_shape() -> None:
+    assert not LatencyCurve().has_shape
+    assert not taught(GPU, [2, 2]).has_shape
+    assert taught(GPU, [2, 1]).has_shape
+
+
 def test_only_so_many_batches_are_remembered() -> None:
     latency = shown(*[0.012] * 64)
     for i in range(1, 65):

@@ -54,7 +54,7 @@ class Exact(LatencyCurve):
     def __init__(self, line: Line | None) -> None:
         super().__init__()
         self._typical = self._cautious = line
-        self._largest = 64
+        self._smallest, self._largest = 1, 64
 
 
 def lane_of(*entries: Entry, line: Line | None = GPU, per_s: float = 0.0) -> Lane:
@@ -194,6 +194,26 @@ def test_one_entry_of_many_items_goes_whole() -> None:
     lane = lane_of(due(9.0, size=8), line=Line(0.001, 0.099))
 
     assert [len(batch) for batch in plan(lane, max_batch=8).batches] == [1]
+
+
+def test_where_nobody_is_safe_the_earliest_goes_alone_and_nobody_is_refused() -> None:
+    """Half of the batches take 11 ms, a few a second: all that wait have a fair chance."""
+    latency = Exact(GPU)
+    latency._cautious = Line(1.0, 0.0)
+    lane = Lane([due(0.1 + i / 100, size=2) for i in range(4)], latency)
+
+    decided = plan(lane)
+
+    assert decided.batches == (tuple(lane)[:1],)
+    assert (decided.late, decided.shed) == ((), ())
+
+
+def test_where_only_one_size_was_seen_a_larger_one_is_tried() -> None:
+    lane = Lane([due(1.0, size=2) for _ in range(8)], LatencyCurve())
+    for _ in range(64):
+        lane.latency.observe(2, 0.010, NOW)
+
+    assert [len(batch) for batch in plan(lane, max_batch=64).batches] == [2]
 
 
 # Levels.

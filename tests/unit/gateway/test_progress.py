@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.contract import Datatype, Signature, Tensor, Tensors, TensorSpec
-from backends.errors import BackendFailed, DeadlineExceeded, InvalidInput, PointsmanError, Unavailable
+from backends.errors import BackendFailed, DeadlineExceeded, InvalidInput, Overloaded, PointsmanError, Unavailable
 from gateway.answer import Status
 from gateway.progress import Progress
 from router.contract import (
@@ -87,7 +87,8 @@ def test_an_item_that_no_stage_answered_is_pending() -> None:
     ("error", "reason"),
     [
         (DeadlineExceeded("late"), Reason.OUT_OF_TIME),
-        (Unavailable("busy"), Reason.STAGE_UNAVAILABLE),
+        (Unavailable("resting"), Reason.STAGE_UNAVAILABLE),
+        (Overloaded("busy"), Reason.OVERLOADED),
         (BackendFailed("broken"), Reason.STAGE_FAILED),
     ],
 )
@@ -99,6 +100,16 @@ def test_a_failing_stage_leaves_its_items_open_with_the_reason(error: PointsmanE
     assert progress.settle(ROUTE)[1].reason is reason
     with pytest.raises(type(error)):
         progress.settle(NOBODY)
+
+
+def test_who_is_refused_for_overload_hears_when_to_come_back() -> None:
+    progress = Progress(1)
+    progress.failed("fast", "1", Overloaded("busy", retry_after_s=7.0))
+
+    with pytest.raises(Overloaded, match="are overloaded; try again") as refused:
+        progress.settle(NOBODY)
+
+    assert refused.value.retry_after_s == 7.0
 
 
 def test_an_error_that_every_stage_would_meet_ends_the_request() -> None:

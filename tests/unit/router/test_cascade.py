@@ -103,9 +103,12 @@ def test_without_a_deadline_the_slowest_stage_is_in_time() -> None:
     assert next_stage(TWO, None, {"fast": SLOW}, math.inf) == Next(0)
 
 
-def test_the_reason_for_having_no_stage_left_is_time_before_unavailability() -> None:
+def test_the_reason_for_having_no_stage_left_is_time_before_overload_before_unavailability() -> None:
+    busy = ModelState(ready=True, version="1", predicted_wait_s=0.9, latency_s=0.05)
     assert next_stage(TWO, None, {}, 1.0).reason is Reason.STAGE_UNAVAILABLE
     assert next_stage(TWO, None, {"strong": SLOW}, 0.1).reason is Reason.OUT_OF_TIME
+    assert next_stage(TWO, None, {"fast": busy}, 0.1).reason is Reason.OVERLOADED
+    assert next_stage(TWO, None, {"fast": busy, "strong": SLOW}, 0.1).reason is Reason.OUT_OF_TIME
     assert next_stage(TWO, 1, {}, 1.0).reason is None
 
 
