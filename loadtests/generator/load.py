@@ -73,7 +73,8 @@ class Plan:
             raise ValueError(f"a run of {self.slices} slices has no arrivals; use at least 1")
         if self.moments and not 0.0 <= min(self.moments) <= max(self.moments) < self.seconds:
             raise ValueError(
-                f"moments from {min(self.moments)} to {max(self.moments)} s leave a run of {self.seconds} s"
+                f"moments from {min(self.moments)} to {max(self.moments)} s leave a run of {self.seconds} s; "
+                "give more seconds"
             )
 
     @property
@@ -88,7 +89,8 @@ class Plan:
 
     def by_slice(self, moments: Sequence[float]) -> NDArray[np.int64]:
         """How many of *moments* fall into each slice."""
-        return np.histogram(moments, self.slices, (0.0, self.seconds))[0]
+        nearest = np.round(moments, 9)  # a moment that was added to the clock, and taken off again, is the same again
+        return np.histogram(nearest, self.slices, (0.0, self.seconds))[0]
 
 
 @dataclass(slots=True)

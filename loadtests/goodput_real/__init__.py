@@ -1,7 +1,7 @@
 """Goodput on real servers: the gateway beside a real Triton whose dynamic batcher is tuned for every trace.
 
-    python -m loadtests.goodput_real            half an hour; writes loadtests/results/goodput_real.{json,png}
-    python -m loadtests.goodput_real --quick    two minutes, nothing is written
+    python -m loadtests.goodput_real            forty minutes; writes loadtests/results/goodput_real.{json,png}
+    python -m loadtests.goodput_real --quick    four minutes, nothing is written; with --only stand-in, two
 
 **Models** (`workloads`). One stands in for an accelerator: it sleeps as long as a batch takes there, one batch at a
 time, in the gateway as a Python callable and in Triton in its Python backend. There is no accelerator here, and a model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import loadtests.goodput_real as package
-from loadtests.goodput_real.comparison import allowance, compare, kept_at_twice, tuned
+from loadtests.goodput_real.comparison import allowance, compare, kept_at_highest, tuned
 from loadtests.goodput_real.extremes import overload, refusals, shift
 from loadtests.goodput_real.plot import draw
 from loadtests.goodput_real.servers import Server, servers
@@ -78,7 +79,7 @@ def measured(workload: Workload, scale: Scale, *, goes_beyond_s: float) -> dict[
         for row in rows(workload, sides, scale, allowed):
             print(json.dumps(row), flush=True)
             found["rows"].append(row)
-        found["at_highest_load"] = kept_at_twice(found["rows"])
+        found["at_highest_load"] = kept_at_highest(found["rows"])
         if goes_beyond_s:
             found["overload"] = overload(sides[0], workload, allowed, goes_beyond_s)
             found["refusals"] = refusals(sides[0], goes_beyond_s / 10)
@@ -98,6 +99,7 @@ def main() -> int:
     if why := why_no_triton():
         print(why, file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers end with it
     parts = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ[SLOW] = str(Path(folder, "slow"))

@@ -102,13 +102,13 @@ def _median(values: Sequence[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def kept_at_twice(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each trace and objective, each side's goodput at twice the capacity over its peak over all loads."""
+def kept_at_highest(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each trace and objective, each side's goodput at the highest load over its peak over all loads."""
     found = []
     for trace, objective in dict.fromkeys((row["trace"], row["objective"]) for row in rows):
         line = [row for row in rows if (row["trace"], row["objective"]) == (trace, objective)]
         goodput = {side: [row["load"] * statistics.median(row["shares"][side]) for row in line] for side in SIDES}
-        (twice,) = [index for index, row in enumerate(line) if row["load"] == max(row["load"] for row in line)]
-        kept = {side: round(values[twice] / max(values), 3) for side, values in goodput.items() if max(values)}
-        found.append({"trace": trace, "objective": objective, "load": line[twice]["load"], "over_peak": kept})
+        highest = max(range(len(line)), key=lambda index: line[index]["load"])
+        kept = {side: round(values[highest] / max(values), 3) for side, values in goodput.items() if max(values)}
+        found.append({"trace": trace, "objective": objective, "load": line[highest]["load"], "over_peak": kept})
     return found

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +126,51 @@ def test_refusals_are_counted_by_kind(gateway: GatewayProcess) -> None:
 
     assert (http.completed, http.errors) == (0, {"HTTP 404": http.sent})
     assert (grpc.completed, grpc.errors) == (0, {"gRPC NOT_FOUND": grpc.sent})
+
+
+def test_requests_come_at_the_moments_that_are_given_and_count_by_slice(gateway: GatewayProcess) -> None:
+    moments = (*(number / 200 for number in range(20)), *(0.2 + number / 200 for number in range(20)))
+
+    report = generate(Plan(gateway.http, moments=moments, seconds=2.0, processes=2, within_s=30.0, slices=20))
+
+    assert (report.sent, report.completed, report.errors) == (40, 40, {})
+    assert (report.in_time, report.late, report.refused) == (1.0, 0.0, 0.0)
+    assert report.in_time_by_slice[0] == report.in_time_by_slice[2] == 1.0
+    assert np.isnan([report.in_time_by_slice[1], *report.in_time_by_slice[3:]]).all()
+
+
+def test_right_replies_after_the_time_count_as_late_and_are_no_refusals(gateway: GatewayProcess) -> None:
+    moments = tuple([number / 100 for number in range(20)])
+
+    report = generate(Plan(gateway.http, moments=moments, seconds=1.0, within_s=1e-9))
+
+    assert (report.in_time, report.late, report.refused) == (0.0, 1.0, 0.0)
+
+
+def test_requests_say_how_long_they_wait_and_who_cannot_make_it_is_refused(gateway: GatewayProcess) -> None:
+    """The objective is counted from the scheduled moment either way; here nobody looks at it."""
+    moments = tuple([number / 100 for number in range(20)])
+
+    report = generate(Plan(gateway.http, moments=moments, seconds=1.0, timeout_s=1e-6), gateway.process.pid)
+
+    assert report.errors == {"HTTP 504": 20}
+    assert (report.in_time, report.late, report.refused) == (0.0, 0.0, 1.0)
+    assert report.refusal_ms is not None
+    assert (report.server_cpu_us, report.server_cpu_s is not None) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "remedy"),
+    [
+        ({"moments": (0.1,), "rate": 1.0}, "leave out one"),
+        ({"moments": (0.1, 0.5), "seconds": 0.5}, "0.1 to 0.5 s leave a run of 0.5 s"),
+        ({"url": "grpc://127.0.0.1:1", "timeout_s": 1.0}, "over HTTP"),
+        ({"slices": 0}, "at least 1"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(wrong: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(ValueError, match=remedy):
+        Plan(**{"url": "http://127.0.0.1:1", **wrong})
 
 
 def answered(gateway: GatewayProcess) -> int:
