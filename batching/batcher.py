@@ -39,7 +39,7 @@ import asyncio
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -67,7 +67,7 @@ from batching.concurrency import Gradient2
 from batching.isolation import Isolation, may_be_an_items_fault
 from batching.lanes import Deadlines, Lanes
 from batching.latency import Forecast, Kinds, Latency
-from batching.merge import Key, compatibility, cut, join, merge, split
+from batching.merge import Key, compatibility, cut, join, length_bucket, merge, split
 from batching.options import BatchingOptions
 from batching.padding import Padded, Shaping
 from batching.policy import ByDeadline, Policy
@@ -81,6 +81,7 @@ from batching.report import (
     IgnoreBatches,
     Outcome,
     Refusal,
+    slowest,
 )
 from batching.warm_up import zeros
 
@@ -449,7 +450,9 @@ class Batcher:
 
     def statistics(self) -> BatchingStatistics:
         """What is going on now."""
+        now = self._clock()
         forecast = self.forecast()
+        sizes = self._curve_sizes()
         return BatchingStatistics(
             queued_items=self._lanes.items,
             queued_bytes=self._lanes.nbytes,
@@ -458,15 +461,27 @@ class Batcher:
             items=self._items,
             latency_s=forecast.latency_s,
             predicted_wait_s=forecast.wait_s,
-            curve=self._curve(),
+            curve=_points(self._kinds.latency.curve(sizes, now)),
             refusals=dict(self._refusals),
+            oldest_wait_s=now - min([entry.arrived_s for entry in self._lanes.entries()], default=now),
+            arrivals_per_s=self._kinds.arrivals_per_s(now),
+            bucket_curves=self._bucket_curves(sizes, now),
         )
 
-    def _curve(self) -> tuple[CurvePoint, ...]:
-        """What batches of 1, 2, 4, ... items take, and of the most."""
+    def _curve_sizes(self) -> Sequence[int]:
+        """1, 2, 4, ... items, and the most."""
         doubled = [1 << power for power in range(self._max_batch.bit_length())]
-        sizes = doubled if doubled[-1] == self._max_batch else [*doubled, self._max_batch]
-        return tuple([CurvePoint(*point) for point in self._kinds.latency.curve(sizes, self._clock())])
+        return doubled if doubled[-1] == self._max_batch else [*doubled, self._max_batch]
+
+    def _bucket_curves(self, sizes: Sequence[int], now: float) -> Mapping[str, tuple[CurvePoint, ...]]:
+        """By upper bound; where several lanes share a bucket, the slowest of them."""
+        if self._shaping is None or not self._shaping.bounds:
+            return {}
+        found: dict[int, list[tuple[CurvePoint, ...]]] = {}
+        for key, curve in self._kinds.curves(sizes, now):
+            found.setdefault(length_bucket(key), []).append(_points(curve))
+        bounds = [*map(str, self._shaping.bounds), "+Inf"]
+        return {bounds[bucket]: slowest(found[bucket]) for bucket in sorted(found)}
 
     def totals(self) -> BatchingTotals:
         """What was answered since the start."""
@@ -479,6 +494,7 @@ class Batcher:
         if not self._is_open:
             raise Unavailable(f"model {self._model!r} is not taking requests; try again later")
         if deadline <= now:
+            self._refusals[Refusal.EXPIRED] += 1
             raise DeadlineExceeded(f"the deadline passed before the request reached model {self._model!r}")
         if batch.size < 1:
             raise InvalidInput("a batch of 0 items has no answer; send at least 1")
@@ -524,8 +540,8 @@ class Batcher:
         else:  # nobody is refused for what does not fit even then
             self._refusals[Refusal.QUEUE_FULL] += 1
             raise self._overloaded(why)
-        self._refusals[Refusal.EVICTED] += len(leaving)
-        self._refuse(leaving, self._overloaded("other tenants have less than their share of the queue"))
+        crowded = self._overloaded("other tenants have less than their share of the queue")
+        self._refuse(leaving, crowded, Refusal.EVICTED)
 
     def _shortage(self, items: int, nbytes: int) -> str | None:
         """What the queue lacks room for."""
@@ -569,15 +585,20 @@ class Batcher:
 
     def _expire(self, now: float) -> None:
         for entry in self._deadlines.pop_expired(now):
-            self._refusals[Refusal.EXPIRED] += 1
             where = "waiting for" if entry.flight is None else "running on"
-            self._refuse([entry], DeadlineExceeded(f"the deadline passed while {where} model {self._model!r}"))
+            late = DeadlineExceeded(f"the deadline passed while {where} model {self._model!r}")
+            self._refuse([entry], late, Refusal.EXPIRED)
         self._deadline_alarm.set(self._deadlines.earliest())
 
-    def _refuse(self, entries: Iterable[_Entry], error: PointsmanError) -> None:
+    def _refuse(self, entries: Iterable[_Entry], error: PointsmanError, reason: Refusal | None = None) -> None:
         for entry in entries:
+            if reason is not None and not entry.is_over():
+                self._refusals[reason] += 1
             self._fail(entry, error)
             self._leave(entry)
+
+    def _expired(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"the deadline passed while waiting for model {self._model!r}")
 
     def _fail(self, entry: _Entry, error: BaseException, *, is_its_own: bool = True) -> None:
         if not entry.is_over():
@@ -624,11 +645,9 @@ class Batcher:
         """Follow one plan; whether it changed anything, so that another is due."""
         plan = self._policy.plan(self._lanes, self._free_slots(), now)
         if plan.late:
-            self._refusals[Refusal.EXPIRED] += len(plan.late)
-            self._refuse(plan.late, DeadlineExceeded(f"the deadline passed while waiting for model {self._model!r}"))
+            self._refuse(plan.late, self._expired(), Refusal.EXPIRED)
         if plan.shed:
-            self._refusals[Refusal.OVERLOADED] += len(plan.shed)
-            self._refuse(plan.shed, self._overloaded("its deadline cannot be met any more"))
+            self._refuse(plan.shed, self._overloaded("its deadline cannot be met any more"), Refusal.OVERLOADED)
         for entries in plan.batches:
             self._launch(entries, now)
         if plan.batches or plan.late or plan.shed:
@@ -720,7 +739,7 @@ class Batcher:
         """Run the next group that somebody waits for."""
         while group := isolation.next_group():
             late = [entry for entry in group if entry.deadline <= now]
-            self._refuse(late, DeadlineExceeded(f"the deadline passed while waiting for model {self._model!r}"))
+            self._refuse(late, self._expired(), Refusal.EXPIRED)
             if self._take_off(group, now, isolation):
                 return
 
@@ -760,7 +779,8 @@ class Batcher:
         for entry, reply in zip(flight.entries, replies, strict=True):
             entry.let_go()
             if entry.deadline <= now:
-                self._fail(entry, DeadlineExceeded(f"model {self._model!r} answered after the deadline"))
+                late = DeadlineExceeded(f"model {self._model!r} answered after the deadline")
+                self._refuse([entry], late, Refusal.EXPIRED)
             else:
                 entry.tell(reply)
         return None
@@ -811,6 +831,10 @@ class Batcher:
         if nbytes <= _MERGED_ON_LOOP_BYTES:
             return work(*arguments)
         return await self._loop.run_in_executor(None, work, *arguments)
+
+
+def _points(curve: Iterable[tuple[int, float, float]]) -> tuple[CurvePoint, ...]:
+    return tuple([CurvePoint(*point) for point in curve])
 
 
 def _told(error: BaseException, model: str, is_its_own: bool) -> PointsmanError:

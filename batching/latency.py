@@ -39,7 +39,7 @@ import math
 import sys
 from bisect import bisect_left, insort
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 _WINDOW: Final = 64  # batches
@@ -405,3 +405,13 @@ class Kinds:
         elif self._has_buckets:
             self._kinds.move_to_end(key)
         return kind
+
+    def arrivals_per_s(self, now: float) -> float:
+        """Items a second, of all kinds."""
+        return sum([kind.arrivals.per_s(now) for kind in self._kinds.values()])
+
+    def curves(self, sizes: Sequence[int], now: float) -> Iterator[tuple[Hashable, list[tuple[int, float, float]]]]:
+        """The curve of every key of which something recent is known; see `LatencyCurve.curve`."""
+        for key, kind in self._kinds.items():
+            if isinstance(kind.latency, _Bucket) and (found := kind.latency.curve(sizes, now)):
+                yield key, found

@@ -45,6 +45,14 @@ def compatibility(batch: Batch, memory: Collection[Memory], shaping: Shaping | N
     return tuple(sorted((name, *_row_key(name, tensor, batch.size, memory)) for name, tensor in batch.inputs.items()))
 
 
+def length_bucket(key: Key) -> int:
+    """Which of its length buckets *key* belongs to, which `compatibility` has made with a `Shaping`; 0 the shortest."""
+    assert isinstance(key, tuple), f"{key!r} says nothing of lengths. This is a bug."
+    bucket = key[0][0] if isinstance(key[0], tuple) else key[0]  # as `Shaping.lane` has it
+    assert isinstance(bucket, int), f"{key!r} says nothing of lengths. This is a bug."
+    return bucket
+
+
 def _shaped_key(batch: Batch, memory: Collection[Memory], shaping: Shaping) -> Key:
     keys = []
     for name, tensor in batch.inputs.items():

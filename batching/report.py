@@ -64,7 +64,7 @@ class IgnoreBatches:
 class Refusal(StrEnum):
     """Why an entry was refused, or dropped from the queue."""
 
-    EXPIRED = "expired"  # its deadline passed while it waited or ran
+    EXPIRED = "expired"  # its deadline passed before it came, or while it waited or ran
     HOPELESS = "hopeless"  # the model alone takes longer than there is time
     OVERLOADED = "overloaded"  # what runs or waits before it takes the time
     QUEUE_FULL = "queue_full"
@@ -78,6 +78,14 @@ class CurvePoint:
     size: int
     typical_s: float
     cautious_s: float
+
+
+def slowest(curves: Iterable[Sequence[CurvePoint]]) -> tuple[CurvePoint, ...]:
+    """At each size the slowest of *curves*, which have the same sizes."""
+    return tuple(
+        CurvePoint(points[0].size, max(point.typical_s for point in points), max(point.cautious_s for point in points))
+        for points in zip(*curves, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,9 @@ class BatchingStatistics:
         predicted_wait_s: seconds that a new item would queue.
         curve: what batches take, by ascending size; empty where nothing recent is known.
         refusals: since the start, by reason.
+        oldest_wait_s: seconds that the entry has waited which waits longest; 0.0 where none waits.
+        arrivals_per_s: items that came to the queue, as fast as the latest did.
+        bucket_curves: as `curve`, by the upper bound of length buckets; those of which something recent is known.
     """
 
     queued_items: int
@@ -105,6 +116,9 @@ class BatchingStatistics:
     predicted_wait_s: float
     curve: tuple[CurvePoint, ...] = ()
     refusals: Mapping[Refusal, int] = field(default_factory=dict)
+    oldest_wait_s: float = 0.0
+    arrivals_per_s: float = 0.0
+    bucket_curves: Mapping[str, tuple[CurvePoint, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

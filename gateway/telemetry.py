@@ -20,7 +20,7 @@ import time
 import traceback
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -34,7 +34,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from backends.errors import InvalidInput, PointsmanError
-from batching.report import BatchReport
+from batching.report import BatchReport, CurvePoint
 from batching.report import Outcome as BatchOutcome
 from gateway.catalog import Catalog
 from gateway.grpc_edge.calls import GrpcExchange
@@ -247,22 +247,37 @@ class _Snapshot(Collector):
 
     def collect(self) -> Iterable[Metric]:
         depth = GaugeMetricFamily("pointsman_queue_depth", "Items that wait for a batch.", labels=["model"])
+        nbytes = GaugeMetricFamily("pointsman_queue_bytes", "Bytes that inputs of these take.", labels=["model"])
+        oldest = GaugeMetricFamily(
+            "pointsman_queue_oldest_seconds", "How long the oldest of these has waited.", labels=["model"]
+        )
+        arrivals = GaugeMetricFamily(
+            "pointsman_queue_arrivals_per_second", "How fast items have come of late.", labels=["model"]
+        )
         running = GaugeMetricFamily("pointsman_batches_in_flight", "Batches that run.", labels=["model"])
         ready = GaugeMetricFamily("pointsman_model_ready", "Whether the model takes batches.", labels=["model"])
         latency = GaugeMetricFamily(
             "pointsman_batch_latency_seconds", "What a batch is expected to take.", labels=["model", "size", "estimate"]
+        )
+        by_length = GaugeMetricFamily(
+            "pointsman_bucket_latency_seconds",
+            "What a batch of one of the model's length_buckets is expected to take, by the bucket's upper bound.",
+            labels=["model", "bucket", "size", "estimate"],
         )
         refusals = CounterMetricFamily(
             "pointsman_batch_refusals", "Entries that a batcher refused or dropped.", labels=["model", "reason"]
         )
         for model in self._catalog().models.values():
             statistics = model.batcher.statistics()
-            for point in statistics.curve:
-                latency.add_metric([model.name, str(point.size), "typical"], point.typical_s)
-                latency.add_metric([model.name, str(point.size), "cautious"], point.cautious_s)
+            _add_curve(latency, [model.name], statistics.curve)
+            for bound, curve in statistics.bucket_curves.items():
+                _add_curve(by_length, [model.name, bound], curve)
             for reason, count in statistics.refusals.items():
                 refusals.add_metric([model.name, reason.value], count)
             depth.add_metric([model.name], statistics.queued_items)
+            nbytes.add_metric([model.name], statistics.queued_bytes)
+            oldest.add_metric([model.name], statistics.oldest_wait_s)
+            arrivals.add_metric([model.name], statistics.arrivals_per_s)
             running.add_metric([model.name], statistics.in_flight)
             ready.add_metric([model.name], float(model.state().ready))
         certified = GaugeMetricFamily(
@@ -275,7 +290,14 @@ class _Snapshot(Collector):
         size = GaugeMetricFamily("pointsman_store_size_bytes", "The store on disk.", value=store.size_bytes)
         limit = GaugeMetricFamily("pointsman_store_limit_bytes", "The store's limit.", value=store.limit_bytes)
         writes = GaugeMetricFamily("pointsman_store_pending_writes", "Not yet committed.", value=store.pending_writes)
-        return [depth, running, ready, latency, refusals, certified, size, limit, writes]
+        queues = [depth, nbytes, oldest, arrivals, running, ready, latency, by_length, refusals]
+        return [*queues, certified, size, limit, writes]
+
+
+def _add_curve(family: GaugeMetricFamily, labels: Sequence[str], curve: Iterable[CurvePoint]) -> None:
+    for point in curve:
+        family.add_metric([*labels, str(point.size), "typical"], point.typical_s)
+        family.add_metric([*labels, str(point.size), "cautious"], point.cautious_s)
 
 
 class _JsonLines(logging.Formatter):

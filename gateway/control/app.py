@@ -26,7 +26,7 @@ from backends.errors import PermissionDenied, PointsmanError, Unauthenticated
 from gateway.control import pages
 from gateway.control.inbox import Inbox
 from gateway.control.overview import Overview
-from gateway.control.plots import HEIGHT, WIDTH, curve_plot
+from gateway.control.plots import AXES, HEIGHT, WIDTH, model_plots
 from gateway.control.session import Session, Sessions
 from gateway.request import Role
 from gateway.security import LOOPBACK_ONLY, Authenticator, TrustedHosts, require_role
@@ -94,14 +94,14 @@ class _StatusPage:
         if not self._is_operator(request, session):
             return RedirectResponse("/login?next=/", 303)
         overview = await self._overview()
-        plots = [curve_plot(model.name, model.batching.curve) for model in overview.models]
         return pages.page(
             "status.html",
             session=session,
             token="" if session is None else self._sessions.form_token(session),
             overview=overview,
-            plots=[plot for plot in plots if plot is not None],
+            plots=[plot for model in overview.models for plot in model_plots(model.name, model.batching)],
             plot_size=(WIDTH, HEIGHT),
+            plot_axes=AXES,
             queues=await self._store.queue_depths(),
             store=self._store.statistics(),
         )

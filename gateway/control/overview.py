@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from backends.contract import State
-from batching.report import BatchingStatistics, CurvePoint, Refusal
+from batching.report import BatchingStatistics, Refusal, slowest
 from gateway.catalog import Catalog, Model
 from gateway.explain import accept_text
 from router.contract import Route
@@ -43,12 +43,14 @@ class WorkerRow:
     Attributes:
         pid: of its present process; None while there is none.
         restarts: how often it has been started again.
+        answers: whether it did when it was last asked; one that does not is shown as it was.
     """
 
     number: int
     pid: int | None
     is_ready: bool
     restarts: int
+    answers: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +76,28 @@ def overview(catalog: Catalog, *, is_ready: bool) -> Overview:
 
 
 def together(parts: Sequence[Overview], workers: Sequence[WorkerRow]) -> Overview:
-    """What *workers* serve, *parts* being what those of them say that can be asked; all have the same configuration."""
+    """What *workers* serve, *parts* being what those of them say that can be asked.
+
+    All have the same configuration, and so the same routes and models in the same order. What they make of it may
+    differ for a while, as when one has found a new certificate and another has not looked yet; then both are shown.
+    """
     if not parts:
         return Overview(False, 0, (), (), tuple(workers))
+    routes = zip(*(part.routes for part in parts), strict=True)
     models = zip(*(part.models for part in parts), strict=True)
     return replace(
         parts[0],
         is_ready=any(part.is_ready for part in parts),
+        routes=tuple(replace(rows[0], accepts=_all_of(row.accepts for row in rows)) for rows in routes),
         models=tuple(_one_model(rows) for rows in models),
         workers=tuple(workers),
     )
+
+
+def _all_of(texts: Iterable[str]) -> str:
+    """The one text that all workers say, or every one that some do."""
+    said = tuple(dict.fromkeys(texts))
+    return said[0] if len(said) == 1 else f"workers differ: {' / '.join(said)}"
 
 
 def _one_model(rows: Sequence[ModelRow]) -> ModelRow:
@@ -92,6 +106,7 @@ def _one_model(rows: Sequence[ModelRow]) -> ModelRow:
     each = [row.batching for row in rows]
     return replace(
         first,
+        version=_all_of(row.version for row in rows),
         batching=BatchingStatistics(
             queued_items=sum(part.queued_items for part in each),
             queued_bytes=sum(part.queued_bytes for part in each),
@@ -100,17 +115,15 @@ def _one_model(rows: Sequence[ModelRow]) -> ModelRow:
             items=sum(part.items for part in each),
             latency_s=max(part.latency_s for part in each),
             predicted_wait_s=max(part.predicted_wait_s for part in each),
-            curve=_slowest([part.curve for part in each if part.curve]),
+            curve=slowest([part.curve for part in each if part.curve]),
             refusals={reason: sum(part.refusals.get(reason, 0) for part in each) for reason in Refusal},
+            oldest_wait_s=max(part.oldest_wait_s for part in each),
+            arrivals_per_s=sum(part.arrivals_per_s for part in each),
+            bucket_curves={
+                bound: slowest([part.bucket_curves[bound] for part in each if bound in part.bucket_curves])
+                for bound in sorted({bound for part in each for bound in part.bucket_curves}, key=float)
+            },
         ),
-    )
-
-
-def _slowest(curves: Sequence[tuple[CurvePoint, ...]]) -> tuple[CurvePoint, ...]:
-    """At each size the slowest of *curves*, which have the same sizes."""
-    return tuple(
-        CurvePoint(points[0].size, max(point.typical_s for point in points), max(point.cautious_s for point in points))
-        for points in zip(*curves, strict=True)
     )
 
 

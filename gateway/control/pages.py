@@ -84,6 +84,11 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms" if seconds < 0.1 else f"{seconds * 1000:.0f} ms"
 
 
+def rate(per_s: float) -> str:
+    """*per_s* with as many digits as one can take in."""
+    return f"{per_s:.0f}" if per_s >= 10 or per_s == 0 else f"{per_s:.1f}"
+
+
 def size(count: float) -> str:
     """*count* bytes in binary units."""
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -117,7 +122,7 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.filters.update(
-        age=age, due=due, is_overdue=is_overdue, percent=percent, milliseconds=milliseconds, size=size
+        age=age, due=due, is_overdue=is_overdue, percent=percent, milliseconds=milliseconds, rate=rate, size=size
     )
     return environment
 

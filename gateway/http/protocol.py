@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import httptools
 import numpy as np
@@ -67,12 +67,16 @@ class WireLimits:
     Attributes:
         head_bytes: of request line and headers.
         headers: how many.
-        chunks: that a body may come in.
+        chunks: that a body may come in, and one more for every `CHUNK_BYTES` of it: tiny ones are what takes time.
     """
 
     head_bytes: int = 64 * 1024
     headers: int = 256
-    chunks: int = 65_536
+    chunks: int = 8_192
+
+
+CHUNK_BYTES: Final = 256
+"""Chunks of this size or more can be as many as there is room for."""
 
 
 class RequestReader:
@@ -379,7 +383,7 @@ class _Chunks:
     __slots__ = ("_bytes", "_held", "_left", "_limit", "_missing", "_parts", "_trailing")
 
     def __init__(self, chunks: int, limit_bytes: int) -> None:
-        """Read up to *chunks* chunks of *limit_bytes* together."""
+        """Read up to *chunks* chunks, and one more for every `CHUNK_BYTES`, of *limit_bytes* together."""
         self._left = chunks
         self._limit = limit_bytes
         self._bytes = 0
@@ -423,7 +427,7 @@ class _Chunks:
         self._left -= 1
         if self._bytes > self._limit:
             raise TooLarge(f"the body is longer than {self._limit} bytes, the most that is read")
-        if self._left < 0:
+        if self._left + self._bytes // CHUNK_BYTES < 0:
             raise TooLarge("the body comes in too many chunks; send larger ones, or its Content-Length")
         self._missing = size + 2
 

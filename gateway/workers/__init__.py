@@ -24,7 +24,9 @@ a second. An answer's id may reach another worker before the answer does, so the
 it says that there is none. Statistics of the Open Inference Protocol are the one worker's that is asked.
 
 **Ends.** A worker that dies is started again, after a while that grows; its leases are reopened as those of any dead
-process are. A worker whose link ends has no supervisor any more, and drains: nothing is left behind that serves.
+process are. One whose event loop hangs serves nobody, and its share of new connections waits: when it has left
+questions unanswered for some 15 s it is killed, and so started again. A worker whose link ends has no supervisor any
+more, and drains: nothing is left behind that serves.
 
 Rejected: forking (see above); one process that accepts and passes sockets on (a second process for every connection's
 beginning, and one that must not die); listening sockets made by the supervisor and inherited (a socket that it holds

@@ -34,6 +34,12 @@ SUPERVISOR = "supervisor"
 ASK_S = 1.0
 """What a worker gets to tell of itself; one that does not is as it was."""
 
+HUNG_S = 15.0
+"""A worker that has answered nothing for so long, whose event loop hangs, is killed, and so started again."""
+
+HUNG_MISSES = 5
+"""Questions in a row that it must have left unanswered meanwhile: the supervisor itself may have been stopped."""
+
 BACKOFF_S, MOST_BACKOFF_S = 0.1, 5.0
 _MOST_ROW = 10  # failures in a row that are counted: the pause has long stopped growing then
 """A worker is started again after a random part of the one, doubled with every end in a row, up to the other."""
@@ -66,6 +72,9 @@ class Worker:
         self.report: Report | None = None
         self.is_ready = False
         self.was_stable = False
+        self.answers = False
+        self._misses = 0
+        self._silent_since = math.inf
         self._is_over = False
         self._ready_at = math.inf
         self._settings = settings
@@ -80,7 +89,7 @@ class Worker:
     def row(self) -> WorkerRow:
         """For the status page."""
         pid = None if self._process is None else self.pid
-        return WorkerRow(self.number, pid, self.is_ready, max(0, self.restarts))
+        return WorkerRow(self.number, pid, self.is_ready, max(0, self.restarts), self.answers)
 
     async def run(self, on_ready: Callable[[], None]) -> str:
         """Start a process, and stay with it until it has ended; how it did.
@@ -121,7 +130,7 @@ class Worker:
                 self.kill()
             code = await self._until_it_ends(process, reader, on_ready)
         finally:
-            self.is_ready = False
+            self.is_ready = self.answers = False
             self.was_stable = time.monotonic() - self._ready_at >= STABLE_S
             await self._forget(process)
         if self._ready_at == math.inf:
@@ -152,7 +161,9 @@ class Worker:
         while (message := await receive(reader)) is not None:
             match message:
                 case Ready():
-                    self.is_ready, self._ready_at = True, time.monotonic()
+                    self.is_ready = self.answers = True
+                    self._ready_at = time.monotonic()
+                    self._misses = 0
                     on_ready()
                 case Failed(why):
                     raise WorkerFailed(why)
@@ -184,13 +195,34 @@ class Worker:
                 self._process.kill()
 
     async def look(self) -> None:
-        """Ask it for a report."""
-        process = self._process
+        """Ask it for a report; one that has hung for too long is killed."""
+        if not self.is_ready:
+            return
+        process, reply = self._process, None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ASK_S):
                 reply = await self.ask(Tell())
-                if isinstance(reply, Report) and process is self._process:
-                    self.report = reply
+        if process is not self._process or not self.is_ready:
+            return
+        if isinstance(reply, Report):
+            self.report, self.answers, self._misses = reply, True, 0
+        else:
+            self._miss(time.monotonic())
+
+    def _miss(self, now: float) -> None:
+        """It has not answered; kill it if that is so for too long, unless it drains, which has a limit of its own."""
+        self.answers = False
+        self._misses += 1
+        if self._misses == 1:
+            self._silent_since = now
+        silent_s = now - self._silent_since
+        if self._misses >= HUNG_MISSES and silent_s >= HUNG_S and not self._is_over:
+            log.error(
+                "worker %d: process %s has answered nothing for %.0f s, its event loop hangs; it is killed",
+                *(self.number, self.pid, silent_s),
+            )
+            self.kill()
+            self._misses = 0  # its end is soon noticed
 
     async def ask(self, question: Question) -> object | None:
         """Its reply; None where it has none to give any more."""
@@ -330,6 +362,7 @@ class Crew:
         rows = [worker.row for worker in self.workers]
         return (
             _of_each("pointsman_worker_ready", "gauge", "Whether the worker serves.", rows, lambda r: r.is_ready),
+            _of_each("pointsman_worker_up", "gauge", "Whether it answered just now.", rows, lambda r: r.answers),
             _of_each("pointsman_worker_pid", "gauge", "The worker's process; 0: none.", rows, lambda r: r.pid or 0),
             _of_each("pointsman_worker_restarts", "counter", "Started again.", rows, lambda r: r.restarts, "_total"),
         )
@@ -346,7 +379,7 @@ class Crew:
         Raises:
             Unavailable: there is none that serves, or it has ended meanwhile.
         """
-        ready = [worker for worker in self.workers if worker.is_ready]
+        ready = [worker for worker in self.workers if worker.answers] or [w for w in self.workers if w.is_ready]
         if not ready:
             raise Unavailable("no worker serves at this moment; try again", retry_after_s=1.0)
         sendable = replace(request, body=request.octets)  # a view on where a body was put cannot be pickled

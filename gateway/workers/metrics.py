@@ -3,8 +3,10 @@
 | series | over processes | why |
 |---|---|---|
 | counters, histograms | summed, those of workers that have ended included | what was counted stays counted |
-| `pointsman_queue_depth`, `_batches_in_flight`, `_store_pending_writes` | summed | each has its own |
-| `pointsman_batch_latency_seconds` | the greatest | a caller may come to any of them |
+| `pointsman_queue_depth`, `_queue_bytes`, `_queue_arrivals_per_second` | summed | each has a queue of its own |
+| `pointsman_batches_in_flight`, `_store_pending_writes` | summed | each has its own |
+| `pointsman_batch_latency_seconds`, `_bucket_latency_seconds` | the greatest | a caller may come to any of them |
+| `pointsman_queue_oldest_seconds` | the greatest | it is the oldest of all |
 | `pointsman_model_ready`, `pointsman_route_certified` | the least | a caller may come to any of them |
 | `pointsman_store_size_bytes`, `_store_limit_bytes`, `pointsman_reviews_open` | the greatest | there is one store |
 | `process_*`, `python_*` | each, with the label `worker` | they are about a process, and begin anew with it |
@@ -63,9 +65,13 @@ def _sum(one: float, other: float) -> float:
 
 GAUGES: Mapping[str, _Join] = {
     "pointsman_queue_depth": _sum,
+    "pointsman_queue_bytes": _sum,
+    "pointsman_queue_arrivals_per_second": _sum,
+    "pointsman_queue_oldest_seconds": max,
     "pointsman_batches_in_flight": _sum,
     "pointsman_store_pending_writes": _sum,
     "pointsman_batch_latency_seconds": max,
+    "pointsman_bucket_latency_seconds": max,
     "pointsman_model_ready": min,
     "pointsman_route_certified": min,
     "pointsman_store_size_bytes": max,

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from gateway.http.protocol import WireLimits
+from gateway.http.protocol import CHUNK_BYTES, WireLimits
 
 Read: TypeAlias = tuple[str, str, str, dict[str, str], bytes]
 """Method, path, query, headers and body."""
@@ -98,7 +98,8 @@ def _chunks(rest: bytes, most: int, body_bytes: int) -> tuple[bytes, bytes]:
             raise Refused
         if size == 0:
             return b"".join(chunks), _trailer(rest)
-        if len(chunks) == most or sum(map(len, chunks)) + size > body_bytes:
+        total = sum(map(len, chunks)) + size
+        if len(chunks) >= most + total // CHUNK_BYTES or total > body_bytes:
             raise Refused
         if len(rest) < size + 2:
             raise Unfinished

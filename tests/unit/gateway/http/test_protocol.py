@@ -28,7 +28,7 @@ from gateway.http.handler import Handler, HttpExchange, HttpLimits
 from gateway.http.listener import ConnectionLimits, HttpListener
 from gateway.http.messages import HttpRequest, HttpResponse, PathParameters
 from gateway.http.paths import PathEntry
-from gateway.http.protocol import Dates, RequestReader, WireLimits, encode_head
+from gateway.http.protocol import CHUNK_BYTES, Dates, RequestReader, WireLimits, encode_head
 from gateway.request import Caller
 from gateway.security import Authenticator, SecurityOptions
 from gateway.settings import SettingsError, load_settings
@@ -405,6 +405,7 @@ async def test_what_is_refused_ends_its_connection(served: Served, sent: bytes, 
 async def test_a_chunked_body_at_its_limits_is_read(served: Served) -> None:
     assert (await served.ask(chunked(*[b"a"] * 100))).body == b"a" * 100
     assert len((await served.ask(chunked(b"a" * BODY_LIMIT))).body) == BODY_LIMIT
+    assert len((await served.ask(chunked(*[b"a" * CHUNK_BYTES] * 200))).body) == CHUNK_BYTES * 200
 
 
 # --- time ---
