@@ -2,21 +2,23 @@
 # make test    every test                            (ARGS="-k batcher" are passed on to pytest)
 # make venv    the environment alone
 # make triton  the real Triton of tests/conformance (`make test` does it too; without one, these tests are skipped)
+# make mlserver, make kserve  the real servers of tests/integration/v2_servers (likewise)
 # make check   what .ci/run checks before the tests
-# make pins    requirements-dev.txt anew from pyproject.toml (needs uv)
+# make pins    requirements-dev.txt anew from pyproject.toml, and those of the real servers (needs uv)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TRITON := .venv-triton
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--no-header --quiet
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test venv triton check format generate pins clean
+.PHONY: demo test venv triton mlserver kserve check format generate pins clean
 
 demo: venv
 	@$(BIN)/pointsman demo $(ARGS)
 
-test: venv triton
+test: venv triton mlserver kserve
 	@$(BIN)/python -m pytest $(ARGS)
 
 venv: $(VENV)/.installed
@@ -30,13 +32,13 @@ $(VENV)/.installed: requirements-dev.txt pyproject.toml
 	@touch $@
 
 # Never fails: what is written to why-not is the reason that the tests give.
-triton: venv
-	@test $(TRITON)/.installed -nt requirements-triton.txt || { \
-		echo "Preparing $(TRITON) (once, half a minute) ..."; \
-		rm -rf $(TRITON); $(BIN)/python -m venv $(TRITON) && \
-		$(TRITON)/bin/python -m pip install --quiet --retries 1 --timeout 30 --only-binary :all: \
-			--no-deps --require-hashes -r requirements-triton.txt 2> $(TRITON)/why-not && \
-		touch $(TRITON)/.installed || echo "There is no Triton here; tests/conformance will be skipped."; }
+triton mlserver kserve: venv
+	@test .venv-$@/.installed -nt requirements-$@.txt || { \
+		echo "Preparing .venv-$@ (once, half a minute) ..."; \
+		rm -rf .venv-$@; $(BIN)/python -m venv .venv-$@ && \
+		.venv-$@/bin/python -m pip install --quiet --retries 1 --timeout 30 --only-binary :all: \
+			--no-deps --require-hashes -r requirements-$@.txt 2> .venv-$@/why-not && \
+		touch .venv-$@/.installed || echo "There is no $@ here; the tests against it will be skipped."; }
 
 check: venv
 	@$(BIN)/ruff check .
@@ -53,8 +55,9 @@ generate: venv
 	@$(BIN)/python .ci/generated.py
 
 pins:
-	@uv pip compile pyproject.toml --group dev --extra demo --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet -o requirements-dev.txt
+	@$(COMPILE) pyproject.toml --group dev --extra demo -o requirements-dev.txt
+	@$(COMPILE) loadtests/peers/requirements/mlserver.txt -o requirements-mlserver.txt
+	@$(COMPILE) loadtests/peers/requirements/kserve.txt -o requirements-kserve.txt
 
 clean:
-	rm -rf $(VENV) $(TRITON) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-triton .venv-mlserver .venv-kserve .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage

@@ -149,6 +149,13 @@ class Overloaded(Unavailable):
     """Too much waits already; `retry_after_s` says when less should."""
 
 
+class ReplicaFailed(Unavailable):
+    """One server of a model failed where another may not: it refused, hung up, was silent, or answered nonsense.
+
+    Only this is tried again elsewhere and counted against a replica; what a caller did wrong never is.
+    """
+
+
 class DeadlineExceeded(PointsmanError):
     """The deadline passed, or would pass before an answer."""
 

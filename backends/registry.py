@@ -31,8 +31,11 @@ BUILT_IN: Mapping[str, str] = {
     "echo": "backends.echo:ECHO",
     "langid": "backends.language:LANGID",
     "magika": "backends.content_type:MAGIKA",
+    "oip": "backends.oip.model:OIP",
     "onnx": "backends.onnx:ONNX",
+    "openai": "backends.openai:OPENAI",
     "python": "backends.python:PYTHON",
+    "triton": "backends.triton.model:TRITON",
 }
 
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from backends.contract import Batch, Datatype, HostArray, Limits, Ragged, Signature, Tensor, TensorSpec, check_batch
 from backends.errors import InvalidInput
-from gateway.oip import json_data
-from gateway.oip.shapes import shorten
+from backends.oip import json_data
+from backends.quoting import shorten
 from gateway.request import MAX_ITEMS, JsonInputs, Payload, RawBody, TensorInputs
 
 

@@ -94,6 +94,24 @@ def _announce(settings: Settings, addresses: Any) -> None:  # Any: gateway.serve
 
 
 @main.command()
+@click.argument("urls", nargs=-1, required=True, metavar="URL...")
+@click.option("--model", "models", multiple=True, help="Only this model; may be given several times.  [all]")
+@click.option("--shared-memory", is_flag=True, help="Move large tensors through shared memory: all on one machine.")
+def discover(urls: tuple[str, ...], models: tuple[str, ...], shared_memory: bool) -> None:
+    """Print the configuration that puts the gateway in front of the servers at URL...
+
+    They are Tritons, or other servers of the Open Inference Protocol, that serve the same models: grpc://host:8001,
+    http://host:8000.
+    """
+    from gateway.discover import configuration_of
+
+    try:
+        click.echo(asyncio.run(configuration_of(urls, models, shared_memory=shared_memory)), nl=False)
+    except (PointsmanError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
 @_config
 @click.option("--load", is_flag=True, help="Load every model too, and check that plans and outputs fit.")
 def check(config: Path, load: bool) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from backends.errors import InvalidInput, NotFound
+from backends.quoting import shorten
 from gateway.answer import AnswerId
-from gateway.oip.shapes import shorten
 
 MAX_KEY = 255
 """Longest idempotency key, in characters."""

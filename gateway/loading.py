@@ -39,9 +39,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from backends.errors import BackendFailed, Conflict, InvalidInput, NotFound, PointsmanError, Unavailable
+from backends.quoting import shorten
 from gateway.catalog import Catalog, Model
 from gateway.certificates import Certificates, stage_subject, with_subjects
-from gateway.oip.shapes import shorten
 from gateway.pipeline import Epoch, Pipeline
 from gateway.settings import Settings
 from router.certificate import StageSubject, Subject

@@ -19,6 +19,7 @@ from typing import Any
 
 from backends.contract import Batch, Datatype, Deadline, TensorSpec
 from backends.errors import DeadlineExceeded, InvalidInput, NotFound, PointsmanError, Unavailable
+from backends.quoting import shorten
 from gateway.answer import Answer, AnswerId, Status, new_answer_id
 from gateway.binding import bind, rename_only_input, rows_of
 from gateway.catalog import Catalog, Model
@@ -28,7 +29,6 @@ from gateway.detection import Detection
 from gateway.explain import explanation, preview, straight_to_people
 from gateway.idempotency import Held, Idempotency
 from gateway.observe import Outcome, PipelineObserver, RequestReport, StageReport
-from gateway.oip.shapes import shorten
 from gateway.oip.statistics import ModelStatistics, RequestCounters
 from gateway.progress import Progress
 from gateway.request import MAX_ITEMS, Caller, JsonInputs, Request

@@ -57,8 +57,8 @@ from backends.errors import (
     Unavailable,
     Unimplemented,
 )
+from backends.quoting import shorten
 from gateway.buffers import Buffers
-from gateway.oip.shapes import shorten
 
 FOLDER = Path("/dev/shm")  # noqa: S108  # the folder of shm_open
 """Where `shm_open` keeps its objects on Linux."""

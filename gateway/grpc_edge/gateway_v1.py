@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 from backends.contract import ParameterValue, Tensor
 from backends.errors import InvalidInput, UnsupportedMedia
+from backends.oip import raw
+from backends.quoting import shorten
 from gateway.answer import Answer, ItemAnswer, Status
 from gateway.grpc_edge.calls import INLINE_BYTES, Call, Method, Streaming, Unary
 from gateway.keys import parse_answer_id, parse_idempotency_key, parse_label
-from gateway.oip import fingerprint, raw
+from gateway.oip import fingerprint
 from gateway.oip.parameters import MAX_PARAMETERS, media_type
 from gateway.oip.render import take_on_defer, told
-from gateway.oip.shapes import claim, route_name, shorten, unique
+from gateway.oip.shapes import claim, route_name, unique
 from gateway.request import Payload, Protocol, RawBody, Request, TensorInputs
 from gateway.service import Service
 from pointsman_pb import gateway_pb2 as pb

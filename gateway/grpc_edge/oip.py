@@ -17,10 +17,11 @@ from tritonclient.grpc import service_pb2
 
 from backends.contract import SharedMemoryWindow
 from backends.errors import InvalidInput, NotFound
+from backends.oip import raw
+from backends.oip.contents import set_parameter
 from gateway.grpc_edge.calls import Call, Conversation, Method, Unary
-from gateway.grpc_edge.contents import is_quick, parameters, set_parameter, tensors
+from gateway.grpc_edge.contents import is_quick, parameters, tensors
 from gateway.keys import parse_idempotency_key
-from gateway.oip import raw
 from gateway.oip.classification import class_count
 from gateway.oip.inference import Inference, infer
 from gateway.oip.metadata import SERVER_NAME, SERVER_VERSION, extensions, model_config

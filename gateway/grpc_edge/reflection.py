@@ -27,8 +27,8 @@ from google.protobuf.message import Message
 from grpc_reflection.v1alpha import reflection_pb2 as v1alpha
 
 from backends.errors import InvalidInput, NotFound, PointsmanError
+from backends.quoting import shorten
 from gateway.grpc_edge.calls import OLDER, Call, Conversation, Offer
-from gateway.oip.shapes import shorten
 from gateway.status import Refusal, refusal_of
 from pointsman_pb import reflection_pb2 as v1
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import zlib
 
 from backends.errors import InvalidInput, TooLarge, UnsupportedMedia
+from backends.quoting import shorten
 from gateway.http.messages import Body
-from gateway.oip.shapes import shorten
 
 MAX_RATIO = 200
 """Most bytes out of one byte in; text and tensors of zeros aside, nothing real comes near."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from backends.errors import InvalidInput, UnsupportedMedia
-from gateway.oip.shapes import shorten
+from backends.quoting import shorten
 
 _TIMEOUT = "pointsman-timeout-ms"
 _MEDIA = re.compile(r"([a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+*-]+)((?:\s*;[^;]*)*)")

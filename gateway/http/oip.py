@@ -10,6 +10,7 @@ from typing import Any
 
 from backends.contract import TensorSpec
 from backends.errors import InvalidInput, TooLarge, UnsupportedMedia
+from backends.quoting import shorten
 from gateway.http import headers
 from gateway.http.handler import HttpLimits
 from gateway.http.messages import HttpRequest, HttpResponse, PathParameters, json_response
@@ -36,7 +37,7 @@ from gateway.oip.metadata import SERVER_NAME, SERVER_VERSION, extensions, model_
 from gateway.oip.parameters import deadline_of
 from gateway.oip.render import told
 from gateway.oip.repository import index, refuse_change, refuse_overrides, wants_ready, with_dependents
-from gateway.oip.shapes import route_name, shorten
+from gateway.oip.shapes import route_name
 from gateway.oip.statistics import model_stats
 from gateway.request import Caller, Protocol, Role
 from gateway.service import ROUTE_VERSION, DataPlane, ModelControl

@@ -29,13 +29,14 @@ import orjson
 
 from backends.contract import Datatype, ParameterValue, SharedMemoryWindow, Tensor, TensorSpec, record
 from backends.errors import InvalidInput, TooLarge
+from backends.oip import json_data, raw
+from backends.quoting import shorten
 from gateway.http.messages import Body
 from gateway.http.strict_json import loads
 from gateway.http.strict_json import parameters as json_parameters
-from gateway.oip import json_data, raw
 from gateway.oip.classification import class_count
 from gateway.oip.parameters import Parameters, sort
-from gateway.oip.shapes import MAX_TENSORS, claim, shorten, tensor_name, unique
+from gateway.oip.shapes import MAX_TENSORS, claim, tensor_name, unique
 from gateway.oip.windows import output_window, window
 
 HEADER_LENGTH = "inference-header-content-length"

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import NoReturn
 
 from backends.errors import InvalidInput, TooLarge
+from backends.quoting import shorten
 from gateway.http.messages import HttpRequest, HttpResponse, PathParameters, json_response
 from gateway.http.paths import PathEntry
 from gateway.http.strict_json import loads
-from gateway.oip.shapes import shorten
 from gateway.oip.windows import no_cuda_region, refuse_cuda
 from gateway.request import Caller
 from gateway.shared_memory import SharedMemory

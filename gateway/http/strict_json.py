@@ -3,7 +3,7 @@
 orjson refuses what is not JSON (NaN, infinities, lone surrogates, bad UTF-8), but it keeps the last of two equal keys,
 nests 1,024 deep, and turns an integer beyond 64 bits into a float. Two readers of one request must never see different
 requests, so equal keys and absurd nesting are refused here; integers are the business of whoever knows the type that is
-wanted (`gateway.oip.json_data` and `scalar` take no float for an integer).
+wanted (`backends.oip.json_data` and `scalar` take no float for an integer).
 
 Equal keys are found by arithmetic. Every key brings one colon, and the only other colons are inside strings. If all
 colons of the text are accounted for by the keys and strings of what orjson made of it, no key was dropped. Counting
@@ -29,8 +29,8 @@ import orjson
 
 from backends.contract import ParameterValue
 from backends.errors import InvalidInput
+from backends.quoting import shorten
 from gateway.oip.parameters import MAX_PARAMETERS
-from gateway.oip.shapes import shorten
 
 MAX_DEPTH = 100
 """Deepest nesting of lists and objects."""

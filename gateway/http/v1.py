@@ -22,6 +22,9 @@ import numpy as np
 
 from backends.contract import Datatype, ParameterValue, Ragged, Tensor
 from backends.errors import InvalidInput, TooLarge, UnsupportedMedia
+from backends.oip import json_data
+from backends.oip.raw import elements
+from backends.quoting import shorten
 from gateway.answer import Answer, ItemAnswer
 from gateway.http import headers
 from gateway.http.handler import HttpLimits
@@ -29,11 +32,10 @@ from gateway.http.messages import HttpRequest, HttpResponse, PathParameters, jso
 from gateway.http.paths import PathEntry
 from gateway.http.strict_json import loads, members, parameters
 from gateway.keys import parse_answer_id, parse_idempotency_key, parse_label
-from gateway.oip import fingerprint, json_data
+from gateway.oip import fingerprint
 from gateway.oip.parameters import deadline_of
-from gateway.oip.raw import elements
 from gateway.oip.render import row, summarise, take_on_defer, told
-from gateway.oip.shapes import route_name, shorten
+from gateway.oip.shapes import route_name
 from gateway.request import Caller, JsonInputs, Payload, Protocol, RawBody, Request, Role
 from gateway.service import Service
 from gateway.status import POLL_AFTER_S

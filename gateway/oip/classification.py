@@ -19,7 +19,8 @@ import numpy as np
 
 from backends.contract import Datatype, HostArray, Tensor
 from backends.errors import InvalidInput
-from gateway.oip.shapes import MAX_BYTES_ELEMENTS, shorten
+from backends.quoting import shorten
+from gateway.oip.shapes import MAX_BYTES_ELEMENTS
 
 _NO_NUMBERS = (Datatype.BYTES, Datatype.BOOL)
 

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from backends.contract import ParameterValue, Tensors
-from gateway.oip import raw
+from backends.oip import raw
 
 
 def of_tensors(route: str, version: str, parameters: Mapping[str, ParameterValue], tensors: Tensors) -> bytes:

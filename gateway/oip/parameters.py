@@ -19,8 +19,8 @@ from dataclasses import field
 
 from backends.contract import NO_DEADLINE, Deadline, ParameterValue, record
 from backends.errors import InvalidInput, Unimplemented
+from backends.quoting import shorten
 from gateway.oip.render import take_on_defer
-from gateway.oip.shapes import shorten
 from router.contract import OnDefer
 
 MAX_TIMEOUT_S = 24 * 3600.0

@@ -23,9 +23,9 @@ import orjson
 
 from backends.contract import Datatype, ParameterValue, Ragged, Tensor, record
 from backends.errors import InvalidInput, Unavailable
+from backends.quoting import shorten
 from gateway.answer import Answer, ItemAnswer, Status
 from gateway.oip.classification import classified
-from gateway.oip.shapes import shorten
 from gateway.status import AwaitsPerson
 from router.contract import OnDefer
 

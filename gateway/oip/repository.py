@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from backends.contract import ParameterValue
 from backends.errors import InvalidInput, Unimplemented
-from gateway.oip.shapes import shorten
+from backends.quoting import shorten
 from gateway.service import DataPlane
 
 _DEPENDENTS = "unload_dependents"

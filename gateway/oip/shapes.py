@@ -12,8 +12,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from backends.contract import Datatype, record
+from backends.contract import Datatype
 from backends.errors import InvalidInput
+from backends.oip.raw import Claim
+from backends.quoting import shorten
 from gateway.request import MAX_ITEMS
 
 MAX_RANK = 32
@@ -30,20 +32,6 @@ MAX_BYTES_ELEMENTS = 64 * MAX_ITEMS
 
 _MAX_COUNT = 2**48
 _ROUTE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-
-
-@record
-class Claim:
-    """A tensor's name, datatype and shape, as its sender states them.
-
-    Attributes:
-        count: elements; the product of *shape*.
-    """
-
-    name: str
-    datatype: Datatype
-    shape: tuple[int, ...]
-    count: int
 
 
 def claim(name: Any, datatype: Any, shape: Any, what: str = "input") -> Claim:
@@ -122,30 +110,3 @@ def route_name(name: str) -> str:
             "and begin with a letter, a digit or '_'"
         )
     return name
-
-
-def shorten(value: Any, limit: int = 60) -> str:
-    """What a sender sent, as error messages quote it: escaped, and never at length."""
-    if isinstance(value, str | bytes):
-        value = value[: limit + 1]
-    elif isinstance(value, dict):
-        return "an object"
-    text = _listed(value, limit) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}…"
-
-
-def _listed(values: Sequence[Any], limit: int) -> str:
-    """*values* without what is in lists among them: these may be long, and no other thread runs while `repr` works."""
-    return f"[{', '.join(_brief(value, limit) for value in values[:limit])}]"
-
-
-def _brief(value: Any, limit: int) -> str:
-    match value:
-        case str() | bytes():
-            return repr(value[: limit + 1])
-        case dict():
-            return "{…}" if value else "{}"
-        case Sequence():
-            return "[…]" if value else "[]"
-        case _:
-            return repr(value)

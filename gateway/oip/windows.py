@@ -28,8 +28,9 @@ from typing import NoReturn, TypeVar
 
 from backends.contract import Datatype, SharedMemoryWindow, Tensor, Tensors
 from backends.errors import InvalidInput, NotFound, TooLarge, Unimplemented
-from gateway.oip import raw
-from gateway.oip.shapes import Claim, shorten
+from backends.oip import raw
+from backends.oip.raw import Claim
+from backends.quoting import shorten
 from gateway.shared_memory import Region, SharedMemory
 
 REGION = "shared_memory_region"

@@ -3,7 +3,7 @@
     python -m loadtests.generator --url http://127.0.0.1:8000 --rate 1000 --seconds 10 --processes 2 --pid 4711
     python -m loadtests.generator --url grpc://127.0.0.1:8001 --clients 32
 
-The model doubles `x`, FP32 [16], to `y`, as `dbl` of `loadtests/configs/null.yaml` does.
+The model doubles `x`, FP32 [16] (or of another --width), to `y`, as `dbl` of `loadtests/configs/null.yaml` does.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--connections", type=int, default=128, help="open loop: under way at once, of each process")
     parser.add_argument("--path", help="HTTP: where to post, instead of /v2/models/MODEL/infer")
+    parser.add_argument("--width", type=int, help="numbers in a row, instead of 16")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--binary", action="store_true", help="HTTP: binary tensors instead of JSON")
     form.add_argument("--rows", action="store_true", help='HTTP: {"x": [[...]]} instead of the protocol')

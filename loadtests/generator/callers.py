@@ -23,8 +23,8 @@ WRONG = "wrong"
 Ended = Callable[[str], None]
 """Called with `OK`, `WRONG`, or the kind of the error."""
 
-_LENGTH = re.compile(rb"content-length: *([0-9]+)", re.IGNORECASE)
-_CHUNKED = re.compile(rb"transfer-encoding: *chunked", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 _LAST_CHUNK = b"0\r\n\r\n"
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -62,7 +62,8 @@ class _HttpCaller(asyncio.Protocol):
     def __init__(self, host: str, port: int) -> None:
         self._address = (host, port)
         self._transport: asyncio.Transport | None = None
-        self._received = b""
+        self._received = bytearray()
+        self._wanted = 0  # bytes, where it is known
         self._shot: Shot | None = None
         self._ended: Ended | None = None
 
@@ -78,7 +79,7 @@ class _HttpCaller(asyncio.Protocol):
         self._end("disconnected")
 
     def ask(self, shot: Shot, ended: Ended) -> None:
-        self._shot, self._ended, self._received = shot, ended, b""
+        self._shot, self._ended, self._received, self._wanted = shot, ended, bytearray(), 0
         if self._transport is None:
             self._opening = asyncio.get_running_loop().create_task(self._ask_again_opened())
         else:
@@ -94,23 +95,27 @@ class _HttpCaller(asyncio.Protocol):
             self._transport.write(self._shot.sent)
 
     def data_received(self, data: bytes) -> None:
-        received = self._received = self._received + data
+        received = self._received
+        received += data
+        if len(received) < self._wanted:
+            return  # a long reply: looking again would tell nothing
         end = received.find(b"\r\n\r\n")
         if end < 0 or self._shot is None:
             return
-        head = received[:end]
+        head = bytes(received[:end])
         length = _LENGTH.search(head)
         if length is None and not _CHUNKED.search(head):
             self._end("no Content-Length")
             self.close()
             return
-        body = received[end + 4 :]
+        if length is not None and len(received) < end + 4 + int(length[1]):
+            self._wanted = end + 4 + int(length[1])
+            return
+        body = bytes(memoryview(received)[end + 4 :])
         if length is None:
             if not body.endswith(_LAST_CHUNK):
                 return
             body = _joined(body)
-        elif len(body) < int(length[1]):
-            return
         status = head[9:12]
         if status != b"200":
             self._end(f"HTTP {status.decode('latin-1')}")

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from loadtests.generator.callers import OK, Caller, grpc_callers, http_callers
 from loadtests.generator.histogram import Histogram
-from loadtests.generator.shots import Form, Shot, grpc_shots, http_shots
+from loadtests.generator.shots import WIDTH, Form, Shot, grpc_shots, http_shots
 from loadtests.generator.timer import Timer
 
+_CHANNEL = (("grpc.max_receive_message_length", -1),)
 _BURST = 32
 """Requests written before replies are looked at again."""
 
@@ -39,6 +40,7 @@ class Plan:
         rows: HTTP: `{"x": [[...]]}` instead of the Open Inference Protocol; the reply is `[[...]]` or `{"y": [[...]]}`.
         moments: open loop: when requests come, in seconds from the start, instead of by *rate*.
         within_s: replies count as in time up to so long after their moment.
+        width: numbers in a row.
         timeout_s: HTTP: what requests say they wait at most (Triton's `timeout`); None: nothing.
         connections: most requests that one process has under way, open loop.
         patience_s: what replies get after the last arrival.
@@ -56,6 +58,7 @@ class Plan:
     rows: bool = False
     moments: tuple[float, ...] = ()
     within_s: float = math.inf
+    width: int = WIDTH
     timeout_s: float | None = None
     connections: int = 128
     patience_s: float = 5.0
@@ -69,6 +72,8 @@ class Plan:
             raise ValueError("requests come by a rate or at moments: leave out one of them")
         if self.timeout_s is not None and (self.rows or not self.url.startswith("http://")):
             raise ValueError("timeout_s is a parameter of the Open Inference Protocol over HTTP: leave it out")
+        if self.width < 1:
+            raise ValueError(f"a row of {self.width} numbers has none to tell it by; use at least 1")
         if self.slices < 1:
             raise ValueError(f"a run of {self.slices} slices has no arrivals; use at least 1")
         if self.moments and not 0.0 <= min(self.moments) <= max(self.moments) < self.seconds:
@@ -184,11 +189,14 @@ class _Load:
         where = urlsplit(self._plan.url)
         host, port = where.hostname or "127.0.0.1", where.port or (8001 if where.scheme == "grpc" else 8000)
         if where.scheme == "grpc":
-            async with grpc.aio.insecure_channel(f"{host}:{port}") as channel:
-                await self._send_all(grpc_callers(channel, self._size), grpc_shots(self._plan.model, self._seed), pipe)
+            shots = grpc_shots(self._plan.model, self._seed, self._plan.width)
+            async with grpc.aio.insecure_channel(f"{host}:{port}", _CHANNEL) as channel:
+                await self._send_all(grpc_callers(channel, self._size), shots, pipe)
         else:
             path = self._plan.path or f"/v2/models/{self._plan.model}/infer"
-            shots = http_shots(f"{host}:{port}", path, self._plan.form, self._seed, self._plan.timeout_s)
+            shots = http_shots(
+                f"{host}:{port}", path, self._plan.form, self._seed, self._plan.timeout_s, self._plan.width
+            )
             await self._send_all(http_callers(host, port, self._size), shots, pipe)
 
     async def _send_all(self, callers: list[Caller], shots: list[Shot], pipe: Connection) -> None:

@@ -15,6 +15,8 @@ WIDTH = 16
 COUNT = 4096
 """Different requests of a process; more than are ever under way at a time."""
 
+_MOST_BYTES = 64 * 1024 * 1024  # of all tensors of a process; of wide ones there are fewer, and fewer under way
+
 
 class Form(StrEnum):
     """How HTTP carries the tensors."""
@@ -38,17 +40,24 @@ class Shot:
     y: Any  # bytes, list[float] or list[list[float]]
 
 
-def _rows(seed: tuple[int, int]) -> list[Any]:  # Any: arrays
+def _rows(seed: tuple[int, int], width: int) -> list[Any]:  # Any: arrays
     """Different rows, of numbers that are exact in float32 and short in JSON."""
     rng = np.random.default_rng(seed)
-    rows = rng.integers(-(2**17), 2**17, (COUNT, WIDTH)).astype(np.float32) / 8
-    rows[:, 0] = np.arange(COUNT)
+    count = max(1, min(COUNT, _MOST_BYTES // (4 * width)))
+    rows = rng.integers(-(2**17), 2**17, (count, width)).astype(np.float32) / 8
+    rows[:, 0] = np.arange(count)
     return list(rows)
 
 
-def http_shots(host: str, path: str, form: Form, seed: tuple[int, int], timeout_s: float | None = None) -> list[Shot]:
-    """Requests to *path*, in JSON, with binary tensors both ways, or as rows; they wait *timeout_s* at most."""
-    return [_http_shot(host, path, form, x, timeout_s) for x in _rows(seed)]
+def http_shots(
+    host: str, path: str, form: Form, seed: tuple[int, int], timeout_s: float | None = None, width: int = WIDTH
+) -> list[Shot]:
+    """Requests to *path*, in JSON, with binary tensors both ways, or as rows; they wait *timeout_s* at most.
+
+    Args:
+        width: numbers in a row.
+    """
+    return [_http_shot(host, path, form, x, timeout_s) for x in _rows(seed, width)]
 
 
 def _http_shot(host: str, path: str, form: Form, x: Any, timeout_s: float | None) -> Shot:
@@ -57,12 +66,12 @@ def _http_shot(host: str, path: str, form: Form, x: Any, timeout_s: float | None
             _post(host, path, json.dumps({"x": [x.tolist()]}, separators=(",", ":")).encode()), [(2 * x).tolist()]
         )
     binary = form is Form.BINARY
-    tensor: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": [1, WIDTH]}
+    tensor: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": [1, len(x)]}
     body: dict[str, Any] = {"inputs": [tensor]}
     if timeout_s is not None:
         body["parameters"] = {"timeout": round(timeout_s * 1e6)}
     if binary:
-        tensor["parameters"] = {"binary_data_size": 4 * WIDTH}
+        tensor["parameters"] = {"binary_data_size": 4 * len(x)}
         body["outputs"] = [{"name": "y", "parameters": {"binary_data": True}}]
     else:
         tensor["data"] = x.tolist()
@@ -79,13 +88,13 @@ def _post(host: str, path: str, payload: bytes, content: bytes = b"Content-Type:
     )  # fmt: skip
 
 
-def grpc_shots(model: str, seed: tuple[int, int]) -> list[Shot]:
+def grpc_shots(model: str, seed: tuple[int, int], width: int = WIDTH) -> list[Shot]:
     """`ModelInferRequest` with raw contents, serialised."""
-    return [_grpc_shot(model, x) for x in _rows(seed)]
+    return [_grpc_shot(model, x) for x in _rows(seed, width)]
 
 
 def _grpc_shot(model: str, x: Any) -> Shot:
-    tensor = service_pb2.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1, WIDTH])
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1, len(x)])
     raw = x.astype("<f4").tobytes()
     request = service_pb2.ModelInferRequest(model_name=model, inputs=[tensor], raw_input_contents=[raw])
     return Shot(request.SerializeToString(), (2 * x).astype("<f4").tobytes())

@@ -56,11 +56,11 @@ def main() -> int:
         "machine": where,
         "rounds": extent.rounds,
         "seconds_a_run": extent.seconds,
-        "servers": {name: _told(SERVERS[name]) for name in _measured(comparisons)},
+        "servers": {name: _server(SERVERS[name]) for name in _measured(comparisons)},
         "absent": [{"form": each.form, **each.absent} for each in comparisons if each.absent],
         "goals": [_goal(goal) for goal in reached],
         "ratios": [asdict(each) for each in found],
-        "comparisons": [_comparison(each) for each in comparisons],
+        "comparisons": [comparison_told(each) for each in comparisons],
         "perf_analyzer": {
             "ratios": perf_analyzer.compared(outside),
             "runs": [asdict(row) for row in outside],
@@ -118,7 +118,7 @@ def _measured(comparisons: Sequence[Comparison]) -> list[str]:
     return [name for name in SERVERS if name in seen]
 
 
-def _told(server: Server) -> Mapping[str, Any]:
+def _server(server: Server) -> Mapping[str, Any]:
     return {"about": server.about, "versions": server.versions()}
 
 
@@ -126,7 +126,8 @@ def _goal(goal: Goal) -> Mapping[str, Any]:
     return {"verdict": goal.verdict, **asdict(goal)}
 
 
-def _comparison(found: Comparison) -> Mapping[str, Any]:
+def comparison_told(found: Comparison) -> Mapping[str, Any]:
+    """*found* as JSON."""
     return {
         "form": found.form,
         "servers": [server.name for server in found.servers],

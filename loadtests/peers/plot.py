@@ -30,8 +30,12 @@ def lines(cells: Sequence[Cell], form: Form, figure: str) -> dict[str, list[tupl
     return {name: sorted(points.items()) for name, points in found.items()}
 
 
-def draw(cells: Sequence[Cell], title: str, file: Path) -> None:
-    """Closed loops: a row for each form, a column for each figure."""
+def draw(cells: Sequence[Cell], title: str, file: Path, order: Sequence[str] = tuple(SERVERS)) -> None:
+    """Closed loops: a row for each form, a column for each figure.
+
+    Args:
+        order: the servers', by which they get their colours.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -42,17 +46,18 @@ def draw(cells: Sequence[Cell], title: str, file: Path) -> None:
     figure, grid = pyplot.subplots(len(forms), len(_PANELS), figsize=size, squeeze=False, layout="constrained")
     for row, form in zip(grid, forms, strict=True):
         for axes, (name, label) in zip(row, _PANELS, strict=True):
-            _panel(axes, lines(cells, form, name), f"{form}: {label}")
+            _panel(axes, lines(cells, form, name), f"{form}: {label}", order)
         row[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     figure.suptitle(title, fontsize=10)
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
 
 
-def _panel(axes: Any, found: dict[str, list[tuple[int, float]]], title: str) -> None:  # Any: untyped pyplot objects
+def _panel(  # Any: untyped pyplot objects
+    axes: Any, found: dict[str, list[tuple[int, float]]], title: str, order: Sequence[str]
+) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    order = list(SERVERS)
     clients = sorted({point for points in found.values() for point, _ in points})
     for name, points in found.items():
         place = order.index(name)

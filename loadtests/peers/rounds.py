@@ -114,7 +114,7 @@ class _Side:
         server, is_http = self.server, self.form is not Form.GRPC
         plan = Plan(
             self.url, rate=rate, clients=clients or 1, seconds=seconds, binary=self.form is Form.BINARY,
-            path=server.path if is_http else None, rows=server.rows and is_http,
+            path=server.path if is_http else None, rows=server.rows and is_http, width=server.width,
         )  # fmt: skip
         return generate(plan, self.pid)
 

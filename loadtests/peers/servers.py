@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from loadtests.generator.shots import WIDTH
 from loadtests.peers import environments
 from tests.conformance.triton import FOLDER as TRITON
 from tests.conformance.triton import free_port, triton
@@ -61,6 +62,7 @@ class Server:
         versions: of what it is made of.
         path, rows: where and how it takes JSON, if it is not the Open Inference Protocol.
         is_peer: measured beside the gateway alone, not in the common comparison.
+        width: numbers in a row of the model that it serves.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Server:
     path: str | None = None
     rows: bool = False
     is_peer: bool = False
+    width: int = WIDTH
 
 
 # --- the gateway and Triton ---
@@ -112,7 +115,8 @@ def _triton(folder: Path) -> Iterator[Running]:
         yield Running(process.pid, {Form.JSON: http, Form.BINARY: http, Form.GRPC: grpc})
 
 
-def _triton_versions() -> Mapping[str, str]:
+def triton_versions() -> Mapping[str, str]:
+    """What the real Triton is made of."""
     found = {file.name.removesuffix(".dist-info") for file in TRITON.glob("lib/python3.*/site-packages/*.dist-info")}
     pinned = dict(name.split("-", 1) for name in found if name.startswith(("numpy-", "nvidia_pytriton-")))
     return {"triton": "2.51 (of nvidia-pytriton)", **pinned}
@@ -245,17 +249,20 @@ _HAPROXY = _ray(
 )
 
 
-def _own_versions() -> Mapping[str, str]:
+def gateway_versions() -> Mapping[str, str]:
+    """What the gateway is made of."""
     return environments.versions(Path(sys.executable))
 
 
 SERVERS: Mapping[str, Server] = {
     server.name: server
     for server in (
-        Server("gateway", "one process", _ALL, _gateway("{shared_memory: {enabled: true}}"), _own_versions),
-        Server("gateway-2", "two workers", _ALL, _gateway("{workers: 2}"), _own_versions),
-        Server("gateway-grpcio", "gRPC on grpcio", (Form.GRPC,), _gateway("{grpc_transport: grpcio}"), _own_versions),
-        Server("triton", "Python backend, dynamic batching", _ALL, _triton, _triton_versions, why_no_triton),
+        Server("gateway", "one process", _ALL, _gateway("{shared_memory: {enabled: true}}"), gateway_versions),
+        Server("gateway-2", "two workers", _ALL, _gateway("{workers: 2}"), gateway_versions),
+        Server(
+            "gateway-grpcio", "gRPC on grpcio", (Form.GRPC,), _gateway("{grpc_transport: grpcio}"), gateway_versions
+        ),
+        Server("triton", "Python backend, dynamic batching", _ALL, _triton, triton_versions, why_no_triton),
         _ours("uvicorn", "ASGI, orjson and NumPy alone", "on_uvicorn", Form.JSON),
         _ours("grpc.aio", "a servicer and NumPy alone", "on_grpc_aio", Form.GRPC),
         _peer("kserve", "SDK, custom predictor", _KSERVE),

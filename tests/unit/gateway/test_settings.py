@@ -380,7 +380,7 @@ FAULTS = [
     ('size: "<= 1MiB"', "size: 1MiB", "34:43: classify[0].when.size: is '1MiB', which compares nothing; write it like '<= 1MiB' or '>= 1KiB, < 1MiB'"),
     ("[billing, ", "[[x], ", "34:96: classify[0].when.parameters.team[0]: is ['x']; use text, a number, true or false, a pattern such as 'a*', or a range like '>= 3'"),
     # references
-    ("backend: echo", "backend: ech", "14:14: models.strong.backend: there is no backend 'ech'; did you mean 'echo'? there are echo, langid, magika, onnx, python; others come with packages of their own"),
+    ("backend: echo", "backend: ech", "14:14: models.strong.backend: there is no backend 'ech'; did you mean 'echo'? there are echo, langid, magika, oip, onnx, openai, python, triton; others come with packages of their own"),
     ("[fast, strong]", "[fast, stron]", "22:21: routes.digits.cascade[1]: there is no model 'stron'; did you mean strong?"),
     ("[fast, strong]", "[fast, fast]", "22:21: routes.digits.cascade[1]: 'fast' is a stage already; keep one of them"),
     ("[fast, strong]\n    accept: {min_confidence: 0.9, max_error: 2%}", "[]", "23:43: routes.digits.human.form: there are no labels to choose from; set form: text"),

@@ -16,8 +16,9 @@ from hypothesis.extra import numpy as hnp
 
 from backends.contract import Datatype, HostArray, Tensor
 from backends.errors import InvalidInput
-from gateway.oip import json_data, raw
-from gateway.oip.shapes import MAX_BYTES_ELEMENTS, Claim, claim, route_name, unique
+from backends.oip import json_data, raw
+from backends.oip.raw import Claim
+from gateway.oip.shapes import MAX_BYTES_ELEMENTS, claim, route_name, unique
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4)
 NUMBERS = [datatype for datatype in Datatype if datatype is not Datatype.BYTES]

@@ -15,13 +15,28 @@ from typing import TypeAlias
 
 import numpy as np
 
-from backends.contract import Datatype, HostArray, Tensor
+from backends.contract import Datatype, HostArray, Tensor, record
 from backends.errors import InvalidInput
-from gateway.oip.shapes import Claim
 
 Buffer: TypeAlias = bytes | memoryview
 
 _LENGTH = struct.Struct("<I")
+
+
+@record
+class Claim:
+    """A tensor's name, datatype and shape, as its sender states them.
+
+    Attributes:
+        count: elements; the product of *shape*.
+        what: what error messages call it.
+    """
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    count: int
+    what: str = "input"
 
 
 def decode(claim: Claim, data: Buffer) -> Tensor:
@@ -39,7 +54,7 @@ def decode(claim: Claim, data: Buffer) -> Tensor:
     dtype = claim.datatype.numpy
     array = np.frombuffer(data, dtype.newbyteorder("<"))
     if claim.datatype is Datatype.BOOL and array.size and array.view(np.uint8).max() > 1:
-        raise InvalidInput(f"input {claim.name!r} has a BOOL byte that is neither 0 nor 1")
+        raise InvalidInput(f"{claim.what} {claim.name!r} has a BOOL byte that is neither 0 nor 1")
     if not (array.flags.aligned and array.dtype.isnative):
         array = array.astype(dtype)
     return Tensor(claim.datatype, claim.shape, array.reshape(claim.shape))
@@ -54,12 +69,12 @@ def check_size(claim: Claim, size: int) -> None:
     itemsize = claim.datatype.itemsize
     if itemsize is not None and size != claim.count * itemsize:
         raise InvalidInput(
-            f"input {claim.name!r} has {size} bytes; shape {list(claim.shape)} of {claim.datatype} "
+            f"{claim.what} {claim.name!r} has {size} bytes; shape {list(claim.shape)} of {claim.datatype} "
             f"takes {claim.count * itemsize}"
         )
     if itemsize is None and claim.count * _LENGTH.size > size:
         raise InvalidInput(
-            f"input {claim.name!r} has {size} bytes; {claim.count} BYTES elements take at least "
+            f"{claim.what} {claim.name!r} has {size} bytes; {claim.count} BYTES elements take at least "
             f"{claim.count * _LENGTH.size}"
         )
 
@@ -71,14 +86,16 @@ def _decode_bytes(claim: Claim, data: Buffer) -> HostArray:
     for i in range(claim.count):
         start = end + _LENGTH.size
         if start > size:
-            raise InvalidInput(f"input {claim.name!r} ends before element {i} of {claim.count}")
+            raise InvalidInput(f"{claim.what} {claim.name!r} ends before element {i} of {claim.count}")
         (length,) = _LENGTH.unpack_from(octets, end)
         end = start + length
         if end > size:
-            raise InvalidInput(f"input {claim.name!r}: element {i} claims {length} bytes where {size - start} are left")
+            raise InvalidInput(
+                f"{claim.what} {claim.name!r}: element {i} claims {length} bytes where {size - start} are left"
+            )
         found.append(octets[start:end])
     if end != size:
-        raise InvalidInput(f"input {claim.name!r} has {size - end} bytes after its last element")
+        raise InvalidInput(f"{claim.what} {claim.name!r} has {size - end} bytes after its last element")
     array = np.empty(claim.count, dtype=object)
     array[:] = found
     return array.reshape(claim.shape)

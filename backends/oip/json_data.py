@@ -18,8 +18,8 @@ import orjson
 
 from backends.contract import Datatype, HostArray, Tensor
 from backends.errors import InvalidInput
-from gateway.oip.raw import elements
-from gateway.oip.shapes import Claim, shorten
+from backends.oip.raw import Claim, elements
+from backends.quoting import shorten
 
 _KINDS: dict[str, frozenset[type]] = {
     "b": frozenset({bool}),

@@ -1,0 +1,318 @@
+"""A server over HTTP/1.1: JSON, with tensors behind it as they are where the server has the binary tensor extension.
+
+A request says in `Inference-Header-Content-Length` where its JSON ends and its tensors begin, and asks for outputs in
+the same form. Without the extension, tensors are JSON too: slower by far, and neither BF16 nor bytes that are no text
+can be sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+from urllib.parse import quote
+
+import numpy as np
+import orjson
+
+from backends.contract import Datatype, Deadline, SharedMemoryWindow, Tensor, TensorSpec
+from backends.errors import InvalidInput, NotFound, PointsmanError
+from backends.http_client import HttpClient, HttpReply, HungUp, Late, Nonsense, Part, Unreachable
+from backends.oip import json_data, raw
+from backends.oip.raw import Claim
+from backends.oip.remote import Blame, InferCall, InferReply, ServedModel, Server
+from backends.quoting import shorten
+
+BINARY = "binary_tensor_data"
+"""The extension, as servers list it."""
+
+Json: TypeAlias = Any
+"""JSON as it was read."""
+
+_HEADER = "inference-header-content-length"
+_SHARED = "shared_memory_region"
+_IS_JSON = "Content-Type: application/json\r\n"
+
+
+class HttpRemote:
+    """One server over HTTP; see `Remote`."""
+
+    def __init__(self, model: str, client: HttpClient, base: str = "") -> None:
+        """Args:
+        model: for messages: what the model is called here.
+        base: what stands before /v2 in the server's paths.
+        """
+        self._client = client
+        self._base = base
+        self._blame = Blame(model)
+        self._paths: dict[tuple[str, str], str] = {}
+        self._is_binary = True
+
+    def __repr__(self) -> str:
+        return f"<HttpRemote {self._client!r}>"
+
+    async def about(self, deadline: Deadline) -> Server:
+        """What the server says of itself; from here on, tensors go as JSON where it does not take them binary."""
+        said = await self._get(f"{self._base}/v2", deadline)
+        found = said.get("extensions") or []
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise self._blame.nonsense(f"extensions are {shorten(found)}")
+        self._is_binary = BINARY in found
+        return Server(str(said.get("name", "")), str(said.get("version", "")), frozenset(found))
+
+    async def models(self, deadline: Deadline) -> tuple[str, ...]:
+        """The models that the server is ready to serve."""
+        path = f"{self._base}/v2/repository/index"
+        reply = await self._exchange("POST", path, _IS_JSON, (b'{"ready": true}',), deadline)
+        if reply.status != 200:
+            raise self._refusal(reply, asked_for=path)
+        try:
+            return tuple(sorted({str(model["name"]) for model in _json(reply.body)}))
+        except (KeyError, TypeError) as error:
+            raise self._blame.nonsense(f"the index is {shorten(bytes(reply.body))}") from error
+
+    async def model(self, name: str, version: str, deadline: Deadline) -> ServedModel:
+        """What the server says of a model; see `Remote.model`."""
+        said = await self._get(self._path(name, version), deadline)
+        try:
+            return ServedModel(
+                str(said.get("name", name)),
+                tuple(map(str, said.get("versions") or ())),
+                str(said.get("platform", "")),
+                tuple(spec_of(tensor["name"], tensor["datatype"], tensor["shape"]) for tensor in said["inputs"]),
+                tuple(spec_of(tensor["name"], tensor["datatype"], tensor["shape"]) for tensor in said["outputs"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._blame.nonsense(f"metadata of {name!r}: {error!r}") from error
+
+    async def config(self, name: str, version: str, deadline: Deadline) -> Mapping[str, Any]:
+        """Triton's configuration of a model."""
+        return await self._get(f"{self._path(name, version)}/config", deadline)
+
+    async def is_ready(self, name: str, version: str, deadline: Deadline) -> bool:
+        """Whether the server would answer for this model now."""
+        reply = await self._exchange("GET", f"{self._path(name, version)}/ready", "", (), deadline)
+        return reply.status == 200
+
+    async def infer(self, call: InferCall, deadline: Deadline) -> InferReply:
+        """Have *call* answered."""
+        header, tensors = self._written(call)
+        lines = _IS_JSON
+        if self._is_binary:
+            lines = f"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {len(header)}\r\n"
+        path = f"{self._path(call.model, call.version)}/infer"
+        reply = await self._exchange("POST", path, lines, (header, *tensors), deadline)
+        if reply.status != 200:
+            raise self._refusal(reply)
+        try:
+            return _read(reply, call)
+        except (InvalidInput, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise self._blame.nonsense(error) from error
+
+    async def register(self, region: str, key: str, byte_size: int, deadline: Deadline) -> None:
+        """Tell the server of a region of system shared memory."""
+        body = orjson.dumps({"key": key, "offset": 0, "byte_size": byte_size})
+        await self._post(f"{self._base}/v2/systemsharedmemory/region/{quote(region, '')}/register", body, deadline)
+
+    async def unregister(self, region: str, deadline: Deadline) -> None:
+        """Have the server let go of it."""
+        await self._post(f"{self._base}/v2/systemsharedmemory/region/{quote(region, '')}/unregister", b"", deadline)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    def _path(self, name: str, version: str) -> str:
+        found = self._paths.get((name, version))
+        if found is None:
+            found = f"{self._base}/v2/models/{quote(name, '')}" + (f"/versions/{quote(version, '')}" if version else "")
+            self._paths[name, version] = found
+        return found
+
+    async def _get(self, path: str, deadline: Deadline) -> Mapping[str, Json]:
+        reply = await self._exchange("GET", path, "", (), deadline)
+        if reply.status != 200:
+            raise self._refusal(reply, asked_for=path)
+        said = _json(reply.body)
+        if not isinstance(said, dict):
+            raise self._blame.nonsense(f"{path} is {shorten(reply.body)}")
+        return said
+
+    async def _post(self, path: str, body: bytes, deadline: Deadline) -> None:
+        reply = await self._exchange("POST", path, "", (body,), deadline)
+        if reply.status != 200:
+            raise self._refusal(reply, asked_for=path)
+
+    async def _exchange(
+        self, method: str, path: str, headers: str, body: Sequence[Part], deadline: Deadline
+    ) -> HttpReply:
+        try:
+            return await self._client.exchange(method, path, headers, body, deadline)
+        except Unreachable as error:
+            raise self._blame.unreachable(error) from error
+        except HungUp as error:
+            raise self._blame.hung_up(error) from error
+        except Nonsense as error:
+            raise self._blame.nonsense(error) from error
+        except Late as error:
+            raise self._blame.late() from error
+
+    def _written(self, call: InferCall) -> tuple[bytes, list[Part]]:
+        """The JSON of a request, and the tensors that follow it."""
+        inputs: list[Json] = []
+        tensors: list[Part] = []
+        for name, tensor in call.inputs.items():
+            stated: dict[str, Json] = {"name": name, "datatype": tensor.datatype, "shape": tensor.shape}
+            if isinstance(tensor.data, SharedMemoryWindow):
+                stated["parameters"] = _place(tensor.data)
+            elif self._is_binary:
+                data = raw.encode(tensor)
+                stated["parameters"] = {"binary_data_size": len(data)}
+                tensors.append(data)
+            else:
+                stated["data"] = _as_json(name, tensor)
+            inputs.append(stated)
+        request: dict[str, Json] = {"id": call.id, "inputs": inputs, "parameters": dict(call.parameters)}
+        if call.outputs:
+            request["outputs"] = [
+                {"name": name, "parameters": _place(window) if window else {"binary_data": self._is_binary}}
+                for name, window in call.outputs.items()
+            ]
+        elif self._is_binary:
+            request["parameters"]["binary_data_output"] = True
+        return orjson.dumps(request, option=orjson.OPT_SERIALIZE_NUMPY), tensors
+
+    def _refusal(self, reply: HttpReply, asked_for: str = "") -> PointsmanError:
+        """The error that an answer other than 200 is."""
+        said = _error_in(reply.body)
+        why = f"HTTP {reply.status}: {said or shorten(bytes(reply.body[:200]))}"
+        match reply.status:
+            case 404 if asked_for:
+                return NotFound(f"the server has no {asked_for}: {said or 'it does not say why'}")
+            case 400 | 422:
+                return self._blame.refused(why)
+            case 401 | 403:
+                return self._blame.unauthorized(why)
+            case 413:
+                return self._blame.failed(why)  # half of the batch may fit
+            case 429:
+                return self._blame.busy(why, _retry_after_s(reply))
+            case 500:  # of a model that raises, as a rule; whether it is the batch or the server, another server shows
+                return self._blame.failed(why)
+            case 503 if is_full(said):
+                return self._blame.busy(why, _retry_after_s(reply))
+            case 503 if is_expired(said):
+                return self._blame.late()
+        return self._blame.unwell(why)
+
+
+def spec_of(name: Any, datatype: Any, shape: Any) -> TensorSpec:
+    """A tensor of a server's metadata (hence Any), of the shape that it states.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"a tensor's name is {shorten(name)}")
+    axes = tuple(int(axis) for axis in shape)
+    return TensorSpec(name, Datatype(datatype), axes)
+
+
+def is_expired(said: str) -> bool:
+    """Whether *said* is how Triton tells that a request waited longer than its `timeout`."""
+    return "timeout expired" in said
+
+
+def is_full(said: str) -> bool:
+    """Whether *said* is how Triton tells that a model's queue is full."""
+    return "maximum queue size" in said or "max_queue_size" in said
+
+
+def _place(window: SharedMemoryWindow) -> dict[str, Json]:
+    return {
+        _SHARED: window.region,
+        "shared_memory_offset": window.offset,
+        "shared_memory_byte_size": window.byte_size,
+    }
+
+
+def _as_json(name: str, tensor: Tensor) -> Json:
+    found = json_data.encode(name, tensor)
+    if tensor.numpy().dtype.kind == "f" and not np.isfinite(tensor.numpy()).all():
+        raise InvalidInput(f"input {name!r} has an element that is not finite, which JSON cannot carry")
+    return found
+
+
+def _read(reply: HttpReply, call: InferCall) -> InferReply:
+    """The answer to *call*.
+
+    Raises:
+        InvalidInput, ValueError, TypeError, KeyError, AttributeError: it is none.
+    """
+    body = memoryview(reply.body)
+    end = int(reply.headers.get(_HEADER, len(body)))
+    said = orjson.loads(body[:end])
+    at = end
+    outputs: dict[str, Tensor] = {}
+    for stated in said["outputs"]:
+        claim = claim_of(stated["name"], stated["datatype"], stated["shape"])
+        parameters = stated.get("parameters") or {}
+        if claim.name in outputs:
+            raise ValueError(f"output {claim.name!r} is there twice")
+        if place := call.outputs.get(claim.name):
+            outputs[claim.name] = Tensor(claim.datatype, claim.shape, filled(claim, place))
+        elif (size := parameters.get("binary_data_size")) is not None:
+            if type(size) is not int or not 0 <= size <= len(body) - at:
+                raise ValueError(f"output {claim.name!r} claims {shorten(size)} bytes")
+            outputs[claim.name] = raw.decode(claim, body[at : at + size])
+            at += size
+        else:
+            outputs[claim.name] = json_data.decode(claim, stated["data"])
+    if at != len(body):
+        raise ValueError(f"{len(body) - at} bytes follow the last output")
+    return InferReply(str(said.get("id") or ""), str(said.get("model_version") or ""), outputs)
+
+
+def claim_of(name: Any, datatype: Any, shape: Any) -> Claim:
+    """An output as an answer (hence Any) states it.
+
+    Raises:
+        ValueError, TypeError: it is none.
+    """
+    spec = spec_of(name, datatype, shape)
+    count = 1
+    for axis in spec.shape:
+        if axis < 0:
+            raise ValueError(f"output {name!r} has shape {list(spec.shape)}")
+        count *= axis
+    return Claim(spec.name, spec.datatype, spec.shape, count, "output")
+
+
+def filled(claim: Claim, place: SharedMemoryWindow) -> SharedMemoryWindow:
+    """Where in *place* the output *claim* lies. Triton does not repeat the place, and does not say how much it wrote.
+
+    Raises:
+        ValueError: it does not fit there.
+    """
+    size = claim.count * (claim.datatype.itemsize or 0)
+    if not claim.datatype.itemsize or size > place.byte_size:
+        raise ValueError(f"output {claim.name!r} of shape {list(claim.shape)} does not fit its {place.byte_size} bytes")
+    return SharedMemoryWindow(place.region, place.offset, size)
+
+
+def _json(body: bytes | bytearray) -> Json:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _error_in(body: bytes | bytearray) -> str:
+    """What the server says in the form of the protocol, or of FastAPI; "" where it says nothing in either."""
+    said = _json(body)
+    found = (said.get("error") or said.get("detail")) if isinstance(said, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def _retry_after_s(reply: HttpReply) -> float | None:
+    stated = reply.headers.get("retry-after", "")
+    return float(stated) if stated.isdecimal() and len(stated) < 6 else None

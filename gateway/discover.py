@@ -1,0 +1,84 @@
+"""The configuration that puts the gateway in front of servers that run already: `pointsman discover`.
+
+Every model is opened once, by the backend that will serve it, so that what is written down is what will work; of a
+model that cannot be served here, the configuration says why, as a comment.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import yaml
+
+from backends.contract import Deadline
+from backends.errors import NotFound, PointsmanError
+from backends.oip.model import OIPOptions, open_oip
+from backends.oip.options import ServerOptions, remote_of
+from backends.triton.model import TritonOptions, open_triton
+
+_ASK_S = 10.0
+_STORE = {"path": "pointsman.db", "retention": "30d", "limit": "2GiB"}
+
+
+async def configuration_of(urls: Sequence[str], models: Sequence[str], *, shared_memory: bool) -> str:
+    """The configuration, as YAML, that serves *models* of the servers at *urls* under their own names.
+
+    Args:
+        urls: of servers that serve the same models.
+        models: their names; empty: every model that the first server says it is ready to serve.
+        shared_memory: whether tensors are to pass through system shared memory.
+
+    Raises:
+        PointsmanError: the first server cannot be asked, or not one of the models can be served.
+    """
+    is_triton, names = await _asked(urls[0], models)
+    url = urls[0] if len(urls) == 1 else list(urls)
+    kept: dict[str, Mapping[str, object]] = {}
+    left_out: dict[str, str] = {}
+    for name in names:
+        written: dict[str, object] = {"backend": "triton" if is_triton else "oip", "url": url}
+        if is_triton and shared_memory:
+            written["shared_memory"] = True
+        try:
+            await _open(name, urls, is_triton=is_triton, shared_memory=shared_memory)
+        except PointsmanError as error:
+            left_out[name] = str(error)
+        else:
+            kept[name] = {**written, "expose": True}
+    if not kept:
+        raise NotFound(f"no model of {urls[0]} can be served: {_told(left_out) or 'it serves none'}")
+    lines = [f"# left out: {name}: {why}" for name, why in left_out.items()]
+    text = yaml.safe_dump({"models": kept, "store": _STORE}, sort_keys=False)
+    return "\n".join([*lines, text]) if lines else text
+
+
+async def _asked(url: str, models: Sequence[str]) -> tuple[bool, Sequence[str]]:
+    """Whether the server at *url* is a Triton, and the names of *models*, or else of all that it serves."""
+    remote = remote_of("any", url, ServerOptions(url))
+    try:
+        deadline = Deadline(time.monotonic() + _ASK_S)
+        server = await remote.about(deadline)
+        return server.name == "triton", models or await remote.models(deadline)
+    except PointsmanError as error:
+        told = NotFound(f"{url} does not say what it serves: {error.__cause__ or error}; is it up? else name --model")
+        raise told from error
+    finally:
+        await remote.aclose()
+
+
+async def _open(name: str, urls: Sequence[str], *, is_triton: bool, shared_memory: bool) -> None:
+    """Open the model once, and close it again.
+
+    Raises:
+        PointsmanError: it cannot be served.
+    """
+    if is_triton:
+        backend = await open_triton(name, TritonOptions(tuple(urls), shared_memory=shared_memory))
+    else:
+        backend = await open_oip(name, OIPOptions(tuple(urls)))
+    await backend.aclose()
+
+
+def _told(left_out: Mapping[str, str]) -> str:
+    return "; ".join(left_out.values())
