@@ -85,6 +85,11 @@ class Preprocessed:
         return f"<Preprocessed {self._backend!r}>"
 
     @property
+    def inner(self) -> Backend:
+        """The model."""
+        return self._backend
+
+    @property
     def signature(self) -> Signature:
         """What goes into the first plan, and what comes out of the second."""
         return self._signature

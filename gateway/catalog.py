@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.contract import NO_DEADLINE, Backend, Batch, Deadline, State, Tensors
+from backends.replicas import ReplicasStatistics, statistics_of
 from batching.batcher import Batcher
 from gateway.scoring import scores_of
 from router.contract import ModelState, Route
@@ -44,6 +45,10 @@ class Model:
             predicted_wait_s=forecast.wait_s,
             latency_s=forecast.latency_s,
         )
+
+    def replicas(self) -> ReplicasStatistics | None:
+        """How its servers are; None where it has none, as a model in this process."""
+        return statistics_of(self.backend)
 
     async def run(
         self, batch: Batch, deadline: Deadline, priority: int = 0, tenant: str = ""

@@ -33,10 +33,10 @@ async def configuration_of(urls: Sequence[str], models: Sequence[str], *, shared
         PointsmanError: the first server cannot be asked, or not one of the models can be served.
     """
     is_triton, names = await _asked(urls[0], models)
-    url = urls[0] if len(urls) == 1 else list(urls)
     kept: dict[str, Mapping[str, object]] = {}
     left_out: dict[str, str] = {}
     for name in names:
+        url = urls[0] if len(urls) == 1 else list(urls)  # a list of its own: YAML would refer to one that is shared
         written: dict[str, object] = {"backend": "triton" if is_triton else "oip", "url": url}
         if is_triton and shared_memory:
             written["shared_memory"] = True

@@ -34,6 +34,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from backends.errors import InvalidInput, PointsmanError
+from backends.replicas import ReplicaState
 from batching.report import BatchReport, CurvePoint
 from batching.report import Outcome as BatchOutcome
 from gateway.catalog import Catalog
@@ -97,6 +98,7 @@ class Telemetry:
     def serve(self, catalog: Callable[[], Catalog], store: Callable[[], StoreStatistics]) -> None:
         """Show the queues of *catalog* and the state of *store* from now on."""
         self.registry.register(_Snapshot(catalog, store))
+        self.registry.register(_Replicas(catalog))
 
     def on_request(self, report: RequestReport) -> None:
         """A request ended."""
@@ -292,6 +294,44 @@ class _Snapshot(Collector):
         writes = GaugeMetricFamily("pointsman_store_pending_writes", "Not yet committed.", value=store.pending_writes)
         queues = [depth, nbytes, oldest, arrivals, running, ready, latency, by_length, refusals]
         return [*queues, certified, size, limit, writes]
+
+
+class _Replicas(Collector):
+    """How the servers of models are that have several, or one, elsewhere."""
+
+    def __init__(self, catalog: Callable[[], Catalog]) -> None:
+        self._catalog = catalog
+
+    def collect(self) -> Iterable[Metric]:
+        of_each = ["model", "replica"]
+        up = GaugeMetricFamily("pointsman_replica_up", "Whether the server gets calls.", labels=of_each)
+        running = GaugeMetricFamily("pointsman_replica_in_flight", "Calls that it has.", labels=of_each)
+        latency = GaugeMetricFamily(
+            "pointsman_replica_latency_seconds", "What its answers take, peaks weighing most.", labels=of_each
+        )
+        answers = CounterMetricFamily("pointsman_replica_answers", "Calls that it answered.", labels=of_each)
+        failures = CounterMetricFamily("pointsman_replica_failures", "Calls and probes that failed.", labels=of_each)
+        ejections = CounterMetricFamily("pointsman_replica_ejections", "Times it was left out.", labels=of_each)
+        retries = CounterMetricFamily("pointsman_retries", "Calls that were tried again.", labels=["model"])
+        refused = CounterMetricFamily(
+            "pointsman_retries_refused", "Calls that were not, as the budget was used up.", labels=["model"]
+        )
+        for model in self._catalog().models.values():
+            found = model.replicas()
+            if found is None:
+                continue
+            retries.add_metric([model.name], found.retries)
+            refused.add_metric([model.name], found.retries_refused)
+            for one in found.replicas:
+                labels = [model.name, one.address]
+                up.add_metric(labels, float(one.state in (ReplicaState.HEALTHY, ReplicaState.RAMPING)))
+                running.add_metric(labels, one.in_flight)
+                answers.add_metric(labels, one.answered)
+                failures.add_metric(labels, one.failures)
+                ejections.add_metric(labels, one.ejections)
+                if one.latency_s is not None:
+                    latency.add_metric(labels, one.latency_s)
+        return [up, running, latency, answers, failures, ejections, retries, refused]
 
 
 def _add_curve(family: GaugeMetricFamily, labels: Sequence[str], curve: Iterable[CurvePoint]) -> None:

@@ -30,7 +30,16 @@ from backends.contract import Deadline, SharedMemoryWindow, Tensor
 from backends.errors import InvalidInput, NotFound, PointsmanError
 from backends.oip import raw
 from backends.oip.contents import set_parameter, typed
-from backends.oip.http_remote import claim_of, filled, is_expired, is_full, spec_of
+from backends.oip.http_remote import (
+    ANSWER_ID,
+    claim_of,
+    filled,
+    is_expired,
+    is_full,
+    is_unsure,
+    spec_of,
+    undecided,
+)
 from backends.oip.remote import Blame, InferCall, InferReply, ServedModel, Server
 
 _SERVICE = "/inference.GRPCInferenceService/"
@@ -52,6 +61,7 @@ class GrpcRemote:
         connect: makes a channel to the server.
         token: sent as a bearer token with every call.
         """
+        self._model = model
         self._blame = Blame(model)
         self._connect = connect
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
@@ -144,7 +154,8 @@ class GrpcRemote:
             reply = await self._method(method)(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             self._silent = self._silent + 1 if _is_silent(error) else 0
-            raise self._refusal(error, asked_for) from error
+            refusal = self._refusal(error, asked_for)
+            raise refusal from refusal.__cause__ or error  # what was said, without a page of the call's state
         except grpc.aio.UsageError as error:  # the channel was closed meanwhile
             raise self._blame.unreachable(error) from error
         except asyncio.CancelledError:
@@ -210,7 +221,7 @@ class GrpcRemote:
         said = error.details() or ""
         why = f"{error.code().name}: {said}"
         match error.code():
-            case grpc.StatusCode.NOT_FOUND if asked_for:
+            case grpc.StatusCode.NOT_FOUND | grpc.StatusCode.UNIMPLEMENTED if asked_for:
                 return NotFound(f"the server has no {asked_for}: {said}")
             case grpc.StatusCode.DEADLINE_EXCEEDED:
                 return self._blame.late()
@@ -218,12 +229,15 @@ class GrpcRemote:
                 return self._blame.refused(why)
             case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
                 return self._blame.unauthorized(why)
+            case grpc.StatusCode.UNAVAILABLE if _has_answer_id(error) or is_unsure(said):
+                return undecided(self._model, why)
             case grpc.StatusCode.UNAVAILABLE if is_full(said):
                 return self._blame.busy(why)
             case grpc.StatusCode.UNAVAILABLE if is_expired(said):
                 return self._blame.late()
-            case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in said and "Received" in said:
-                return self._blame.nonsense(why)  # the answer is larger than this side allows
+            case grpc.StatusCode.RESOURCE_EXHAUSTED if _is_too_large(said):
+                # Either the answer is larger than this side allows, or the call than its server: half may fit there.
+                return self._blame.nonsense(why) if "CLIENT:" in said else self._blame.failed(why)
             case grpc.StatusCode.RESOURCE_EXHAUSTED:
                 return self._blame.busy(why)
             case grpc.StatusCode.INTERNAL if _is_of_the_transport(said):
@@ -265,6 +279,15 @@ def _ends_calls(server: str, version: str) -> bool:
         return False
 
 
+def _has_answer_id(error: grpc.aio.AioRpcError) -> bool:
+    return any(key == ANSWER_ID for key, _ in error.trailing_metadata() or ())
+
+
+def _is_too_large(said: str) -> bool:
+    """Whether grpc, in C++, Go or Java, says that a message is beyond a limit."""
+    return "larger than max" in said or "exceeds maximum size" in said
+
+
 def _is_of_the_transport(said: str) -> bool:
     """Whether grpc itself says INTERNAL, for streams that are reset and broken messages, and not the model's server."""
     return said.startswith(("Received RST_STREAM", "RST_STREAM", "Exception deserializing", "Error parsing", "Stream "))
@@ -282,9 +305,9 @@ def channel(target: str, *, credentials: grpc.ChannelCredentials | None, limit_b
         ("grpc.max_receive_message_length", limit_bytes),
         ("grpc.use_local_subchannel_pool", 1),  # or channels to one address share a connection, and its silence
         ("grpc.enable_retries", 0),  # retries are the replicas'
-        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.initial_reconnect_backoff_ms", 50),
         ("grpc.min_reconnect_backoff_ms", 1000),  # also how long a connection may take
-        ("grpc.max_reconnect_backoff_ms", 500),
+        ("grpc.max_reconnect_backoff_ms", 250),
     ]
     if credentials is None:
         return grpc.aio.insecure_channel(target, options)

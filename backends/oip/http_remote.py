@@ -2,12 +2,17 @@
 
 A request says in `Inference-Header-Content-Length` where its JSON ends and its tensors begin, and asks for outputs in
 the same form. Without the extension, tensors are JSON too: slower by far, and neither BF16 nor bytes that are no text
-can be sent.
+can be sent. JSON has no numbers that are not finite: servers write null for them, which is read as NaN.
+
+**Another Pointsman** says in words and headers of its own what no status can. What waits for a person, or finds nobody
+sure, is as the operator wants it: not a failure of its server, and not to be asked again, which would make one more
+task for a person each time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
@@ -15,15 +20,18 @@ import numpy as np
 import orjson
 
 from backends.contract import Datatype, Deadline, SharedMemoryWindow, Tensor, TensorSpec
-from backends.errors import InvalidInput, NotFound, PointsmanError
+from backends.errors import InvalidInput, NotFound, PointsmanError, Unavailable
 from backends.http_client import HttpClient, HttpReply, HungUp, Late, Nonsense, Part, Unreachable
 from backends.oip import json_data, raw
 from backends.oip.raw import Claim
-from backends.oip.remote import Blame, InferCall, InferReply, ServedModel, Server
+from backends.oip.remote import Blame, InferCall, InferReply, ServedModel, Server, ServerSaid
 from backends.quoting import shorten
 
 BINARY = "binary_tensor_data"
 """The extension, as servers list it."""
+
+ANSWER_ID = "pointsman-answer-id"
+"""The header, or gRPC trailer, with which another Pointsman refuses what waits for a person there."""
 
 Json: TypeAlias = Any
 """JSON as it was read."""
@@ -41,6 +49,7 @@ class HttpRemote:
         model: for messages: what the model is called here.
         base: what stands before /v2 in the server's paths.
         """
+        self._model = model
         self._client = client
         self._base = base
         self._blame = Blame(model)
@@ -186,7 +195,7 @@ class HttpRemote:
         said = _error_in(reply.body)
         why = f"HTTP {reply.status}: {said or shorten(bytes(reply.body[:200]))}"
         match reply.status:
-            case 404 if asked_for:
+            case 404 | 501 if asked_for:
                 return NotFound(f"the server has no {asked_for}: {said or 'it does not say why'}")
             case 400 | 422:
                 return self._blame.refused(why)
@@ -198,9 +207,15 @@ class HttpRemote:
                 return self._blame.busy(why, _retry_after_s(reply))
             case 500:  # of a model that raises, as a rule; whether it is the batch or the server, another server shows
                 return self._blame.failed(why)
+            case 502 if said:  # without its words in the form of the protocol, a proxy says it of its server
+                return self._blame.failed(why)
+            case 503 if ANSWER_ID in reply.headers or is_unsure(said):
+                return undecided(self._model, why)
             case 503 if is_full(said):
                 return self._blame.busy(why, _retry_after_s(reply))
             case 503 if is_expired(said):
+                return self._blame.late()
+            case 504 if said:
                 return self._blame.late()
         return self._blame.unwell(why)
 
@@ -223,8 +238,22 @@ def is_expired(said: str) -> bool:
 
 
 def is_full(said: str) -> bool:
-    """Whether *said* is how Triton tells that a model's queue is full."""
-    return "maximum queue size" in said or "max_queue_size" in said
+    """Whether *said* is how Triton tells that a model's queue is full, or another Pointsman that too much waits."""
+    return "maximum queue size" in said or "max_queue_size" in said or "overloaded" in said
+
+
+def is_unsure(said: str) -> bool:
+    """Whether *said* is how another Pointsman tells that no model was sure enough, and that no person is there."""
+    return "no person to ask" in said
+
+
+def undecided(model: str, why: str) -> Unavailable:
+    """The error of a batch that *model*'s server, another Pointsman, could have, and left without an answer."""
+    error = Unavailable(
+        f"model {model!r}: no model at its server is sure of this batch, and no answer comes from there"
+    )
+    error.__cause__ = ServerSaid(why[:500])
+    return error
 
 
 def _place(window: SharedMemoryWindow) -> dict[str, Json]:
@@ -266,10 +295,37 @@ def _read(reply: HttpReply, call: InferCall) -> InferReply:
             outputs[claim.name] = raw.decode(claim, body[at : at + size])
             at += size
         else:
-            outputs[claim.name] = json_data.decode(claim, stated["data"])
+            outputs[claim.name] = _of_json(claim, stated["data"])
     if at != len(body):
         raise ValueError(f"{len(body) - at} bytes follow the last output")
     return InferReply(str(said.get("id") or ""), str(said.get("model_version") or ""), outputs)
+
+
+def _of_json(claim: Claim, data: Json) -> Tensor:
+    """The tensor that *data* is; null is NaN where the datatype has that.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    try:
+        return json_data.decode(claim, data)
+    except InvalidInput:
+        if claim.datatype.numpy.kind != "f":
+            raise
+    # Seldom: only what has a null in it, or is wrong in another way and will be refused again.
+    rank = len(claim.shape)
+    found = json_data.decode(claim, _mapped(data, rank, lambda element: 0.0 if element is None else element))
+    flags = json_data.decode(
+        replace(claim, datatype=Datatype.BOOL), _mapped(data, rank, lambda element: element is None)
+    )
+    return Tensor(claim.datatype, claim.shape, np.where(flags.numpy(), claim.datatype.numpy.type("nan"), found.numpy()))
+
+
+def _mapped(data: Json, rank: int, change: Callable[[Json], Json]) -> Json:
+    """*data*, lists in up to *rank* levels, with its elements changed."""
+    if not isinstance(data, list) or not rank:
+        return change(data)
+    return [_mapped(part, rank - 1, change) for part in data]
 
 
 def claim_of(name: Any, datatype: Any, shape: Any) -> Claim:

@@ -11,6 +11,7 @@ from backends.replicas.report import (
     ReplicaState,
     ReplicaStatistics,
     RetryMade,
+    statistics_of,
 )
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "ReplicasStatistics",
     "RetryMade",
     "open_replicas",
+    "statistics_of",
 ]

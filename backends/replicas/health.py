@@ -24,6 +24,8 @@ however it fails, until another is back (and then goes at its next failure). Spa
 fifty until it answers one: a dead server that fails in no time looks idle, and would draw calls like nobody else. A
 pool of one has nothing to protect: there ejection is a circuit breaker, which opens wholly.
 
+**On the way there** each failure in a row halves a replica's share of calls, so that one that dies costs few retries.
+
 **The end of an ejection.** Calls alone show that a replica is well, so nothing but three of them in a row readmits it.
 A probe only decides when they may be tried: not while probes fail, however long the ejection has lasted; before its
 end where a probe failed and now passes, so that a server that was started again need not wait. A replica whose probes
@@ -148,9 +150,10 @@ class Health:
         """Its share of a full share of calls, up to 1."""
         if self._is_spared:
             return SPARED_SHARE
+        doubt = 0.5**self._calls_failed_in_a_row
         if self.service(now) is not Service.RAMPING:
-            return 1.0
-        return max(LEAST_SHARE, (now - self._back_since) / self._options.ramp_s)
+            return max(LEAST_SHARE, doubt)
+        return max(LEAST_SHARE, doubt * (now - self._back_since) / self._options.ramp_s)
 
     def out_for_s(self, now: float) -> float:
         """Seconds until it may be tried again, as far as can be known."""

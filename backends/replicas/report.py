@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from backends.contract import Backend
 from backends.replicas.health import Reason
 
 
@@ -102,6 +103,33 @@ class ReplicaObserver(Protocol):
     def on_readmitted(self, record: ReplicaReadmitted) -> None:
         """A replica is in service again."""
         ...
+
+
+@runtime_checkable
+class Replicated(Protocol):
+    """A backend that has replicas."""
+
+    def statistics(self) -> ReplicasStatistics:
+        """All replicas as they are now."""
+        ...
+
+
+@runtime_checkable
+class Wrapping(Protocol):
+    """A backend around another."""
+
+    @property
+    def inner(self) -> Backend:
+        """The other."""
+        ...
+
+
+def statistics_of(backend: Backend) -> ReplicasStatistics | None:
+    """How the replicas of *backend* are, or of the one that it is around; None where there are none."""
+    while isinstance(backend, Wrapping):
+        backend = backend.inner
+    found = backend.statistics() if isinstance(backend, Replicated) else None
+    return found if isinstance(found, ReplicasStatistics) else None
 
 
 class Unobserved:

@@ -7,7 +7,9 @@
 | `pointsman_batches_in_flight`, `_store_pending_writes` | summed | each has its own |
 | `pointsman_batch_latency_seconds`, `_bucket_latency_seconds` | the greatest | a caller may come to any of them |
 | `pointsman_queue_oldest_seconds` | the greatest | it is the oldest of all |
-| `pointsman_model_ready`, `pointsman_route_certified` | the least | a caller may come to any of them |
+| `pointsman_model_ready`, `pointsman_route_certified`, `pointsman_replica_up` | the least | a caller may come to any |
+| `pointsman_replica_in_flight` | summed | each has connections of its own |
+| `pointsman_replica_latency_seconds` | the greatest | a caller may come to any of them |
 | `pointsman_store_size_bytes`, `_store_limit_bytes`, `pointsman_reviews_open` | the greatest | there is one store |
 | `process_*`, `python_*` | each, with the label `worker` | they are about a process, and begin anew with it |
 | any other gauge | each, with the label `worker` | true of whatever it means |
@@ -74,6 +76,9 @@ GAUGES: Mapping[str, _Join] = {
     "pointsman_bucket_latency_seconds": max,
     "pointsman_model_ready": min,
     "pointsman_route_certified": min,
+    "pointsman_replica_up": min,
+    "pointsman_replica_in_flight": _sum,
+    "pointsman_replica_latency_seconds": max,
     "pointsman_store_size_bytes": max,
     "pointsman_store_limit_bytes": max,
     "pointsman_reviews_open": max,
