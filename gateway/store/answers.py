@@ -49,6 +49,11 @@ class _Rows:
         self.log += other.log
 
 
+KEPT_BYTES = 64 * 1024
+"""Outputs of a final item that are larger are not kept, unless a key may ask for them again, or a person for them now:
+writing a tensor of 602 KB takes more than all that the gateway does for it otherwise. The log has their hash."""
+
+
 def commit_answers(transaction: Transaction, commits: Sequence[Commit]) -> list[PointsmanError | None]:
     """Keep many answers with a constant number of statements; for each, None or why it was not kept.
 
@@ -174,8 +179,9 @@ def _rows(commit: Commit, now_s: float) -> _Rows:
         confidence = _finite(item.confidence)
         reason = None if item.reason is None else item.reason.value
         said = (item.status.value, item.stage, item.label, confidence, item.decided_by, reason)
-        rows.items.append((answer.id, i, *said, trail, outputs))
         task = tasks.get(i)
+        is_kept = outputs is None or len(outputs) <= KEPT_BYTES or task is not None or commit.key is not None
+        rows.items.append((answer.id, i, *said, trail, outputs if is_kept else None))
         rows.log.append(
             LogEntry(
                 at_s=created_s,

@@ -12,10 +12,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+import numpy as np
 import pytest
 
+from backends.contract import Tensor
 from backends.errors import Code, Conflict, InvalidInput, NotFound, Unavailable
 from gateway.answer import Answer, AnswerId, Status
+from gateway.store.answers import KEPT_BYTES
 from gateway.store.contract import (
     KEY_LEASE_S,
     Done,
@@ -73,6 +76,25 @@ async def answers_come_back_as_they_were(opener: Opener) -> None:
         assert_same_answer(await store.answer(TENANT, open_.id), open_)
     async with aclosing(await opener()) as store:
         assert_same_answer(await store.answer(TENANT, open_.id), open_)
+
+
+async def large_outputs_are_kept_where_somebody_may_need_them(opener: Opener) -> None:
+    large = {"y": Tensor.of(np.ones((1, KEPT_BYTES), np.uint8))}
+    final, keyed = accepted(outputs=large), accepted(outputs=large)
+    waiting, tasks = deferred()
+    waiting = replace(waiting, items=tuple(replace(item, outputs=large) for item in waiting.items))
+    async with aclosing(await opener()) as store:
+        await store.commit(final, [])
+        await store.commit(waiting, tasks)
+        fresh = await store.claim_key(KEY, BODY)
+        assert isinstance(fresh, Fresh)
+        await store.commit(keyed, [], KEY, fresh.fence)
+    async with aclosing(await opener()) as store:
+        without = replace(final, items=tuple(replace(item, outputs=None) for item in final.items))
+        assert_same_answer(await store.answer(TENANT, final.id), without)
+        assert_same_answer(await store.answer(TENANT, waiting.id), waiting)
+        assert_same_answer(await store.answer(TENANT, keyed.id), keyed)
+        assert await store.verify_log() == []
 
 
 async def what_a_route_promised_comes_back_exactly(opener: Opener) -> None:
@@ -814,6 +836,7 @@ async def decide_all(store: Store) -> None:
 
 CHECKS: tuple[Check, ...] = (
     answers_come_back_as_they_were,
+    large_outputs_are_kept_where_somebody_may_need_them,
     what_a_route_promised_comes_back_exactly,
     a_recorded_answer_is_seen_at_once_and_after_closing,
     a_tenant_sees_nothing_of_another,
