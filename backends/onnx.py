@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from backends.contract import (
 )
 from backends.errors import BackendFailed, InvalidInput, NotFound, PointsmanError
 from backends.in_process import Workers, host_array
+from backends.onnx_cache import default_folder, open_cached
 from backends.ort import InvalidArgument, ort
 from backends.registry import BackendType
 
@@ -87,6 +89,7 @@ class OnnxOptions:
         max_in_flight: calls that run at once, each on a thread of its own.
         threads: threads that one operator of one call may use.
         parallel_branches: independent branches of the graph that one call runs side by side.
+        graph_cache: keep the optimised graph on disk, so that later loads are quicker; see `backends.onnx_cache`.
         arena: keep freed memory for the next call: faster on large tensors, never gives memory back.
     """
 
@@ -97,6 +100,7 @@ class OnnxOptions:
     threads: int = 1
     parallel_branches: int = 1
     arena: bool = False
+    graph_cache: bool = False
 
 
 class Onnx:
@@ -196,7 +200,7 @@ def _load(model_name: str, options: OnnxOptions) -> Onnx:
     if not options.path.is_file():
         raise InvalidInput(f"model {model_name!r}: {options.path} is not a file; name the .onnx file itself")
     try:
-        session = ort.InferenceSession(str(options.path), _session_options(options), ["CPUExecutionProvider"])
+        session = _session(options)
         return Onnx(model_name, options, session)
     except PointsmanError as error:
         raise InvalidInput(f"model {model_name!r}: {options.path}: {error}") from error
@@ -204,6 +208,12 @@ def _load(model_name: str, options: OnnxOptions) -> Onnx:
         raise InvalidInput(
             f"model {model_name!r}: {options.path} cannot be loaded: {error}; export it again"
         ) from error
+
+
+def _session(options: OnnxOptions) -> Any:
+    if options.graph_cache:
+        return open_cached(options.path, partial(_session_options, options), default_folder())
+    return ort.InferenceSession(str(options.path), _session_options(options), ["CPUExecutionProvider"])
 
 
 def _session_options(options: OnnxOptions) -> Any:

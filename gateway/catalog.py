@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 
 from backends.contract import NO_DEADLINE, Backend, Batch, Deadline, State, Tensors
 from backends.replicas import ReplicasStatistics, statistics_of
+from backends.warm.entry import Warmth
+from backends.warm.policy import Phase
+from backends.warm.pool import Pooled
 from batching.batcher import Batcher
+from batching.latency import Forecast
 from gateway.scoring import scores_of
-from router.contract import ModelState, Route
+from router.contract import ModelState, Residency, Route
 from router.table import RouteTable
 
 
@@ -27,6 +31,7 @@ class Model:
         backend: preprocessing and postprocessing included.
         batcher: asks it as a `gateway.scoring.Scored` one.
         labels: of its classes, by index; empty where it has none.
+        pooled: the backend, where it is loaded when it is wanted; None where it is always in memory.
         loaded: False once it is unloaded: no request may ask it then, and it is closed, or soon will be.
     """
 
@@ -35,16 +40,39 @@ class Model:
     batcher: Batcher
     labels: tuple[str, ...] = ()
     loaded: bool = True
+    pooled: Pooled | None = None
 
     def state(self, deadline: Deadline = NO_DEADLINE, tenant: str = "") -> ModelState:
         """A snapshot for the router, as a request of *tenant* with *deadline* would find it."""
         forecast = self.batcher.forecast(deadline, tenant)
+        if self.pooled is not None:
+            return self._pooled_state(self.pooled, forecast)
         return ModelState(
             ready=self.loaded and self.backend.state is State.READY and self.batcher.is_open,
             version=self.backend.version,
             predicted_wait_s=forecast.wait_s,
             latency_s=forecast.latency_s,
         )
+
+    def _pooled_state(self, pooled: Pooled, forecast: Forecast) -> ModelState:
+        warmth = pooled.warmth
+        return ModelState(
+            ready=self.loaded and pooled.state is State.READY and self.batcher.is_open,
+            version=pooled.version,
+            residency=_RESIDENCY.get(warmth.phase, Residency.COLD),
+            predicted_wait_s=forecast.wait_s,
+            latency_s=forecast.latency_s,
+            expected_load_s=warmth.load_s,
+        )
+
+    def warmth(self) -> Warmth | None:
+        """How warm it is; None where it is always in memory."""
+        return None if self.pooled is None else self.pooled.warmth
+
+    def want(self) -> None:
+        """Take note that a request would have asked it, and had no time to wait for it to be loaded."""
+        if self.pooled is not None and self.pooled.warmth.phase is not Phase.WARM:
+            self.pooled.want()
 
     def replicas(self) -> ReplicasStatistics | None:
         """How its servers are; None where it has none, as a model in this process."""
@@ -55,10 +83,19 @@ class Model:
     ) -> tuple[Tensors, NDArray[np.float64]]:
         """The outputs for *batch*, by way of the batcher, whose errors it raises.
 
+        A model that is not in memory is loaded first. That is waited for before the batcher's queue and not in it, or
+        the batcher would take the load for what a batch takes, and refuse what follows.
+
         Returns:
             the model's outputs, and (size,) calibrated estimates of P(right), NaN where there is none.
         """
-        return scores_of(await self.batcher.submit(batch, deadline, priority, tenant))
+        if self.pooled is None:
+            return scores_of(await self.batcher.submit(batch, deadline, priority, tenant))
+        async with self.pooled.hold(deadline):
+            return scores_of(await self.batcher.submit(batch, deadline, priority, tenant))
+
+
+_RESIDENCY = {Phase.WARM: Residency.HOT, Phase.LOADING: Residency.WARMING}
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def subject_of(route: RouteSettings, models: Mapping[str, ModelSettings], versio
 _HOW_PROCESSES_RUN = ("process", "recycle_after", "memory_limit", "hang_timeout_s")
 _HOW_IT_IS_ASKED = ("url", "api_key_env", "api_key_file", "ca", "connect_timeout_s", "timeout_s", "max_reply_bytes")
 _HOW_SERVERS_ARE_ASKED = ("token_env", "open_timeout_s", "replicas", "shared_memory", "shared_memory_from", "priority")
-_HOW_IT_RUNS = ("threads", "parallel_branches", "arena", "max_batch", "max_in_flight")
+_HOW_IT_RUNS = ("threads", "parallel_branches", "arena", "graph_cache", "max_batch", "max_in_flight")
 _RUNNING_ONLY = frozenset({*_HOW_IT_RUNS, *_HOW_PROCESSES_RUN, *_HOW_IT_IS_ASKED, *_HOW_SERVERS_ARE_ASKED})
 """Options that decide how a model runs, and not what it answers."""
 

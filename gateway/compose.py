@@ -22,6 +22,7 @@ from backends.contract import NO_DEADLINE, Backend, Datatype, Signature, TensorS
 from backends.errors import InvalidInput, PointsmanError
 from backends.preprocessed import preprocessed
 from backends.registry import backend_type
+from backends.warm.pool import Pooled, WarmPool
 from batching.batcher import Batcher
 from batching.report import BatchObserver, IgnoreBatches
 from gateway.answer import LABEL
@@ -56,6 +57,7 @@ from gateway.shared_memory import SharedMemory
 from gateway.store import open_store
 from gateway.store.contract import Store
 from gateway.telemetry import Telemetry, exposition_of
+from gateway.warming import expected_bytes, ladder_of
 from gateway.workers.control import ControlHandler
 from gateway.workers.crew import Crew
 from router.confidence import usual_measure
@@ -110,7 +112,8 @@ class Gateway:
     patience: Patience
 
     async def maintain(self) -> None:
-        """One round of upkeep: the store's, and the routes' certificates."""
+        """One round of upkeep: the store's, the routes' certificates, and models that have failed."""
+        self.loader.mend()
         try:
             await self.store.maintain()
         finally:
@@ -118,6 +121,7 @@ class Gateway:
 
     async def keep_up(self) -> None:
         """One round of what is left of upkeep in a process whose store another one maintains."""
+        self.loader.mend()
         try:
             await self.store.measure()
         finally:
@@ -147,14 +151,17 @@ async def compose(settings: Settings) -> AsyncIterator[Gateway]:
         workshop = Workshop()
         stack.callback(workshop.close)
         patience = Patience()
-        catalog = await open_catalog(settings, telemetry, stack, patience)
+        pool = WarmPool(settings.pool.memory_bytes, observer=telemetry)
+        pool.start()
+        stack.push_async_callback(patience.close, "the pool of models", pool.aclose)
+        catalog = await open_catalog(settings, telemetry, stack, patience, pool)
         versions = {name: model.backend.version for name, model in catalog.models.items()}
         subjects = await asyncio.to_thread(subjects_of, settings, versions)
         certificates = Certificates(settings, subjects, store)
         catalog = await certificates.applied(with_subjects(catalog, subjects))
         pipeline = Pipeline(catalog, store, workshop, telemetry)
         telemetry.serve(lambda: pipeline.catalog, store.statistics)
-        loader = Loader(settings, _Opener(settings, telemetry), pipeline, certificates, patience.abandoned)
+        loader = Loader(settings, _Opener(settings, telemetry, pool), pipeline, certificates, patience.abandoned)
         stack.push_async_callback(_close_loaded, loader, patience)
         yield _wire(settings, pipeline, store, certificates, loader, telemetry, patience)
 
@@ -314,7 +321,7 @@ async def open_versions(settings: Settings, names: Iterable[str]) -> Mapping[str
     """
     wanted = replace(settings, models={name: settings.models[name] for name in names})
     async with AsyncExitStack() as stack:
-        backends = await _open_backends(wanted, stack, Patience())
+        backends = await _open_backends(wanted, stack, Patience(), None)
         for name, backend in backends.items():
             _check_calibrated(settings.models[name], backend.version)
         return {name: backend.version for name, backend in backends.items()}
@@ -326,19 +333,26 @@ async def check_models(settings: Settings) -> None:
     Raises:
         PointsmanError: says what does not.
     """
-    async with AsyncExitStack() as stack:
-        await open_catalog(settings, IgnoreBatches(), stack, Patience())
+    async with WarmPool(settings.pool.memory_bytes) as pool, AsyncExitStack() as stack:
+        await open_catalog(settings, IgnoreBatches(), stack, Patience(), pool)
 
 
 async def open_catalog(
-    settings: Settings, observer: BatchObserver, stack: AsyncExitStack, patience: Patience
+    settings: Settings,
+    observer: BatchObserver,
+    stack: AsyncExitStack,
+    patience: Patience,
+    pool: WarmPool | None = None,
 ) -> Catalog:
     """Open every model of *settings*, all at once, and join them to routes; *stack* closes them.
+
+    Args:
+        pool: has the models that are not always kept, as there is room; None: they are kept as the others are.
 
     Raises:
         PointsmanError: a model cannot be opened, or does not fit a route.
     """
-    backends = await _open_backends(settings, stack, patience)
+    backends = await _open_backends(settings, stack, patience, pool)
     models = {name: _model(model, backends[name], observer) for name, model in settings.models.items()}
     for model in models.values():
         await _warm_up(model)
@@ -366,12 +380,13 @@ class _Opener:
 
     settings: Settings
     observer: BatchObserver
+    pool: WarmPool
 
     async def open(self, name: str) -> Model:
         """The model *name*; see `gateway.loading.Opener`."""
         model = self.settings.models[name]
         try:
-            backend = await _open_backend(model, _decoded_inputs(name, self.settings))
+            backend = await _open_backend(model, _decoded_inputs(name, self.settings), self.pool)
         except (PointsmanError, OSError, ValueError) as error:
             raise NotOpened(name) from error
         try:
@@ -387,10 +402,18 @@ class _Opener:
         return _joined(self.settings, models)
 
 
-async def _open_backends(settings: Settings, stack: AsyncExitStack, patience: Patience) -> Mapping[str, Backend]:
-    """Every model's backend, opened concurrently; those that opened are closed even where another failed."""
+async def _open_backends(
+    settings: Settings, stack: AsyncExitStack, patience: Patience, pool: WarmPool | None
+) -> Mapping[str, Backend]:
+    """Every model's backend, opened concurrently; those that opened are closed even where another failed.
+
+    Raises:
+        PointsmanError: one cannot be opened, or there is less memory than models take that are always kept.
+    """
+    if pool is not None:
+        pool.reserve(sum(expected_bytes(model) for model in settings.models.values() if model.warm.keep))
     inputs = {name: _decoded_inputs(name, settings) for name in settings.models}
-    opening = [_open_backend(model, inputs[name]) for name, model in settings.models.items()]
+    opening = [_open_backend(model, inputs[name], pool) for name, model in settings.models.items()]
     opened = await asyncio.gather(*opening, return_exceptions=True)
     for name, result in zip(settings.models, opened, strict=True):
         if not isinstance(result, BaseException):
@@ -401,7 +424,15 @@ async def _open_backends(settings: Settings, stack: AsyncExitStack, patience: Pa
     return dict(zip(settings.models, (r for r in opened if not isinstance(r, BaseException)), strict=True))
 
 
-async def _open_backend(model: ModelSettings, inputs: tuple[TensorSpec, ...] | None) -> Backend:
+async def _open_backend(model: ModelSettings, inputs: tuple[TensorSpec, ...] | None, pool: WarmPool | None) -> Backend:
+    """The backend of *model* with its plans, ready to serve; one that is not always kept goes into *pool*."""
+    if pool is None or model.warm.keep:
+        return await _open_now(model, inputs)
+    ladder = ladder_of(model, partial(_open_now, model, inputs))
+    return await pool.open(model.name, ladder, model.warm, estimate_bytes=expected_bytes(model))
+
+
+async def _open_now(model: ModelSettings, inputs: tuple[TensorSpec, ...] | None) -> Backend:
     backend = await backend_type(model.backend).open(model.name, model.options)
     try:
         return await preprocessed(
@@ -425,7 +456,8 @@ def _model(model: ModelSettings, backend: Backend, observer: BatchObserver) -> M
         batcher = Batcher(model.name, scored, model.batching, observer=observer)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
-    return Model(model.name, backend, batcher, model.labels or ())
+    pooled = backend if isinstance(backend, Pooled) else None
+    return Model(model.name, backend, batcher, model.labels or (), pooled=pooled)
 
 
 async def _warm_up(model: Model) -> None:

@@ -61,8 +61,8 @@ async def _asked(url: str, models: Sequence[str]) -> tuple[bool, Sequence[str]]:
         server = await remote.about(deadline)
         return server.name == "triton", models or await remote.models(deadline)
     except PointsmanError as error:
-        told = NotFound(f"{url} does not say what it serves: {error.__cause__ or error}; is it up? else name --model")
-        raise told from error
+        why = error if isinstance(error, NotFound) else error.__cause__ or error
+        raise NotFound(f"{url} does not say what it serves: {why}; is it up? else name --model") from error
     finally:
         await remote.aclose()
 

@@ -14,6 +14,9 @@ opened and once more after; a load during which they changed is refused, since n
 The stages of other models keep what they were when these were opened, whatever lies on the disk by now. Labels and
 calibrations are those that the gateway started with; a calibration of another version of the model refuses the load.
 
+**Mending.** A model whose backend has failed is opened anew by upkeep, with all that a load is: so a server that moved
+on to the next version of its model is followed, and what was proven of the old one is not taken for proven of the new.
+
 **Order.** Changes of one model happen one after the other, in the order in which they were asked for, and the next one
 begins when the model that the last one put out is closed: never are more than two of a kind in memory. A model that
 does not end by itself is left to itself after `CLOSE_S`. Whoever asked hears when the new catalog is in place. If they
@@ -38,6 +41,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Protocol
 
+from backends.contract import State
 from backends.errors import BackendFailed, Conflict, InvalidInput, NotFound, PointsmanError, Unavailable
 from backends.quoting import shorten
 from gateway.catalog import Catalog, Model
@@ -134,6 +138,24 @@ class Loader:
         """
         names = self._to_unload(name, dependents=dependents)
         await self._changed(names, lambda: self._unload(names))
+
+    def mend(self) -> None:
+        """Have models opened anew whose backend has failed: where all servers of a model are gone, those that are there
+        now may have another version of it. What goes wrong is logged, and tried again when this is called again.
+        """
+        if not self._is_open or self._pipeline.is_draining:
+            return
+        for name, model in self._pipeline.catalog.models.items():
+            if model.loaded and model.backend.state is State.FAILED and not self._locks[name].locked():
+                task = asyncio.create_task(self._mend(name), name=f"mending of {name}")
+                self._changes.add(task)
+                task.add_done_callback(self._changes.discard)
+
+    async def _mend(self, name: str) -> None:
+        try:
+            await self.load(name)
+        except PointsmanError as error:
+            log.warning("model %r has failed, and cannot be opened anew: %s", name, error)
 
     def models(self) -> Sequence[Model]:
         """Every model that is open: those of the catalog, and those that it no longer has."""

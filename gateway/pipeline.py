@@ -207,6 +207,7 @@ class Pipeline:
             step = next_stage(route, stage, states, within - self._clock())
             for skipped in step.skipped:
                 progress.passed_over(skipped.model, "", skipped.reason, skipped.detail, skipped.wait_s)
+                catalog.models[skipped.model].want()
             if step.stage is None:
                 break
             stage = step.stage

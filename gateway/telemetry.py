@@ -35,6 +35,8 @@ from prometheus_client.utils import floatToGoString
 
 from backends.errors import InvalidInput, PointsmanError
 from backends.replicas import ReplicaState
+from backends.warm.policy import Phase
+from backends.warm.report import StepReport
 from batching.report import BatchReport, CurvePoint
 from batching.report import Outcome as BatchOutcome
 from gateway.catalog import Catalog
@@ -46,6 +48,7 @@ from gateway.workers.metrics import Family, Sample
 from router.contract import Certified, Uncertified
 
 _LATENCY_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LOAD_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 150.0, 600.0)
 _CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -88,6 +91,16 @@ class Telemetry:
             (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9),
             "model",
         )
+        self._cold_starts = self._counter(
+            "pointsman_cold_starts", "Requests that found their model not in memory, or not warmed up.", "model"
+        )
+        self._load_s = self._histogram(
+            "pointsman_model_load_seconds", "A step from the disk to a model that is warm.", _LOAD_S, "model", "step"
+        )
+        self._load_failures = self._counter(
+            "pointsman_model_load_failures", "Steps of these that failed.", "model", "step"
+        )
+        self._unloads = self._counter("pointsman_model_unloads", "Models that left the memory.", "model")
         self._http = self._counter("pointsman_http_responses", "HTTP responses of the data plane.", "path", "status")
         self._grpc = self._counter("pointsman_grpc_calls", "gRPC calls that ended.", "method", "code")
         self._reviews = Gauge(
@@ -138,6 +151,24 @@ class Telemetry:
         # What its callers abandoned has not failed; what an item's contents caused would only repeat them here.
         if report.outcome is BatchOutcome.FAILED and not isinstance(report.error, InvalidInput):
             log.error("a batch of %d failed in model %s", report.size, report.model, exc_info=report.error)
+
+    def on_load_step(self, report: StepReport) -> None:
+        """A model took a step towards its first request, or failed to."""
+        if report.error is None:
+            self._load_s.observe(report.duration_s, report.model, report.step.value)
+        else:
+            self._load_failures.add(report.model, report.step.value)
+            log.error("model %s failed to %s", report.model, report.step.value, exc_info=report.error)
+
+    def on_cold_start(self, model: str) -> None:
+        """A request found *model* not warm."""
+        self._cold_starts.add(model)
+
+    def on_unload(self, model: str, error: BaseException | None) -> None:
+        """*model* has left the memory."""
+        self._unloads.add(model)
+        if error is not None:
+            log.error("model %s was not closed in good order", model, exc_info=error)
 
     def on_lag(self, lag_s: float) -> None:
         """The event loop was *lag_s* seconds late."""
@@ -258,6 +289,12 @@ class _Snapshot(Collector):
         )
         running = GaugeMetricFamily("pointsman_batches_in_flight", "Batches that run.", labels=["model"])
         ready = GaugeMetricFamily("pointsman_model_ready", "Whether the model takes batches.", labels=["model"])
+        residency = GaugeMetricFamily(
+            "pointsman_model_residency", "Whether a model is in this state, 1 or 0.", labels=["model", "state"]
+        )
+        memory = GaugeMetricFamily(
+            "pointsman_model_memory_bytes", "What a model takes, or took when it was loaded.", labels=["model"]
+        )
         latency = GaugeMetricFamily(
             "pointsman_batch_latency_seconds", "What a batch is expected to take.", labels=["model", "size", "estimate"]
         )
@@ -282,6 +319,12 @@ class _Snapshot(Collector):
             arrivals.add_metric([model.name], statistics.arrivals_per_s)
             running.add_metric([model.name], statistics.in_flight)
             ready.add_metric([model.name], float(model.state().ready))
+            warmth = model.warmth()
+            found = warmth.phase if warmth is not None else Phase.WARM if model.loaded else Phase.COLD
+            for phase in Phase:
+                residency.add_metric([model.name, phase.value], float(found is phase))
+            if warmth is not None:
+                memory.add_metric([model.name], warmth.nbytes)
         certified = GaugeMetricFamily(
             "pointsman_route_certified", "Whether the error budget of a route is proven.", labels=["route"]
         )
@@ -292,7 +335,7 @@ class _Snapshot(Collector):
         size = GaugeMetricFamily("pointsman_store_size_bytes", "The store on disk.", value=store.size_bytes)
         limit = GaugeMetricFamily("pointsman_store_limit_bytes", "The store's limit.", value=store.limit_bytes)
         writes = GaugeMetricFamily("pointsman_store_pending_writes", "Not yet committed.", value=store.pending_writes)
-        queues = [depth, nbytes, oldest, arrivals, running, ready, latency, by_length, refusals]
+        queues = [depth, nbytes, oldest, arrivals, running, ready, residency, memory, latency, by_length, refusals]
         return [*queues, certified, size, limit, writes]
 
 

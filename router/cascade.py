@@ -29,6 +29,7 @@ from router.contract import (
     ModelState,
     Observe,
     Reason,
+    Residency,
     Route,
     Stage,
     Uncertified,
@@ -44,7 +45,7 @@ class Skipped:
         stage: its index in the cascade.
         reason: `STAGE_UNAVAILABLE`, `OVERLOADED` or `OUT_OF_TIME`.
         detail: what an operator wants to know, in words.
-        wait_s: seconds that a request would wait for it, where it is overloaded.
+        wait_s: seconds after which another request may find it, where it is overloaded or has to be loaded.
     """
 
     stage: int
@@ -97,9 +98,14 @@ def next_stage(route: Route, after: int | None, states: Mapping[str, ModelState]
 def _obstacle(index: int, stage: Stage, state: ModelState | None, remaining_s: float) -> Skipped | None:
     if state is None or not state.ready:
         return Skipped(index, stage.model, Reason.STAGE_UNAVAILABLE, f"model {stage.model} is not ready")
-    needed_s = state.predicted_wait_s + state.latency_s
+    warm_s = state.predicted_wait_s + state.latency_s
+    needed_s = state.expected_load_s + warm_s
     if remaining_s > 0.0 and needed_s <= remaining_s:
         return None
+    if state.residency is not Residency.HOT and 0.0 < remaining_s >= warm_s:  # in time, if it were loaded
+        detail = f"model {stage.model} is not loaded, which takes {state.expected_load_s * 1e3:.0f} ms"
+        detail += f"; {remaining_s * 1e3:.1f} ms are left"
+        return Skipped(index, stage.model, Reason.STAGE_UNAVAILABLE, detail, state.expected_load_s)
     detail = f"model {stage.model} needs {needed_s * 1e3:.1f} ms and {remaining_s * 1e3:.1f} ms are left"
     if 0.0 < remaining_s >= state.latency_s and state.predicted_wait_s < math.inf:  # in time, if nobody else waited
         return Skipped(index, stage.model, Reason.OVERLOADED, detail, state.predicted_wait_s)

@@ -212,10 +212,10 @@ class Route:
 
 
 class Residency(StrEnum):
-    """How warm a model is."""
+    """How warm a model is: it has to be loaded, it is being loaded, or it answers at once."""
 
     COLD = "cold"
-    WARM = "warm"
+    WARMING = "warming"
     HOT = "hot"
 
 
@@ -224,9 +224,11 @@ class ModelState:
     """A snapshot of one model, taken when a request is routed.
 
     Attributes:
-        ready: it can take a batch now.
+        ready: it can take a batch now, or once it is loaded.
+        residency: whether it has to be loaded first.
         predicted_wait_s: seconds a new item would queue.
         latency_s: seconds a batch is expected to take now (a median of recent ones); 0.0 where nothing is known.
+        expected_load_s: seconds until it is loaded and warmed up, if it were asked for now; 0.0 where it is.
     """
 
     ready: bool
@@ -234,3 +236,4 @@ class ModelState:
     residency: Residency = Residency.HOT
     predicted_wait_s: float = 0.0
     latency_s: float = 0.0
+    expected_load_s: float = 0.0

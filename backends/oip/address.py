@@ -34,15 +34,17 @@ class Address:
         Raises:
             InvalidInput: it is none, or says what belongs elsewhere.
         """
+        _, has_credentials, rest = url.rpartition("@")
+        if has_credentials:  # before any other fault, whose message would show them
+            raise InvalidInput(f"the url of {rest!r} has credentials in it; name a `token_env` instead")
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError as error:
             raise InvalidInput(f"url {url!r} is malformed ({error}); {_REMEDY}") from error
-        if parts.scheme not in _PORTS or not parts.hostname:
+        is_plain = url.isascii() and url.isprintable() and " " not in url  # as a request's first line has to be
+        if parts.scheme not in _PORTS or not parts.hostname or port == 0 or not is_plain:
             raise InvalidInput(f"url {url!r} is no server's; {_REMEDY}")
-        if parts.username or parts.password:
-            raise InvalidInput(f"the url of {parts.hostname!r} has credentials in it; name a `token_env` instead")
         is_grpc = parts.scheme in ("grpc", "grpcs")
         base = parts.path.rstrip("/")
         if parts.query or parts.fragment or (is_grpc and base) or base.endswith("/v2"):

@@ -75,13 +75,13 @@ def remote_of(model_name: str, url: str, options: ServerOptions) -> Remote:
     token = _token(options.token_env)
     ca = _certificates(options.ca)
     if address.is_grpc:
-        credentials = grpc.ssl_channel_credentials(ca) if address.is_secure else None
+        credentials = grpc.ssl_channel_credentials(ca.encode() if ca else None) if address.is_secure else None
         return GrpcRemote(
             model_name,
             lambda: channel(address.authority, credentials=credentials, limit_bytes=options.max_reply_bytes),
             token,
         )
-    tls = ssl.create_default_context(cadata=ca.decode("ascii") if ca else None) if address.is_secure else None
+    tls = ssl.create_default_context(cadata=ca) if address.is_secure else None
     client = HttpClient(
         address.host,
         address.port,
@@ -105,10 +105,15 @@ def _token(variable: str) -> str | None:
     return token
 
 
-def _certificates(file: Path | None) -> bytes | None:
+def _certificates(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        return file.read_bytes()
+        found = file.read_bytes().decode("ascii", "ignore")  # bundles have names in them, as comments
     except OSError as error:
         raise InvalidInput(f"ca: {file} cannot be read: {error.strerror}") from error
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=found)
+    except (ssl.SSLError, ValueError) as error:  # of an empty file: what the system trusts must not stand in for it
+        raise InvalidInput(f"ca: {file} holds no certificates; write them as PEM") from error
+    return found

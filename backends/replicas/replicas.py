@@ -43,6 +43,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from backends.contract import Batch, Deadline, Limits, Signature, State, Tensors
 from backends.errors import (
@@ -61,9 +62,11 @@ from backends.replicas.options import ReplicaOptions
 from backends.replicas.pacing import attempt_s, backoff_s, was_enough
 from backends.replicas.pool import Pool
 from backends.replicas.replica import Opener, Probed, Replica
-from backends.replicas.report import HedgeMade, ReplicaObserver, ReplicasStatistics, RetryMade, Unobserved
+from backends.replicas.report import HedgeMade, Logged, ReplicaObserver, ReplicasStatistics, RetryMade
 
 __all__ = ["Opener", "Probed", "Replicas", "open_replicas"]
+
+_OWN_DEADLINE: Final = 0.9  # of the time that a server was given; timers are not so wrong
 
 
 @dataclass(slots=True)
@@ -299,6 +302,8 @@ class Replicas:
             if isinstance(error, TimeoutError) and not timer.expired():
                 raise
             now = self._clock()
+            if isinstance(error, DeadlineExceeded) and now - started < _OWN_DEADLINE * (deadline - started):
+                raise  # it has a deadline of its own, which would pass anywhere
             is_callers = deadline >= call.deadline
             if not is_callers or was_enough(now - started, p99_s):
                 self._pool.failed(replica, ticket, now)
@@ -424,7 +429,7 @@ async def open_replicas(
     except BaseException:
         await close_all(replicas)
         raise
-    watching = observer or Unobserved()
+    watching = observer or Logged()
     pool = Pool(model_name, replicas, options, rng, watching)
     return Replicas(model_name, pool, shared, options, clock, rng, watching)
 

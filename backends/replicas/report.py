@@ -6,12 +6,15 @@ goes to a caller as it is.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 from backends.contract import Backend
 from backends.replicas.health import Reason
+
+log = logging.getLogger("pointsman.replicas")
 
 
 class ReplicaState(StrEnum):
@@ -132,20 +135,24 @@ def statistics_of(backend: Backend) -> ReplicasStatistics | None:
     return found if isinstance(found, ReplicasStatistics) else None
 
 
-class Unobserved:
-    """The observer where nobody watches."""
+class Logged:
+    """The observer where nobody else watches: what an operator wants to read of it goes to the log."""
 
     def on_retry(self, record: RetryMade) -> None:
-        """Nobody is told."""
+        """Statistics count it."""
 
     def on_hedge(self, record: HedgeMade) -> None:
-        """Nobody is told."""
+        """Statistics count it."""
 
     def on_ejected(self, record: ReplicaEjected) -> None:
-        """Nobody is told."""
+        """A server is left out."""
+        log.warning(
+            "server %s of model %r is left out for %g s: %s", record.address, record.model, record.for_s, record.reason
+        )
 
     def on_readmitted(self, record: ReplicaReadmitted) -> None:
-        """Nobody is told."""
+        """A server is back."""
+        log.info("server %s of model %r is in service again", record.address, record.model)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from backends.contract import Datatype, TensorSpec
 from backends.errors import PointsmanError
 from backends.registry import BackendType, backend_type
+from backends.warm.entry import WarmOptions
 from batching.options import BatchingOptions
 from gateway.grpc_edge.transport import Transport, why_not_native
 from gateway.security import ApiKey, SecurityOptions, is_loopback
@@ -25,6 +26,7 @@ from gateway.settings.options import (
     CertifiedSettings,
     DetectorSettings,
     ModelSettings,
+    PoolOptions,
     RouteSettings,
     ServerOptions,
     Settings,
@@ -38,6 +40,7 @@ from gateway.settings.written import (
     DetectorSection,
     ModelSection,
     OtherwiseSection,
+    PoolSection,
     RouteSection,
     RuleSection,
     SecuritySection,
@@ -115,7 +118,8 @@ def _settings(document: Document) -> Settings | None:
     server = _server(document, data.get("server") or {})
     store = _store(document, data.get("store") or {})
     security = _security(document, data.get("security") or {})
-    if document.faults or server is None or store is None or security is None:
+    pool = _pool(document, data.get("pool") or {})
+    if document.faults or server is None or store is None or security is None or pool is None:
         return None
     return Settings(
         file=document.file,
@@ -126,6 +130,7 @@ def _settings(document: Document) -> Settings | None:
         server=server,
         store=store,
         security=security,
+        pool=pool,
     )
 
 
@@ -188,6 +193,7 @@ def _model(document: Document, name: str, data: object) -> ModelSettings | None:
         batching=_batching(document, (*place, "batching"), section.batching),
         cost=section.cost,
         expose=section.expose,
+        warm=WarmOptions(section.warm.keep, section.warm.memory),
     )
 
 
@@ -572,7 +578,7 @@ def _check_people(
             document.add_fault((*place, "to"), f"route {target.route!r} has no people; give it `human`, or remove `to`")
 
 
-# --- server, store, security ---
+# --- server, store, pool, security ---
 
 
 def _server(document: Document, data: object) -> ServerOptions | None:
@@ -634,6 +640,13 @@ def _store(document: Document, data: object) -> StoreOptions | None:
     if section is None:
         return None
     return StoreOptions(document.base / section.path, section.retention, section.limit)
+
+
+def _pool(document: Document, data: object) -> PoolOptions | None:
+    section = validated(document, PoolSection, ("pool",), data)
+    if section is None:
+        return None
+    return PoolOptions() if section.memory is None else PoolOptions(section.memory)
 
 
 def _security(document: Document, data: object) -> SecurityOptions | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 import sys
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.contract import TensorSpec
+from backends.warm.entry import WarmOptions
 from batching.options import BatchingOptions
 from gateway.grpc_edge.transport import Transport
 from gateway.security import SecurityOptions
@@ -50,6 +52,7 @@ class ModelSettings:
         calibration: what turns that into P(the model is right), and for which version it was fitted.
         cost: of an item; only ratios matter.
         expose: reachable under its own name too.
+        warm: whether it is always in memory, and what it takes there.
     """
 
     name: str
@@ -64,6 +67,7 @@ class ModelSettings:
     batching: BatchingOptions
     cost: float
     expose: bool
+    warm: WarmOptions = field(default_factory=lambda: WarmOptions(keep=1))
 
     @property
     def calibrator(self) -> Calibrator:
@@ -194,6 +198,17 @@ class ServerOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """What models in memory may take together.
+
+    Attributes:
+        memory_bytes: of models; infinity: no limit.
+    """
+
+    memory_bytes: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """A whole configuration without faults.
 
@@ -202,6 +217,7 @@ class Settings:
         models: by name, in the order of the file.
         routes: by name, in the order of the file.
         detectors: by trait, in the order of the file.
+        pool: the memory of models.
         table: the rules of `classify`; its names are those of `routes` and of the exposed models.
     """
 
@@ -213,3 +229,4 @@ class Settings:
     server: ServerOptions
     store: StoreOptions
     security: SecurityOptions
+    pool: PoolOptions = field(default_factory=PoolOptions)

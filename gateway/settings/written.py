@@ -187,6 +187,18 @@ class BatchingSection(Section):
     )
 
 
+class WarmSection(Section):
+    """When a model is in memory."""
+
+    keep: int = Field(
+        default=1,
+        ge=0,
+        le=1,
+        description="1: always; 0: when it will be wanted, by the idle times between its calls, and there is room.",
+    )
+    memory: Size | None = Field(default=None, description="What it takes; measured by default.")
+
+
 class ModelSection(Section):
     """A model: its backend, whose own options are further keys here, and what stands around it."""
 
@@ -205,6 +217,7 @@ class ModelSection(Section):
     batching: BatchingSection = BatchingSection()
     cost: float = Field(default=1.0, ge=0, description="Relative cost of an item.")
     expose: bool = Field(default=False, description="Reachable under its own name too.")
+    warm: WarmSection = WarmSection()
 
 
 class TensorSection(Section):
@@ -435,6 +448,14 @@ class SecuritySection(Section):
     api_keys_file: Text | None = Field(default=None, description="A YAML file with such a list, instead of `api_keys`.")
 
 
+class PoolSection(Section):
+    """The memory that models share."""
+
+    memory: Size | None = Field(
+        default=None, description="What models in memory may take together, those that are always kept included."
+    )
+
+
 class SettingsSection(Section):
     """A whole configuration."""
 
@@ -449,3 +470,4 @@ class SettingsSection(Section):
     server: ServerSection = ServerSection()
     store: StoreSection = StoreSection()
     security: SecuritySection = SecuritySection()
+    pool: PoolSection = PoolSection()

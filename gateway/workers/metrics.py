@@ -6,6 +6,7 @@
 | `pointsman_queue_depth`, `_queue_bytes`, `_queue_arrivals_per_second` | summed | each has a queue of its own |
 | `pointsman_batches_in_flight`, `_store_pending_writes` | summed | each has its own |
 | `pointsman_batch_latency_seconds`, `_bucket_latency_seconds` | the greatest | a caller may come to any of them |
+| `pointsman_model_residency`, `pointsman_model_memory_bytes` | summed | in how many processes it is so; what it takes |
 | `pointsman_queue_oldest_seconds` | the greatest | it is the oldest of all |
 | `pointsman_model_ready`, `pointsman_route_certified`, `pointsman_replica_up` | the least | a caller may come to any |
 | `pointsman_replica_in_flight` | summed | each has connections of its own |
@@ -71,6 +72,8 @@ GAUGES: Mapping[str, _Join] = {
     "pointsman_queue_arrivals_per_second": _sum,
     "pointsman_queue_oldest_seconds": max,
     "pointsman_batches_in_flight": _sum,
+    "pointsman_model_residency": _sum,
+    "pointsman_model_memory_bytes": _sum,
     "pointsman_store_pending_writes": _sum,
     "pointsman_batch_latency_seconds": max,
     "pointsman_bucket_latency_seconds": max,

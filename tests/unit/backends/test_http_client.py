@@ -309,3 +309,39 @@ async def test_closing_ends_exchanges_that_go_on_and_takes_no_more() -> None:
             await going
         with pytest.raises(Unreachable):
             await get(client)
+
+
+async def test_a_kept_connection_that_ends_as_it_is_used_again_costs_one_more_connection_and_no_error() -> None:
+    """As uvicorn's do after an exception: it answers, and closes without having said so."""
+
+    async def script(peer: Peer) -> None:
+        await peer.answer()
+        if server.connections == 1:
+            await peer.request()
+
+    async with serving(script) as (client, server):
+        await get(client)
+        assert bytes((await get(client)).body) == b"ok"
+        assert server.connections == 2
+
+
+async def test_a_kept_connection_that_ends_amid_an_answer_is_told_as_that() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.answer()
+        await peer.answer(b"HTTP/1.1 200 OK\r\nContent-")
+
+    async with serving(script) as (client, server):
+        await get(client)
+        with pytest.raises(HungUp):
+            await get(client)
+        assert server.connections == 1
+
+
+async def test_a_new_connection_that_ends_is_not_tried_again() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+
+    async with serving(script) as (client, server):
+        with pytest.raises(HungUp):
+            await get(client)
+        assert server.connections == 1

@@ -346,7 +346,7 @@ FAULTS = [
     (
         "store: {path",
         "zzz: {path",
-        "41:1: zzz: is an unknown key; known: classify, detectors, models, routes, security, server, store",
+        "41:1: zzz: is an unknown key; known: classify, detectors, models, pool, routes, security, server, store",
     ),
     (
         "    cost: 0.02",
@@ -758,7 +758,7 @@ def test_the_schema_knows_every_key_and_no_others() -> None:
     data = yaml.safe_load(WHOLE)
 
     onnx = schema["$defs"]["Model-onnx"]
-    assert schema["properties"].keys() == data.keys() | {"detectors"}
+    assert schema["properties"].keys() == data.keys() | {"detectors", "pool"}
     assert data["models"]["fast"].keys() <= onnx["properties"].keys()
     assert (onnx["required"], onnx["additionalProperties"]) == (["backend", "path"], False)
     assert data["routes"]["digits"].keys() == schema["$defs"]["RouteSection"]["properties"].keys()

@@ -22,6 +22,7 @@ from router.contract import (
     Observe,
     OnDefer,
     Reason,
+    Residency,
     Route,
     Stage,
     Uncertified,
@@ -97,6 +98,24 @@ def test_a_model_that_others_wait_for_is_overloaded_where_it_would_be_in_time_al
     assert upcoming == Next(None, (Skipped(0, "fast", Reason.OVERLOADED, detail, 0.9),))
     assert upcoming.reason is Reason.OVERLOADED
     assert next_stage(a_route("fast"), None, {"fast": busy}, 0.1).reason is Reason.OUT_OF_TIME
+
+
+def test_a_cold_stage_whose_load_does_not_fit_is_passed_over_and_says_when_it_will_be_there() -> None:
+    cold = ModelState(ready=True, version="1", residency=Residency.COLD, latency_s=0.02, expected_load_s=4.0)
+
+    upcoming = next_stage(TWO, None, {"fast": cold, "strong": READY}, 1.0)
+
+    detail = "model fast is not loaded, which takes 4000 ms; 1000.0 ms are left"
+    assert upcoming == Next(1, (Skipped(0, "fast", Reason.STAGE_UNAVAILABLE, detail, 4.0),))
+    assert next_stage(TWO, None, {"fast": cold}, 5.0) == Next(0)
+    assert next_stage(a_route("fast"), None, {"fast": cold}, 0.01).reason is Reason.OUT_OF_TIME
+
+
+def test_a_stage_that_is_being_loaded_is_waited_for_where_that_is_in_time() -> None:
+    warming = ModelState(ready=True, version="1", residency=Residency.WARMING, latency_s=0.02, expected_load_s=0.3)
+
+    assert next_stage(TWO, None, {"fast": warming, "strong": READY}, 0.4) == Next(0)
+    assert next_stage(TWO, None, {"fast": warming, "strong": READY}, 0.3).stage == 1
 
 
 def test_without_a_deadline_the_slowest_stage_is_in_time() -> None:

@@ -149,6 +149,20 @@ async def test_a_batch_on_which_the_model_fails_everywhere_is_to_blame_and_no_se
 
 
 @in_virtual_time
+async def test_a_server_s_own_deadline_is_no_slowness_and_is_asked_once() -> None:
+    async with Scene(Server("a"), Server("b")) as scene:
+        for server in scene.servers:
+            server.fault = lambda: DeadlineExceeded("the route allows 10 ms")
+
+        for _ in range(10):
+            with pytest.raises(DeadlineExceeded, match="the route allows"):
+                await scene.ask(left_s=5.0)
+
+        assert sum(server.calls for server in scene.servers) == 10
+        assert all(one.failures == 0 for one in scene.pool.statistics().replicas)
+
+
+@in_virtual_time
 async def test_a_single_server_s_opinion_of_a_batch_counts_at_once() -> None:
     async with Scene(Server("a")) as scene:
         scene.servers[0].fault = lambda: BackendFailed("no")

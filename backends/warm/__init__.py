@@ -1,0 +1,1 @@
+"""Models that are loaded when they will be wanted, and unloaded when their memory is worth more elsewhere."""

@@ -1,0 +1,1 @@
+"""What warm pools bring: days of serverless-like traffic, simulated, and first requests of real sessions, measured."""

@@ -1,0 +1,154 @@
+"""Do warm pools pay: fewer cold requests for the same memory, and first requests that are like any other?
+
+    python -m loadtests.cold_starts [--models 80] [--days 2] [--seeds 3] [--rounds 120] [--cycles 1000]
+        [--only simulation|sessions|cycles]
+
+**Simulation.** Days of serverless-like traffic (`trace`) over the policy's own objects (`simulation`), under several
+memory budgets, beside fixed keep-alives of several lengths and least-recently-used under the same budgets. What counts
+is `cold_at_equal_memory`: the pool's cold requests over those of a 10-minute keep-alive, where both use as many
+model-seconds, read off between two budgets. Learning counts: nothing is known when the trace begins. In the last trace
+models differ in memory and load time; there, byte-seconds are compared. Loads are told as well: a policy could buy
+warm requests with loads that nobody needed.
+
+**Cycles.** Two models take turns in a pool that has room for one (`cycles`): no request may fail, and memory comes
+back.
+
+**Sessions.** First requests of real models in real pools (`sessions`): magika's content types, and MiniLM where the
+demo has fetched it.
+
+Limits: the trace is synthetic (see there). Its rates end at three calls a minute; more frequent models are always warm
+and would only lower every share of cold requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import magika
+import onnxruntime
+
+from gateway.demo.packages import cache_folder
+from loadtests.cold_starts.cycles import cycled
+from loadtests.cold_starts.plot import draw
+from loadtests.cold_starts.sessions import first_requests
+from loadtests.cold_starts.simulation import Outcome, Pool, keep_alive, least_recently_used
+from loadtests.cold_starts.trace import DAY_S, Traffic, traffic
+from loadtests.peers.machine import machine
+
+RESULT = Path(__file__).parent.parent / "results" / "cold_starts.json"
+_BUDGETS = (0.7, 0.9, 1.0, 1.15, 1.4)
+_KEEPS_MIN = (2, 5, 10, 20, 40)
+
+
+def simulated(models: int, days: float, seed: int, *, alike: bool) -> Mapping[str, Any]:
+    """One trace under every policy, relative to 10 minutes of keep-alive. Any: JSON."""
+    calls = traffic(models, days, seed, alike=alike)
+    usual = keep_alive(calls, 600.0)
+    budgets = [share * usual.byte_s / (days * DAY_S) for share in _BUDGETS]
+    pools = [_relative(Pool(calls, budget).run(), usual, alike) for budget in budgets]
+    unlimited = _relative(Pool(calls, math.inf).run(), usual, alike)
+    pools.append(unlimited)
+    return {
+        "trace": f"seed {seed}, {models} models {'alike' if alike else 'of all sizes'}, {days:g} days",
+        "unit": "model-seconds" if alike else "byte-seconds",
+        "calls": usual.calls,
+        "cold_of_keep_alive": usual.cold,
+        "loads_of_keep_alive": usual.loads,
+        "mean_resident": round(usual.model_s / (days * DAY_S), 1),
+        "cold_at_equal_memory": _at_equal_memory(pools, "cold"),
+        "waited_at_equal_memory": _at_equal_memory(pools, "waited"),
+        "loads_at_equal_memory": _at_equal_memory(pools, "loads"),
+        "kinds": _kinds(calls),
+        "policies": {
+            "pool": pools,
+            "keep-alive": [_relative(keep_alive(calls, 60.0 * m), usual, alike) for m in _KEEPS_MIN],
+            "least recently used": [_relative(least_recently_used(calls, b), usual, alike) for b in budgets],
+        },
+    }
+
+
+def _relative(found: Outcome, usual: Outcome, alike: bool) -> Mapping[str, float]:
+    memory = found.model_s / usual.model_s if alike else found.byte_s / usual.byte_s
+    return {
+        "memory": round(memory, 4),
+        "cold": round(found.cold / usual.cold, 4),
+        "waited": round(found.waited_s / usual.waited_s, 4),
+        "loads": round(found.loads / usual.loads, 3),
+    }
+
+
+def _at_equal_memory(points: Sequence[Mapping[str, float]], what: str) -> float | None:
+    """*what* where memory is 1.0, between the two points around it; the last one's where none needs as much."""
+    ordered = sorted(points, key=lambda point: point["memory"])
+    if ordered[-1]["memory"] <= 1.0:
+        return ordered[-1][what]
+    for low, high in pairwise(ordered):
+        if low["memory"] <= 1.0 <= high["memory"]:
+            share = (1.0 - low["memory"]) / max(high["memory"] - low["memory"], 1e-9)
+            return round(low[what] + share * (high[what] - low[what]), 4)
+    return None
+
+
+def _kinds(calls: Sequence[Traffic]) -> Mapping[str, int]:
+    kinds = [one.kind.value for one in calls]
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+
+def real_models() -> Mapping[str, Path]:
+    """The files of models that are there."""
+    content_types = Path(magika.__file__).parent / "models" / "standard_v3_3" / "model.onnx"
+    encoders = sorted(cache_folder().rglob("*minilm*/**/*.onnx")) + sorted(
+        cache_folder().rglob("feedback-strong*.onnx")
+    )
+    found = {"magika": content_types, **({"minilm": encoders[0]} if encoders else {})}
+    return {name: file for name, file in found.items() if file.exists()}
+
+
+async def sessions(rounds: int) -> Mapping[str, Any]:
+    """First requests of every real model. Any: JSON."""
+    return {name: await first_requests(file, rounds) for name, file in real_models().items()}
+
+
+def main() -> int:
+    """Simulate, measure, and write what was found."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", type=int, default=80)
+    parser.add_argument("--days", type=float, default=2.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=120)
+    parser.add_argument("--cycles", type=int, default=1000)
+    parser.add_argument("--only", choices=["simulation", "sessions", "cycles"])
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    result: dict[str, Any] = json.loads(options.out.read_text()) if options.only and options.out.exists() else {}
+    result |= {"machine": machine(), "onnxruntime": onnxruntime.__version__}
+    if options.only in (None, "simulation"):
+        runs = [simulated(options.models, options.days, seed, alike=True) for seed in range(options.seeds)]
+        runs.append(simulated(options.models, options.days, options.seeds, alike=False))
+        result["simulation"] = {"runs": runs, "cold_at_equal_memory": median(r["cold_at_equal_memory"] for r in runs)}
+        draw(runs, options.out.with_suffix(".png"))
+    if options.only in (None, "sessions"):
+        result["sessions"] = asyncio.run(sessions(options.rounds))
+    if options.only in (None, "cycles"):
+        with tempfile.TemporaryDirectory(prefix="cold-starts-") as folder:
+            result["cycles"] = asdict(asyncio.run(cycled(Path(folder), options.cycles)))
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in result.items() if key != "simulation"}, indent=1))
+    for run in result.get("simulation", {}).get("runs", ()):
+        print(run["trace"], run["cold_at_equal_memory"], run["loads_at_equal_memory"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
