@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import (
@@ -52,6 +53,13 @@ Deadline = NewType("Deadline", float)
 """An instant on `time.monotonic()`'s clock, in seconds, after which an answer is worth nothing."""
 
 NO_DEADLINE = Deadline(math.inf)
+
+URGENCY: ContextVar[int] = ContextVar("urgency", default=0)
+"""The highest priority (1 the highest; 0: none is said) of those whose items the call of `Backend.infer` at hand has.
+
+For backends that pass it on to a queue of their own; most have none. It stands beside the call and not in `Batch`, as
+it is about the callers and not about what is to be computed.
+"""
 
 _C = TypeVar("_C")
 

@@ -45,6 +45,7 @@ from typing import Any, Final, Self, TypeVar
 
 from backends.contract import (
     NO_DEADLINE,
+    URGENCY,
     Backend,
     Batch,
     Deadline,
@@ -764,6 +765,7 @@ class Batcher:
                 nbytes = sum([entry.nbytes for entry in flight.entries]) * padded.total // padded.own
         batch = await self._off_loop(nbytes, merge, batches, self._memory, self._shaping)
         flight.merged_s = self._clock()
+        URGENCY.set(min([entry.level for entry in flight.entries]))  # in the context of this flight's own task
         return await self._backend.infer(batch, max(entry.deadline for entry in flight.entries))
 
     def _deliver(self, flight: _Flight, outputs: Tensors, now: float) -> BaseException | None:

@@ -198,6 +198,12 @@ class Health:
         self._calls_failed_in_a_row += 1
         return self._eject_if_due(now, room=room)
 
+    def was_wrong(self, now: float, *, room: bool) -> Change:
+        """It said that its model failed on a batch that another has answered; its call has ended by then."""
+        if self.service(now) is Service.HALF_OPEN:
+            return self._eject(Reason.TRIAL_FAILED, now)
+        return self.failed(0, now, room=room)
+
     def ended_otherwise(self, ticket: Ticket) -> None:
         """A call ended in a way that says nothing of the replica: cancelled, or refused for what was in it."""
         if ticket and ticket == self._trial:

@@ -109,7 +109,8 @@ class Pool:
 
     def was_wrong(self, replica: Replica, now: float) -> None:
         """A replica said that its model failed on a batch that another has answered."""
-        self.failed(replica, 0, now)
+        replica.failures += 1
+        self._tell(replica, replica.health.was_wrong(now, room=self._has_room(now)))
 
     def ended(self, replica: Replica, ticket: Ticket, took_s: float, now: float) -> None:
         """An attempt has ended, however."""

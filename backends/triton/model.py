@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from backends.contract import Backend, Deadline, Limits, ParameterValue, Signature
+from backends.contract import URGENCY, Backend, Deadline, Limits, ParameterValue, Signature
 from backends.errors import InvalidInput
 from backends.oip.model import open_on_each
 from backends.oip.options import ServerOptions
@@ -44,7 +44,8 @@ class TritonOptions(ServerOptions):
         max_in_flight: calls under way at each server; one more than the model has instances where nothing is said.
         shared_memory: whether tensors pass through system shared memory; all servers are on this machine.
         shared_memory_from: bytes that a call must move for that.
-        priority: which the requests have in Triton's queue, 1 being the most urgent; 0: the model's default.
+        priority: which the requests have in Triton's queue, 1 being the most urgent; 0: the most urgent of those that
+            callers in the batch have said, where `batching: {priority_levels}` makes it count.
     """
 
     max_batch: int | None = None
@@ -117,8 +118,8 @@ def _parameters(priority: int, left_s: float) -> Mapping[str, ParameterValue]:
     found: dict[str, ParameterValue] = {}
     if left_s < _MAX_TIMEOUT_S:
         found["timeout"] = max(1, int(left_s * 1e6))
-    if priority:
-        found["priority"] = priority
+    if urgency := priority or URGENCY.get():
+        found["priority"] = urgency
     return found
 
 

@@ -24,7 +24,7 @@ from tests.integration.process import running
 
 SERVERS = 4  # a start takes more than a second: with four, two are up whenever one is killed each second
 KILLS = 8
-CUTS = 12
+CUTS = 8
 DEADLINE_S = 3.0
 CONFIG = """
 models:
@@ -124,7 +124,7 @@ def test_a_server_that_is_wedged_is_left_out_and_works_again_when_it_goes_on(
         assert len([outcome for outcome in outcomes if outcome.took_s > 0.9]) <= 12
 
 
-def test_connections_that_are_cut_twice_a_second_cost_fewer_than_one_request_in_a_thousand(
+def test_connections_that_are_cut_each_second_cost_fewer_than_one_request_in_a_thousand(
     tmp_path: Path, server: TritonProcess, protocol: Protocol
 ) -> None:
     address = server.http if protocol is Protocol.HTTP else server.grpc
@@ -133,7 +133,7 @@ def test_connections_that_are_cut_twice_a_second_cost_fewer_than_one_request_in_
         gateway = stack.enter_context(running(tmp_path, config_of(protocol, [proxy.address for proxy in proxies])))
         with Load(gateway, protocol).asking(DEADLINE_S) as outcomes:
             wait_for(lambda: len(outcomes) >= 200)
-            for i in every(0.5, CUTS):
+            for i in every(1.0, CUTS):
                 proxies[(i - 2) % SERVERS].fault = Fault.NONE  # so that two are well at any time
                 proxies[i % SERVERS].fault = Fault.REFUSE
         assert_nearly_all_right(outcomes)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.contract import NO_DEADLINE, Batch, Deadline, HostArray, Limits, Tensor, Tensors
+from backends.contract import NO_DEADLINE, URGENCY, Batch, Deadline, HostArray, Limits, Tensor, Tensors
 from backends.errors import (
     BackendFailed,
     Code,
@@ -1229,6 +1229,33 @@ async def test_what_has_a_higher_priority_goes_first_when_there_is_not_room_for_
         await asyncio.gather(*callers)
 
     assert [values(call.batch.inputs)[0] for call in backend.calls] == [0, 3, 2, 4, 5, 1]
+
+
+class Noting(FakeBackend):
+    """Keeps what it is told of priorities."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self.told: list[int] = []
+
+    async def infer(self, batch: Batch, deadline: Deadline) -> Tensors:
+        self.told.append(URGENCY.get())
+        return await super().infer(batch, deadline)
+
+
+@played
+async def test_a_backend_is_told_the_highest_priority_in_its_batch() -> None:
+    backend = Noting(Limits(max_batch=4))
+    async with batcher(backend, BatchingOptions(priority_levels=3)) as one:
+        callers = [ranked(one, 0, 3)]
+        await idle()
+        callers += [ranked(one, nonce, priority) for nonce, priority in ((1, 3), (2, 0), (3, 3))]
+        for done in range(2):
+            await idle()
+            backend.calls[done].answer()
+        await asyncio.gather(*callers)
+
+    assert backend.told == [3, 2]
 
 
 @played

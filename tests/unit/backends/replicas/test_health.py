@@ -150,6 +150,15 @@ def test_where_there_is_no_room_a_failing_replica_stays_in_until_there_is() -> N
     assert fail(health, 1.0) is not None
 
 
+def test_a_model_that_fails_on_a_trial_and_not_elsewhere_ends_the_trial() -> None:
+    health = ejected()
+    ticket = health.begin(30.0)
+    health.ended_otherwise(ticket)
+
+    assert health.was_wrong(30.1, room=True) == Ejected(Reason.TRIAL_FAILED, 60.0)
+    assert health.service(30.2) is Service.EJECTED
+
+
 def test_a_replica_that_was_spared_has_its_full_share_back_with_its_first_answer() -> None:
     health = Health(OPTIONS)
     fail(health, 0.0, 50, room=False)
