@@ -106,6 +106,7 @@ class Entry:
         "task",
         "usage",
         "waiters",
+        "was_loaded_ahead",
     )
 
     def __init__(self, name: str, ladder: Ladder, options: WarmOptions, estimate_bytes: int, now: float) -> None:
@@ -121,6 +122,7 @@ class Entry:
         self.waiters: set[asyncio.Future[BaseException | None]] = set()
         self.asked_s: float | None = None
         self.grace_until_s = -math.inf
+        self.was_loaded_ahead = False
         self.load_started_s = 0.0
         self.steps_s: dict[Step, float] = {}
         self.load_s = 0.0  # what a load is expected to take, all steps together; 0.0 where there was none
@@ -157,9 +159,25 @@ class Entry:
         self.steps_s[step] = max(duration_s, known_s + _RECENT * (duration_s - known_s))
         self.load_s = sum(self.steps_s.values())
 
+    def began(self, now: float) -> None:
+        """A call has come that will be answered."""
+        self.usage.began(now)
+        self.grace_until_s = -math.inf
+        self.was_loaded_ahead = False
+
+    def begin_load(self, now: float) -> None:
+        """It is on its way into memory, for somebody who waits, or ahead of the next call."""
+        self.phase = Phase.LOADING
+        self.load_started_s = now
+        self.was_loaded_ahead = self.asked_s is None
+
     def is_due(self, now: float) -> bool:
-        """Whether it should be in memory, by its idle times, or for whoever asked for it."""
-        if self.is_closed or self.kind is None:
+        """Whether it should be in memory, by its idle times, or for whoever asked for it.
+
+        It is loaded ahead once between two calls: what makes room for others in between would come and go with every
+        gap that they leave.
+        """
+        if self.is_closed or self.kind is None or (self.phase is Phase.COLD and self.was_loaded_ahead):
             return False
         if self.phase is Phase.COLD:
             return self.usage.is_due(now, self.load_s, is_there=False)

@@ -38,7 +38,7 @@ _LOWER_S: Final[HostArray] = np.array(_EDGES_S[:-1])
 _UPPER_S: Final[HostArray] = np.array(_EDGES_S[1:])
 _MIDDLE_S: Final[HostArray] = (_LOWER_S + _UPPER_S) / 2
 
-LEAST_SAMPLES: Final = 8
+LEAST_SAMPLES: Final = 5
 """Idle times below which a histogram says nothing."""
 
 FULL: Final = 2048.0
@@ -67,7 +67,7 @@ class KeepAlive:
     margin: float = 0.1
     linger_s: float = 60.0
     fallback_s: float = 600.0
-    least_gap_s: float = 300.0
+    least_gap_s: float = 120.0
 
 
 @record

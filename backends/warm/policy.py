@@ -9,7 +9,8 @@ is there. The memory that is left goes, in this order, to
 A model that gets no memory is unloaded, as is one that is not due, however much memory is free.
 
 **Moving costs.** A load ahead of demand puts out what is resident only if it is worth `_DISPLACES` times as much, or
-two models of like worth would chase each other; and it waits while somebody's model has no room.
+two models of like worth would chase each other; and it waits while somebody's model has no room. Simulated, 4 instead
+of 1.25 took half as many loads and made no difference to how many calls were cold.
 
 **Room first.** A load begins when the memory that it needs is free, not when something has been told to leave: the
 budget is never exceeded, except by models that turn out to be larger than they were thought to be.

