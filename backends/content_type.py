@@ -186,14 +186,14 @@ async def open_content_type(model_name: str, options: ContentTypeOptions) -> Bac
 
 def _load(model_name: str) -> Magika:
     try:
-        ort = importlib.import_module("backends.ort").ort  # before magika imports ONNX Runtime in its own way
+        onnx_runtime = importlib.import_module("backends.ort")  # before magika imports ONNX Runtime in its own way
         from magika import Magika
 
         class OneThread(Magika):
             def _init_onnx_session(self) -> Any:  # Any: ONNX Runtime has no types
-                options = ort.SessionOptions()
+                options = onnx_runtime.ort.SessionOptions()
                 options.intra_op_num_threads = options.inter_op_num_threads = 1
-                return ort.InferenceSession(str(self._model_path), options, ["CPUExecutionProvider"])
+                return onnx_runtime.open_session(self._model_path, options)
 
         return OneThread()
     except Exception as error:  # what an incomplete package raises, while imported or while it opens its files

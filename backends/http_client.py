@@ -30,7 +30,7 @@ from typing import TypeAlias, cast
 
 import httptools
 
-from backends.contract import Deadline, record
+from backends.contract import NO_DEADLINE, Deadline, record
 
 Part: TypeAlias = bytes | memoryview
 
@@ -203,7 +203,7 @@ class _Connection(asyncio.Protocol):
         waiter: asyncio.Future[HttpReply] = loop.create_future()
         self._waiter = waiter
         self.is_answering = False
-        timer = loop.call_later(max(0.0, deadline - time.monotonic()), self._late) if deadline < _FOREVER else None
+        timer = loop.call_later(max(0.0, deadline - time.monotonic()), self._late) if deadline < NO_DEADLINE else None
         self._transport.writelines([head, *body])
         try:
             return await waiter
@@ -316,9 +316,6 @@ class _Connection(asyncio.Protocol):
 
 class _NoAnswer(Exception):
     """Beyond a limit, or not asked for."""
-
-
-_FOREVER = Deadline(float("inf"))
 
 
 def _caused(error: Nonsense, cause: Exception) -> Nonsense:

@@ -49,7 +49,7 @@ from backends.contract import (
 from backends.errors import BackendFailed, InvalidInput, NotFound, PointsmanError
 from backends.in_process import Workers, host_array
 from backends.onnx_cache import default_folder, open_cached
-from backends.ort import InvalidArgument, ort
+from backends.ort import InvalidArgument, open_session, ort
 from backends.registry import BackendType
 
 # Any, here and below: ONNX Runtime has no types of its own.
@@ -213,7 +213,7 @@ def _load(model_name: str, options: OnnxOptions) -> Onnx:
 def _session(options: OnnxOptions) -> Any:
     if options.graph_cache:
         return open_cached(options.path, partial(_session_options, options), default_folder())
-    return ort.InferenceSession(str(options.path), _session_options(options), ["CPUExecutionProvider"])
+    return open_session(options.path, _session_options(options))
 
 
 def _session_options(options: OnnxOptions) -> Any:

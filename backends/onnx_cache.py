@@ -35,7 +35,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from backends.ort import ort
+from backends.ort import open_session, ort
 
 KEPT_S: Final = 30 * 24 * 3600.0
 """Seconds after their last use for which graphs are kept."""
@@ -64,7 +64,7 @@ def open_cached(model: Path, session_options: Callable[[], Any], folder: Path) -
     """
     kept = _place(model, folder)
     if kept is None:
-        return _open(model, session_options())
+        return open_session(model, session_options())
     if kept.exists():
         with suppress(Exception):  # of ONNX Runtime's, or the file system's; whatever it is, the model's file is there
             return _reopened(kept, session_options())
@@ -73,7 +73,7 @@ def open_cached(model: Path, session_options: Callable[[], Any], folder: Path) -
 
 def _reopened(kept: Path, options: Any) -> Any:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = _open(kept, options)
+    session = open_session(kept, options)
     with suppress(OSError):
         os.utime(kept)
     return session
@@ -84,17 +84,13 @@ def _opened_and_kept(model: Path, session_options: Callable[[], Any], kept: Path
     options = session_options()
     options.optimized_model_filepath = str(fresh)
     try:
-        session = _open(model, options)
+        session = open_session(model, options)
         fresh.replace(kept)
     except Exception:  # it may have been the disk that was full, and not the model
         fresh.unlink(missing_ok=True)
-        return _open(model, session_options())
+        return open_session(model, session_options())
     _prune(kept.parent)
     return session
-
-
-def _open(file: Path, options: Any) -> Any:
-    return ort.InferenceSession(str(file), options, ["CPUExecutionProvider"])
 
 
 def _place(model: Path, folder: Path) -> Path | None:

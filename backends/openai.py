@@ -73,7 +73,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -103,14 +103,13 @@ from backends.errors import (
     ReplicaFailed,
     Unavailable,
 )
+from backends.in_flight import InFlight
 from backends.in_process import host_array
-from backends.oip.remote import Blame, ServerSaid
+from backends.oip.remote import Blame, ServerSaid, because
 from backends.registry import BackendType
 
 if TYPE_CHECKING:
     import aiohttp  # at run time where it is used: an extra, which other backends do without
-
-_E = TypeVar("_E", bound=PointsmanError)
 
 _JSON = {"Content-Type": "application/json"}
 _KEY_LIMIT_BYTES = 16 * 1024
@@ -266,12 +265,10 @@ class OpenAI:
         self._places = {_plain(choice): place for place, choice in enumerate(options.choices)}
         self._url = options.url.rstrip("/")
         self._state = State.READY
-        self._calls = 0
-        self._is_idle = asyncio.Event()
-        self._is_idle.set()
+        self._calls = InFlight()
 
     def __repr__(self) -> str:
-        return f"<OpenAI {self._name!r} version {self.version}: {self.state}, {self._calls} calls>"
+        return f"<OpenAI {self._name!r} version {self.version}: {self.state}, {self._calls.count} calls>"
 
     @property
     def signature(self) -> Signature:
@@ -298,14 +295,8 @@ class OpenAI:
         check_batch(self._signature, batch, self._limits)
         requests = self._requests(batch.inputs[self._options.input])
         self._admit(deadline)
-        self._calls += 1
-        self._is_idle.clear()
-        try:
+        with self._calls:
             return self._answer(await self._ask_all(requests, deadline))
-        finally:
-            self._calls -= 1
-            if not self._calls:
-                self._is_idle.set()
 
     async def probe(self, deadline: Deadline) -> None:
         """Ask for the list of models: the server is there, and takes the key.
@@ -319,7 +310,7 @@ class OpenAI:
     async def aclose(self) -> None:
         """Take no more calls, and wait for those in flight."""
         self._state = State.CLOSED
-        await self._is_idle.wait()
+        await self._calls.wait_idle()
         await self._session.close()
 
     def _admit(self, deadline: Deadline) -> None:
@@ -375,7 +366,7 @@ class OpenAI:
         else:
             if content is None and isinstance(reason, str):
                 told = f"model {self._name!r} gave no answer to this text{_in_brackets(self._cleaned(reason))}"
-                raise _because(BackendFailed(f"{told}; another model may"), "an answer without content")
+                raise because(BackendFailed(f"{told}; another model may"), ServerSaid("an answer without content"))
             fault = "an answer's content is no text"
         raise self._blame.nonsense(f"{fault} in {self._quoted(reply)}")
 
@@ -465,11 +456,12 @@ class OpenAI:
             case 429:
                 return self._blame.busy(why, _retry_after_s(headers, datetime.now(UTC)))
             case 413:
-                return _because(InvalidInput(f"{model} refuses so long a text; shorten it"), why)
+                return because(InvalidInput(f"{model} refuses so long a text; shorten it"), ServerSaid(why))
             case 400 | 422 if code in _TOO_LONG:
-                return _because(InvalidInput(f"{model} refuses so long a text; shorten it"), why)
+                return because(InvalidInput(f"{model} refuses so long a text; shorten it"), ServerSaid(why))
             case 400 | 422 if code in _FILTERED:
-                return _because(InvalidInput(f"{model} refuses this text: its server's filter rejects it"), why)
+                told = InvalidInput(f"{model} refuses this text: its server's filter rejects it")
+                return because(told, ServerSaid(why))
             case 401 | 403:
                 remedy = f"its server does not let this gateway in (HTTP {status}); an operator must see to the key"
             case 404:
@@ -478,7 +470,7 @@ class OpenAI:
                 remedy = f"its server does not take the request: HTTP {status}{_in_brackets(code)}"
             case _:
                 return self._blame.unwell(why)
-        return _because(BackendFailed(f"{model}: {remedy}"), why)
+        return because(BackendFailed(f"{model}: {remedy}"), ServerSaid(why))
 
     def _described(self, error: Exception) -> str:
         return self._cleaned(f"{type(error).__name__}: {error}")
@@ -542,11 +534,6 @@ def _retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
     except ValueError:
         return None
     return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds())
-
-
-def _because(error: _E, why: str) -> _E:
-    error.__cause__ = ServerSaid(why)
-    return error
 
 
 async def open_openai(model_name: str, options: OpenAIOptions) -> Backend:

@@ -7,10 +7,21 @@ An operator who wants it otherwise sets ORT_DISABLE_TELEMETRY=0.
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-__all__ = ["InvalidArgument", "ort"]
+__all__ = ["InvalidArgument", "open_session", "ort"]
+
+
+def open_session(file: Path, options: Any) -> Any:
+    """A session over *file* on the CPU. Any: ONNX Runtime has no types of its own; its errors pass through.
+
+    Args:
+        options: an `onnxruntime.SessionOptions`.
+    """
+    return ort.InferenceSession(str(file), options, ["CPUExecutionProvider"])

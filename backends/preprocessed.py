@@ -43,6 +43,7 @@ from backends.contract import (
     check_outputs,
 )
 from backends.errors import BackendFailed, InvalidInput, Unavailable
+from backends.in_flight import InFlight
 from backends.in_process import Workers, host_array
 from kernels.arrays import ArraySpec, ItemError, Values
 from kernels.plan import Plan, PlanError, parse_spec
@@ -76,9 +77,7 @@ class Preprocessed:
         ragged = {Memory.RAGGED} if any(spec.ragged for spec in pre.inputs.values()) else frozenset[Memory]()
         self._limits = replace(backend.limits, memory=frozenset({Memory.HOST}) | ragged)
         self._workers = Workers("plan", backend.limits.max_in_flight)
-        self._calls = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._calls = InFlight()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -114,16 +113,10 @@ class Preprocessed:
         if self._closed:
             raise Unavailable("the model is closed; send the request elsewhere")
         check_batch(self._signature, batch, self._limits)
-        self._calls += 1
-        self._idle.clear()
-        try:
+        with self._calls:
             prepared = await self._workers.run(lambda: self._prepare(batch), deadline)
             outputs = await self._backend.infer(self._model_batch(prepared, batch.size), deadline)
             return await self._workers.run(lambda: self._finish(outputs, prepared, batch.size), deadline)
-        finally:
-            self._calls -= 1
-            if not self._calls:
-                self._idle.set()
 
     def _prepare(self, batch: Batch) -> Mapping[str, Values]:
         values = {name: self._values(name, tensor) for name, tensor in batch.inputs.items()}
@@ -152,7 +145,7 @@ class Preprocessed:
     async def aclose(self) -> None:
         """Wait for calls in flight, then close the model."""
         self._closed = True
-        await self._idle.wait()
+        await self._calls.wait_idle()
         await self._workers.aclose()
         await self._backend.aclose()
 

@@ -17,7 +17,6 @@ from backends.warm.entry import Warmth
 from backends.warm.policy import Phase
 from backends.warm.pool import Pooled
 from batching.batcher import Batcher
-from batching.latency import Forecast
 from gateway.scoring import scores_of
 from router.contract import ModelState, Residency, Route
 from router.table import RouteTable
@@ -45,24 +44,14 @@ class Model:
     def state(self, deadline: Deadline = NO_DEADLINE, tenant: str = "") -> ModelState:
         """A snapshot for the router, as a request of *tenant* with *deadline* would find it."""
         forecast = self.batcher.forecast(deadline, tenant)
-        if self.pooled is not None:
-            return self._pooled_state(self.pooled, forecast)
+        warmth = self.warmth()
         return ModelState(
             ready=self.loaded and self.backend.state is State.READY and self.batcher.is_open,
             version=self.backend.version,
+            residency=Residency.HOT if warmth is None else _RESIDENCY.get(warmth.phase, Residency.COLD),
             predicted_wait_s=forecast.wait_s,
             latency_s=forecast.latency_s,
-        )
-
-    def _pooled_state(self, pooled: Pooled, forecast: Forecast) -> ModelState:
-        warmth = pooled.warmth
-        return ModelState(
-            ready=self.loaded and pooled.state is State.READY and self.batcher.is_open,
-            version=pooled.version,
-            residency=_RESIDENCY.get(warmth.phase, Residency.COLD),
-            predicted_wait_s=forecast.wait_s,
-            latency_s=forecast.latency_s,
-            expected_load_s=warmth.load_s,
+            expected_load_s=0.0 if warmth is None else warmth.load_s,
         )
 
     def warmth(self) -> Warmth | None:

@@ -47,7 +47,7 @@ async def configuration_of(urls: Sequence[str], models: Sequence[str], *, shared
         else:
             kept[name] = {**written, "expose": True}
     if not kept:
-        raise NotFound(f"no model of {urls[0]} can be served: {_told(left_out) or 'it serves none'}")
+        raise NotFound(f"no model of {urls[0]} can be served: {'; '.join(left_out.values()) or 'it serves none'}")
     lines = [f"# left out: {name}: {why}" for name, why in left_out.items()]
     text = yaml.safe_dump({"models": kept, "store": _STORE}, sort_keys=False)
     return "\n".join([*lines, text]) if lines else text
@@ -78,7 +78,3 @@ async def _open(name: str, urls: Sequence[str], *, is_triton: bool, shared_memor
     else:
         backend = await open_oip(name, OIPOptions(tuple(urls)))
     await backend.aclose()
-
-
-def _told(left_out: Mapping[str, str]) -> str:
-    return "; ".join(left_out.values())

@@ -16,7 +16,6 @@ is left to finish the call, and its answer is thrown away; its own `timeout` sti
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,20 +25,11 @@ import grpc.aio
 from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc import service_pb2
 
-from backends.contract import Deadline, SharedMemoryWindow, Tensor
+from backends.contract import NO_DEADLINE, Deadline, SharedMemoryWindow, Tensor
 from backends.errors import InvalidInput, NotFound, PointsmanError
 from backends.oip import raw
+from backends.oip.answers import ANSWER_ID, claim_of, filled, is_expired, is_full, is_unsure, spec_of
 from backends.oip.contents import set_parameter, typed
-from backends.oip.http_remote import (
-    ANSWER_ID,
-    claim_of,
-    filled,
-    is_expired,
-    is_full,
-    is_unsure,
-    spec_of,
-    undecided,
-)
 from backends.oip.remote import Blame, InferCall, InferReply, ServedModel, Server
 
 _SERVICE = "/inference.GRPCInferenceService/"
@@ -61,7 +51,6 @@ class GrpcRemote:
         connect: makes a channel to the server.
         token: sent as a bearer token with every call.
         """
-        self._model = model
         self._blame = Blame(model)
         self._connect = connect
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
@@ -172,7 +161,7 @@ class GrpcRemote:
         left_s = deadline - began
         if left_s <= 0:
             raise self._blame.late()
-        call = asyncio.ensure_future(self._ask(method, request, Deadline(math.inf)))
+        call = asyncio.ensure_future(self._ask(method, request, NO_DEADLINE))
         self._left.add(call)
         call.add_done_callback(self._forget)
         done: set[asyncio.Future[Any]] = set()
@@ -230,7 +219,7 @@ class GrpcRemote:
             case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
                 return self._blame.unauthorized(why)
             case grpc.StatusCode.UNAVAILABLE if _has_answer_id(error) or is_unsure(said):
-                return undecided(self._model, why)
+                return self._blame.undecided(why)
             case grpc.StatusCode.UNAVAILABLE if is_full(said):
                 return self._blame.busy(why)
             case grpc.StatusCode.UNAVAILABLE if is_expired(said):

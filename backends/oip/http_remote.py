@@ -19,19 +19,17 @@ from urllib.parse import quote
 import numpy as np
 import orjson
 
-from backends.contract import Datatype, Deadline, SharedMemoryWindow, Tensor, TensorSpec
-from backends.errors import InvalidInput, NotFound, PointsmanError, Unavailable
+from backends.contract import Datatype, Deadline, SharedMemoryWindow, Tensor
+from backends.errors import InvalidInput, NotFound, PointsmanError
 from backends.http_client import HttpClient, HttpReply, HungUp, Late, Nonsense, Part, Unreachable
 from backends.oip import json_data, raw
+from backends.oip.answers import ANSWER_ID, claim_of, filled, is_expired, is_full, is_unsure, spec_of
 from backends.oip.raw import Claim
-from backends.oip.remote import Blame, InferCall, InferReply, ServedModel, Server, ServerSaid
+from backends.oip.remote import Blame, InferCall, InferReply, ServedModel, Server
 from backends.quoting import shorten
 
 BINARY = "binary_tensor_data"
 """The extension, as servers list it."""
-
-ANSWER_ID = "pointsman-answer-id"
-"""The header, or gRPC trailer, with which another Pointsman refuses what waits for a person there."""
 
 Json: TypeAlias = Any
 """JSON as it was read."""
@@ -49,7 +47,6 @@ class HttpRemote:
         model: for messages: what the model is called here.
         base: what stands before /v2 in the server's paths.
         """
-        self._model = model
         self._client = client
         self._base = base
         self._blame = Blame(model)
@@ -71,9 +68,7 @@ class HttpRemote:
     async def models(self, deadline: Deadline) -> tuple[str, ...]:
         """The models that the server is ready to serve."""
         path = f"{self._base}/v2/repository/index"
-        reply = await self._exchange("POST", path, _IS_JSON, (b'{"ready": true}',), deadline)
-        if reply.status != 200:
-            raise self._refusal(reply, asked_for=path)
+        reply = await self._asked("POST", path, deadline, _IS_JSON, b'{"ready": true}')
         try:
             return tuple(sorted({str(model["name"]) for model in _json(reply.body)}))
         except (KeyError, TypeError) as error:
@@ -120,15 +115,18 @@ class HttpRemote:
     async def register(self, region: str, key: str, byte_size: int, deadline: Deadline) -> None:
         """Tell the server of a region of system shared memory."""
         body = orjson.dumps({"key": key, "offset": 0, "byte_size": byte_size})
-        await self._post(f"{self._base}/v2/systemsharedmemory/region/{quote(region, '')}/register", body, deadline)
+        await self._asked("POST", f"{self._region(region)}/register", deadline, body=body)
 
     async def unregister(self, region: str, deadline: Deadline) -> None:
         """Have the server let go of it."""
-        await self._post(f"{self._base}/v2/systemsharedmemory/region/{quote(region, '')}/unregister", b"", deadline)
+        await self._asked("POST", f"{self._region(region)}/unregister", deadline)
 
     async def aclose(self) -> None:
         """Close every connection."""
         await self._client.aclose()
+
+    def _region(self, name: str) -> str:
+        return f"{self._base}/v2/systemsharedmemory/region/{quote(name, '')}"
 
     def _path(self, name: str, version: str) -> str:
         found = self._paths.get((name, version))
@@ -138,18 +136,19 @@ class HttpRemote:
         return found
 
     async def _get(self, path: str, deadline: Deadline) -> Mapping[str, Json]:
-        reply = await self._exchange("GET", path, "", (), deadline)
-        if reply.status != 200:
-            raise self._refusal(reply, asked_for=path)
+        reply = await self._asked("GET", path, deadline)
         said = _json(reply.body)
         if not isinstance(said, dict):
             raise self._blame.nonsense(f"{path} is {shorten(reply.body)}")
         return said
 
-    async def _post(self, path: str, body: bytes, deadline: Deadline) -> None:
-        reply = await self._exchange("POST", path, "", (body,), deadline)
+    async def _asked(
+        self, method: str, path: str, deadline: Deadline, headers: str = "", body: bytes = b""
+    ) -> HttpReply:
+        reply = await self._exchange(method, path, headers, (body,) if body else (), deadline)
         if reply.status != 200:
             raise self._refusal(reply, asked_for=path)
+        return reply
 
     async def _exchange(
         self, method: str, path: str, headers: str, body: Sequence[Part], deadline: Deadline
@@ -210,7 +209,7 @@ class HttpRemote:
             case 502 if said:  # without its words in the form of the protocol, a proxy says it of its server
                 return self._blame.failed(why)
             case 503 if ANSWER_ID in reply.headers or is_unsure(said):
-                return undecided(self._model, why)
+                return self._blame.undecided(why)
             case 503 if is_full(said):
                 return self._blame.busy(why, _retry_after_s(reply))
             case 503 if is_expired(said):
@@ -218,42 +217,6 @@ class HttpRemote:
             case 504 if said:
                 return self._blame.late()
         return self._blame.unwell(why)
-
-
-def spec_of(name: Any, datatype: Any, shape: Any) -> TensorSpec:
-    """A tensor of a server's metadata (hence Any), of the shape that it states.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"a tensor's name is {shorten(name)}")
-    axes = tuple(int(axis) for axis in shape)
-    return TensorSpec(name, Datatype(datatype), axes)
-
-
-def is_expired(said: str) -> bool:
-    """Whether *said* is how Triton tells that a request waited longer than its `timeout`."""
-    return "timeout expired" in said
-
-
-def is_full(said: str) -> bool:
-    """Whether *said* is how Triton tells that a model's queue is full, or another Pointsman that too much waits."""
-    return "maximum queue size" in said or "max_queue_size" in said or "overloaded" in said
-
-
-def is_unsure(said: str) -> bool:
-    """Whether *said* is how another Pointsman tells that no model was sure enough, and that no person is there."""
-    return "no person to ask" in said
-
-
-def undecided(model: str, why: str) -> Unavailable:
-    """The error of a batch that *model*'s server, another Pointsman, could have, and left without an answer."""
-    error = Unavailable(
-        f"model {model!r}: no model at its server is sure of this batch, and no answer comes from there"
-    )
-    error.__cause__ = ServerSaid(why[:500])
-    return error
 
 
 def _place(window: SharedMemoryWindow) -> dict[str, Json]:
@@ -326,33 +289,6 @@ def _mapped(data: Json, rank: int, change: Callable[[Json], Json]) -> Json:
     if not isinstance(data, list) or not rank:
         return change(data)
     return [_mapped(part, rank - 1, change) for part in data]
-
-
-def claim_of(name: Any, datatype: Any, shape: Any) -> Claim:
-    """An output as an answer (hence Any) states it.
-
-    Raises:
-        ValueError, TypeError: it is none.
-    """
-    spec = spec_of(name, datatype, shape)
-    count = 1
-    for axis in spec.shape:
-        if axis < 0:
-            raise ValueError(f"output {name!r} has shape {list(spec.shape)}")
-        count *= axis
-    return Claim(spec.name, spec.datatype, spec.shape, count, "output")
-
-
-def filled(claim: Claim, place: SharedMemoryWindow) -> SharedMemoryWindow:
-    """Where in *place* the output *claim* lies. Triton does not repeat the place, and does not say how much it wrote.
-
-    Raises:
-        ValueError: it does not fit there.
-    """
-    size = claim.count * (claim.datatype.itemsize or 0)
-    if not claim.datatype.itemsize or size > place.byte_size:
-        raise ValueError(f"output {claim.name!r} of shape {list(claim.shape)} does not fit its {place.byte_size} bytes")
-    return SharedMemoryWindow(place.region, place.offset, size)
 
 
 def _json(body: bytes | bytearray) -> Json:

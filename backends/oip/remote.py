@@ -21,6 +21,7 @@ from backends.errors import (
     Overloaded,
     PointsmanError,
     ReplicaFailed,
+    Unavailable,
 )
 
 _E = TypeVar("_E", bound=PointsmanError)
@@ -153,19 +154,19 @@ class Blame:
 
     def unreachable(self, why: object) -> ReplicaFailed:
         """It could not be connected to."""
-        return _because(ReplicaFailed(f"{self._model}: its server cannot be reached; try again later"), why)
+        return because(ReplicaFailed(f"{self._model}: its server cannot be reached; try again later"), why)
 
     def hung_up(self, why: object) -> ReplicaFailed:
         """It ended the connection before its answer was whole."""
-        return _because(ReplicaFailed(f"{self._model}: its server hung up before it had answered; try again"), why)
+        return because(ReplicaFailed(f"{self._model}: its server hung up before it had answered; try again"), why)
 
     def nonsense(self, why: object) -> ReplicaFailed:
         """Its answer is none."""
-        return _because(ReplicaFailed(f"{self._model}: its server gave an answer that makes no sense; try again"), why)
+        return because(ReplicaFailed(f"{self._model}: its server gave an answer that makes no sense; try again"), why)
 
     def unwell(self, why: object) -> ReplicaFailed:
         """It says itself that it cannot answer now."""
-        return _because(ReplicaFailed(f"{self._model}: its server cannot answer now; try again later"), why)
+        return because(ReplicaFailed(f"{self._model}: its server cannot answer now; try again later"), why)
 
     def late(self) -> DeadlineExceeded:
         """It said nothing in time."""
@@ -174,7 +175,7 @@ class Blame:
     def busy(self, why: object, retry_after_s: float | None = None) -> Overloaded:
         """It has enough to do."""
         told = Overloaded(f"{self._model}: too much waits at its server; try again later", retry_after_s=retry_after_s)
-        return _because(told, why)
+        return because(told, why)
 
     def refused(self, why: object) -> InvalidInput:
         """It does not take these values, though datatypes and shapes are what it asks for."""
@@ -182,18 +183,26 @@ class Blame:
             f"{self._model} refuses these values, though datatypes and shapes fit; check their ranges, and lengths "
             "that belong together"
         )
-        return _because(told, why)
+        return because(told, why)
 
     def failed(self, why: object) -> BackendFailed:
         """Its model failed."""
-        return _because(BackendFailed(f"{self._model} failed on this batch; the log of its server has the cause"), why)
+        return because(BackendFailed(f"{self._model} failed on this batch; the log of its server has the cause"), why)
 
     def unauthorized(self, why: object) -> ReplicaFailed:
         """It does not take our credentials."""
         told = ReplicaFailed(f"{self._model}: its server does not let this gateway in; an operator must see to it")
-        return _because(told, why)
+        return because(told, why)
+
+    def undecided(self, why: object) -> Unavailable:
+        """It is another Pointsman, which could have the batch, and left it without an answer."""
+        told = Unavailable(
+            f"{self._model}: no model at its server is sure of this batch, and no answer comes from there"
+        )
+        return because(told, why)
 
 
-def _because(error: _E, why: object) -> _E:
+def because(error: _E, why: object) -> _E:
+    """*error*, whose cause is *why*: an exception, or what was said, cut where it is long."""
     error.__cause__ = why if isinstance(why, BaseException) else ServerSaid(str(why)[:500])
     return error

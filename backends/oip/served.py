@@ -19,8 +19,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,9 +36,8 @@ from backends.contract import (
     check_outputs,
 )
 from backends.errors import DeadlineExceeded, InvalidInput, NotFound, ReplicaFailed, Unavailable
+from backends.in_flight import InFlight
 from backends.oip.remote import Blame, InferCall, InferReply, Remote, ServedModel
-
-_PROBE_S = 5.0
 
 
 class Transfer(Protocol):
@@ -84,7 +82,7 @@ class Terms:
 
 
 class Served:
-    """A model on one server; `open_served` in `backends.oip` and `backends.triton` build it. Owns *remote*."""
+    """A model on one server; `backends.oip.model` and `backends.triton.model` build it. Owns *remote*."""
 
     def __init__(self, model_name: str, remote: Remote, terms: Terms, transfer: Transfer) -> None:
         """Args:
@@ -97,13 +95,11 @@ class Served:
         self._blame = Blame(model_name)
         self._ids = map(f"{secrets.token_hex(6)}-{{:x}}".format, itertools.count(1))  # nobody else's, on any connection
         self._state = State.READY
-        self._calls = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._calls = InFlight()
         self._closing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<Served {self._name!r} version {self._terms.version}: {self._state}, {self._calls} calls>"
+        return f"<Served {self._name!r} version {self._terms.version}: {self._state}, {self._calls.count} calls>"
 
     @property
     def signature(self) -> Signature:
@@ -128,7 +124,8 @@ class Served:
     async def infer(self, batch: Batch, deadline: Deadline) -> Tensors:
         """Ask the server once; see `Backend.infer`."""
         check_batch(self._terms.signature, batch, self._terms.limits)
-        async with self._in_flight():
+        self._admit()
+        with self._calls:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise DeadlineExceeded(f"the deadline passed before model {self._name!r} started; allow more time")
@@ -150,7 +147,8 @@ class Served:
             ReplicaFailed: it says no.
             DeadlineExceeded: it says nothing.
         """
-        async with self._in_flight():
+        self._admit()
+        with self._calls:
             try:
                 is_ready = await self._remote.is_ready(self._terms.model, self._terms.version, deadline)
             except (NotFound, InvalidInput) as error:
@@ -167,25 +165,15 @@ class Served:
         await asyncio.shield(self._closing)  # whoever closes second waits for the same end
 
     async def _close(self) -> None:
-        await self._idle.wait()
+        await self._calls.wait_idle()
         await self._transfer.aclose(self._remote)
         await self._remote.aclose()
 
-    @asynccontextmanager
-    async def _in_flight(self) -> AsyncIterator[None]:
+    def _admit(self) -> None:
+        if self._state is State.FAILED:
+            raise self._blame.unwell(self._state)
         if self._state is not State.READY:
-            raise self._blame.unwell(self._state) if self._state is State.FAILED else self._closed()
-        self._calls += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            if not self._calls:
-                self._idle.set()
-
-    def _closed(self) -> Unavailable:
-        return Unavailable(f"model {self._name!r} is closed; send the request elsewhere")
+            raise Unavailable(f"model {self._name!r} is closed; send the request elsewhere")
 
     async def _look_for_version(self, deadline: Deadline) -> None:
         """Fail for good where the server serves the model, and not this version of it."""

@@ -19,12 +19,11 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from backends.contract import Deadline, State
 from backends.errors import DeadlineExceeded, Unavailable
+from backends.in_flight import InFlight
 from backends.process.child import Launch, Phase, WorkerProcess
 from backends.process.restarts import Restarts
 
@@ -80,9 +79,7 @@ class Pool:
         self._keepers: list[asyncio.Task[None]] = []
         self._starts_s: dict[object, float] = {}  # by keeper: when the start that it is at began, or will begin
         self._start_takes_s = 0.0
-        self._calls = 0
-        self._quiet = asyncio.Event()
-        self._quiet.set()
+        self._calls = InFlight()
         self._is_closed = False
         self._started = self._recycled = self._died = self._hung = self._failed_starts = 0
 
@@ -136,8 +133,7 @@ class Pool:
 
     # --- calls ---
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
+    def call(self) -> InFlight:
         """A call that closing waits for.
 
         Raises:
@@ -145,14 +141,7 @@ class Pool:
         """
         if self._is_closed:
             raise Unavailable(f"model {self._launch.model_name!r} is {self.state}; send the request elsewhere")
-        self._calls += 1
-        self._quiet.clear()
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            if self._calls == 0:
-                self._quiet.set()
+        return self._calls
 
     async def claim(self, deadline: Deadline) -> WorkerProcess:
         """A worker that is free, for one call, which must follow.
@@ -307,7 +296,7 @@ class Pool:
     async def aclose(self) -> None:
         """Wait for calls in flight, then end every process; those whose callers are gone at once."""
         self._is_closed = True
-        await self._quiet.wait()
+        await self._calls.wait_idle()
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)

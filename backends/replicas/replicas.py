@@ -55,6 +55,7 @@ from backends.errors import (
     Unavailable,
     error_of,
 )
+from backends.in_flight import InFlight
 from backends.replicas.budget import Budget
 from backends.replicas.fit import Common, common
 from backends.replicas.keeper import Keeper, begin_opening, cannot_open, close_all, close_leaving, warn_of
@@ -112,15 +113,13 @@ class Replicas:
         self._budget = Budget()
         self._retries = 0
         self._retry_ended = asyncio.Event()  # the next one that ends sets it
-        self._in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._calls = InFlight()
         self._closing = asyncio.Event()
         self._supervisor = asyncio.create_task(self._supervise(), name=f"replicas of {model_name}")
 
     def __repr__(self) -> str:
         states = ", ".join(f"{one.address} {one.state}" for one in self.statistics().replicas)
-        return f"<Replicas of {self._name!r}: {self.state}, {self._in_flight} calls; {states}>"
+        return f"<Replicas of {self._name!r}: {self.state}, {self._calls.count} calls; {states}>"
 
     @property
     def signature(self) -> Signature:
@@ -150,7 +149,7 @@ class Replicas:
         return ReplicasStatistics(
             self._name,
             tuple(replica.statistics(now) for replica in self._pool.replicas),
-            self._in_flight,
+            self._calls.count,
             self._retries,
             self._budget.retries_refused,
             self._budget.hedges,
@@ -166,15 +165,8 @@ class Replicas:
         now = self._clock()
         self._admit(batch, deadline, now)
         self._budget.call_came(now)
-        self._in_flight += 1
-        self._idle.clear()
-        call = _Call(batch, deadline, self._options.attempts, [])
-        try:
-            return await self._answer(call)
-        finally:
-            self._in_flight -= 1
-            if self._in_flight == 0:
-                self._idle.set()
+        with self._calls:
+            return await self._answer(_Call(batch, deadline, self._options.attempts, []))
 
     async def aclose(self) -> None:
         """Refuse further calls, wait for those in flight, and close every replica."""
@@ -239,7 +231,7 @@ class Replicas:
             self._retry_ended = asyncio.Event()
 
     async def _turn_to_retry(self, call: _Call, failed: PointsmanError) -> None:
-        while not self._budget.begin_retry(self._in_flight):
+        while not self._budget.begin_retry(self._calls.count):
             left_s = call.deadline - self._clock()
             try:
                 async with asyncio.timeout(None if math.isinf(left_s) else left_s):
@@ -352,7 +344,7 @@ class Replicas:
             async with asyncio.TaskGroup() as group:
                 keepers = [group.create_task(self._keeper(replica).run()) for replica in self._pool.replicas]
                 await self._closing.wait()
-                await self._idle.wait()
+                await self._calls.wait_idle()
                 for keeper in keepers:
                     keeper.cancel()
         finally:

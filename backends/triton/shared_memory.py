@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
 import mmap
 import os
 import secrets
@@ -287,7 +288,7 @@ def _size(spec: TensorSpec, items: int) -> int | None:
     itemsize = spec.datatype.itemsize
     if itemsize is None or -1 in spec.shape:
         return None
-    return itemsize * items * int(np.prod(spec.shape, dtype=np.int64))
+    return itemsize * items * math.prod(spec.shape)
 
 
 def _fill(region: Region, layout: _Layout) -> None:
@@ -314,7 +315,7 @@ def _copy(name: str, tensor: Tensor, region: Region) -> Tensor:
     if not isinstance(tensor.data, SharedMemoryWindow):
         return tensor
     found = region.bytes_of(_Place(tensor.data.offset, tensor.data.byte_size)).copy()
-    claim = Claim(name, tensor.datatype, tensor.shape, int(np.prod(tensor.shape, dtype=np.int64)), "output")
+    claim = Claim(name, tensor.datatype, tensor.shape, math.prod(tensor.shape), "output")
     return raw.decode(claim, found.data)
 
 

@@ -220,11 +220,6 @@ class WarmPool:
             )
         self._reserved_bytes += nbytes
 
-    def release(self, nbytes: int) -> None:
-        """Give back *nbytes* that were reserved."""
-        self._reserved_bytes -= nbytes
-        self._poked.set()
-
     async def open(
         self, name: str, ladder: Ladder, options: WarmOptions | None = None, *, estimate_bytes: int = 0
     ) -> Pooled:
