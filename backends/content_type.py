@@ -202,4 +202,5 @@ def _load(model_name: str) -> Magika:
         ) from error
 
 
-MAGIKA = BackendType("magika", ContentTypeOptions, open_content_type)
+_RUNNING_ONLY = frozenset({"max_batch", "max_in_flight"})
+MAGIKA = BackendType("magika", ContentTypeOptions, open_content_type, _RUNNING_ONLY)

@@ -13,6 +13,16 @@ dtype, except: BYTES is an object array of `bytes`; BF16, which NumPy lacks, is 
 shared-memory region, or an array on a device. A backend says what it takes in its `Limits.memory`; whoever
 holds anything else moves it first.
 
+**Arrays on a device** are exchanged by DLPack, and ordered by its handshake alone: whoever reads one asks for it with
+`__dlpack__(stream=s)`, *s* being the stream that it will read on, and the array's producer makes that stream wait for
+its own work. Nobody synchronises a whole device. The memory is there as long as somebody holds the array or a capsule
+of it; whoever starts work that goes on behind its back holds one until that work is over, and has waited for it before
+`infer` returns. `kernels.dlpack` does all of this.
+
+**Sequences.** A backend whose `Limits` state `sequence_idle_s` keeps state from call to call: each of its calls is the
+next of one sequence, which `SEQUENCE` names, and has one item. Whoever calls it sends the calls of a sequence one at a
+time, in order. All others answer every call for itself.
+
 **Ownership.** Arrays passed to `infer` belong to the caller: the backend neither writes to them nor keeps them
 after it has returned or raised. Arrays it returns belong to the caller, and the backend never touches them again.
 
@@ -23,7 +33,8 @@ text-embeddings-inference's `backends/core`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -42,6 +53,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.errors import InvalidInput
+from backends.trace_context import TraceContext
 
 ParameterValue: TypeAlias = bool | int | float | str
 """A request parameter, as the Open Inference Protocol has them."""
@@ -61,7 +73,53 @@ For backends that pass it on to a queue of their own; most have none. It stands 
 it is about the callers and not about what is to be computed.
 """
 
+WAITED_S: ContextVar[float] = ContextVar("waited_s", default=0.0)
+"""For how many seconds the oldest item of the call of `Backend.infer` at hand has waited for it.
+
+For backends whose replicas are scaled by it. It stands beside the call as `URGENCY` does.
+"""
+
+TRACE: ContextVar[TraceContext | None] = ContextVar("trace", default=None)
+"""The span that the call of `Backend.infer` at hand is; None where none of those whose items it has is traced.
+
+For backends that ask another server, which is told of it by `TraceContext.headers`. It stands beside the call as
+`URGENCY` does.
+"""
+
+SERVER_CALLS: ContextVar[list[ServerCall] | None] = ContextVar("server_calls", default=None)
+"""Where backends enter the calls of servers that the call of `Backend.infer` at hand has led to; None: nobody asks."""
+
 _C = TypeVar("_C")
+
+
+class Home:
+    """Where the state of one sequence is: whoever spreads its calls over several servers enters what it chose."""
+
+    __slots__ = ("place",)
+
+    def __init__(self) -> None:
+        self.place: object = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SequenceCall:
+    """A call of `Backend.infer` as one of a sequence.
+
+    Attributes:
+        id: the sequence's, from 1 to 2**63 - 1: no other sequence of the model has it, here or elsewhere.
+        starts: it begins the sequence: whatever state there was is forgotten.
+        ends: it is the last one.
+        home: the same for all calls of a sequence.
+    """
+
+    id: int
+    starts: bool
+    ends: bool
+    home: Home
+
+
+SEQUENCE: ContextVar[SequenceCall | None] = ContextVar("sequence", default=None)
+"""What the call of `Backend.infer` at hand is in a sequence; None: it stands alone. Like `URGENCY`, beside the call."""
 
 
 @overload
@@ -78,6 +136,27 @@ def record(cls: type[_C] | None = None, /, *, eq: bool = True) -> type[_C] | Cal
     """
     make = dataclass(slots=True, eq=eq, unsafe_hash=eq)
     return make if cls is None else make(cls)
+
+
+@record
+class ServerCall:
+    """One call of a server, answered or not, that a backend has made.
+
+    Attributes:
+        span: what its headers named.
+        address: of the server, as configured.
+        attempt: which it was for its batch, from 1.
+        started_s: on `time.monotonic()`'s clock, in seconds.
+        ended_s: likewise.
+        failure: the code of its error, or "cancelled"; "" where it was answered.
+    """
+
+    span: TraceContext
+    address: str
+    attempt: int
+    started_s: float
+    ended_s: float
+    failure: str = ""
 
 
 class Datatype(StrEnum):
@@ -149,18 +228,84 @@ class Ragged:
     rows: tuple[HostArray, ...]
 
 
+class SharedRegion(Protocol):
+    """A region of system shared memory that a caller has registered, and that servers on this machine may be told of.
+
+    It is the caller's: whoever made the object can shorten it, write to it and take its name away at any time. So it
+    is never mapped here. Belongs to one event loop, but for `read` and `write`, which are safe in a thread.
+    """
+
+    @property
+    def byte_size(self) -> int:
+        """How long it is."""
+        ...
+
+    @property
+    def offset(self) -> int:
+        """Where in its object it begins, in bytes."""
+        ...
+
+    def key(self) -> AbstractContextManager[str]:
+        """A name under which `shm_open` finds its object, and nobody else's, as long as the context lasts.
+
+        Raises:
+            OSError: there is none: the object has lost every name that it had.
+        """
+        ...
+
+    def check_length(self, window: SharedMemoryWindow) -> None:
+        """Refuse *window* if its object has become too short for it.
+
+        Raises:
+            InvalidInput: it has.
+        """
+        ...
+
+    def read(self, window: SharedMemoryWindow, buffer: memoryview) -> None:
+        """Copy *window* into *buffer*, which is as long.
+
+        Raises:
+            InvalidInput: the object has become too short.
+        """
+        ...
+
+    def when_given_up(self, told: Callable[[], None]) -> None:
+        """Have *told* called once the caller has unregistered it, or at once if it has."""
+        ...
+
+    def withhold(self, window: SharedMemoryWindow) -> Callable[[], None]:
+        """Take note that a call that nobody waits for may still write to *window*, until what this returns is called.
+
+        The region lets no other call have an output there meanwhile.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SharedMemoryWindow:
-    """*byte_size* bytes at *offset* of a registered shared-memory region."""
+    """*byte_size* bytes at *offset* of a registered shared-memory region.
+
+    Attributes:
+        of: the region, where it is a caller's that a server may be told of.
+    """
 
     region: str
     offset: int
     byte_size: int
+    of: SharedRegion | None = field(default=None, compare=False, repr=False)
+
+    def part(self, start: int, size: int) -> SharedMemoryWindow:
+        """*size* bytes at *start* of it."""
+        return SharedMemoryWindow(self.region, self.offset + start, size, self.of)
 
 
 @runtime_checkable
 class DeviceArray(Protocol):
-    """An array on an accelerator, exchanged by DLPack (CuPy, PyTorch and JAX arrays are such)."""
+    """An array on an accelerator, row-major and without gaps (CuPy, PyTorch and JAX arrays are such).
+
+    `__dlpack__` makes *stream* wait until the array is whole: a CUDA stream's address; 1, the legacy default stream;
+    None, the same; -1, none of them.
+    """
 
     def __dlpack__(self, *, stream: int | None = None) -> Any: ...  # Any: an opaque capsule
     def __dlpack_device__(self) -> tuple[int, int]: ...
@@ -219,27 +364,64 @@ class Tensor:
             raise InvalidInput(f"tensor data is {type(self.data).__name__}, not a host array; move it first")
         return self.data
 
+    def on_device(self) -> DeviceArray:
+        """The elements as an array on a device.
+
+        Raises:
+            InvalidInput: they are not one.
+        """
+        if isinstance(self.data, np.ndarray | Ragged | SharedMemoryWindow):
+            raise InvalidInput(f"tensor data is {type(self.data).__name__}, not an array on a device; move it first")
+        return self.data
+
+    @property
+    def memory(self) -> Memory:
+        """Where the elements are."""
+        if isinstance(self.data, np.ndarray):
+            return Memory.HOST
+        if isinstance(self.data, Ragged):
+            return Memory.RAGGED
+        return Memory.SHARED if isinstance(self.data, SharedMemoryWindow) else Memory.DEVICE
+
     def rows(self, start: int, stop: int) -> Tensor:
         """Items *start* to *stop* as views.
 
         Raises:
-            InvalidInput: the elements are not in host memory.
+            InvalidInput: the elements are neither in host memory nor numbers in shared memory.
         """
         if isinstance(self.data, Ragged):
             return Tensor.ragged(self.datatype, self.data.rows[start:stop])
+        if isinstance(self.data, SharedMemoryWindow) and self.datatype is not Datatype.BYTES:
+            row = self.data.byte_size // self.shape[0]
+            shape = (stop - start, *self.shape[1:])
+            return Tensor(self.datatype, shape, self.data.part(start * row, (stop - start) * row))
         part = self.numpy()[start:stop]
         return Tensor(self.datatype, part.shape, part)
 
     @property
     def nbytes(self) -> int:
         """Bytes of host memory that the elements take (0 for those that live elsewhere)."""
+        if isinstance(self.data, np.ndarray):
+            texts = sum(map(len, self.data.flat)) if self.datatype is Datatype.BYTES else 0
+            return self.data.nbytes + texts
         if isinstance(self.data, Ragged):
             return sum(row.nbytes for row in self.data.rows)
-        if not isinstance(self.data, np.ndarray):
-            return 0
-        if self.datatype is Datatype.BYTES:
-            return self.data.nbytes + sum(len(element) for element in self.data.flat)
-        return self.data.nbytes
+        return 0
+
+
+def fit_in(limit_bytes: int, tensors: Iterable[Tensor]) -> bool:
+    """Whether *tensors* take *limit_bytes* of host memory at most.
+
+    For callers on an event loop: of so many texts that their references alone are more, none is looked at.
+    """
+    total = 0
+    for tensor in tensors:
+        if isinstance(tensor.data, np.ndarray) and total + tensor.data.nbytes > limit_bytes:
+            return False
+        total += tensor.nbytes
+        if total > limit_bytes:
+            return False
+    return True
 
 
 Tensors: TypeAlias = Mapping[str, Tensor]
@@ -247,10 +429,18 @@ Tensors: TypeAlias = Mapping[str, Tensor]
 
 @record(eq=False)
 class Batch:
-    """The inputs of *size* items, by name; axis 0 of every tensor has length *size*."""
+    """The inputs of *size* items, by name; axis 0 of every tensor has length *size*.
+
+    Attributes:
+        places: outputs, by name, that a backend which takes `Memory.SHARED` may leave in these windows, whose data in
+            its answer the windows then are; whoever passes some takes such an answer. None: there are none.
+        there: outputs that a backend which takes `Memory.DEVICE` may leave on its device; likewise.
+    """
 
     inputs: Tensors
     size: int
+    places: Mapping[str, SharedMemoryWindow] | None = None
+    there: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, inputs: Tensors) -> Batch:
@@ -273,7 +463,7 @@ class Batch:
     @property
     def nbytes(self) -> int:
         """Bytes of host memory that the inputs take."""
-        return sum(tensor.nbytes for tensor in self.inputs.values())
+        return sum([tensor.nbytes for tensor in self.inputs.values()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +473,11 @@ class TensorSpec:
     name: str
     datatype: Datatype
     shape: tuple[int, ...]
+
+    def fixed_bytes(self, items: int) -> int | None:
+        """Bytes that *items* of it take; None where that is open."""
+        itemsize = self.datatype.itemsize
+        return None if itemsize is None or -1 in self.shape else itemsize * items * math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +504,11 @@ class Limits:
     Attributes:
         max_batch: most items in one call of `infer`.
         max_in_flight: calls of `infer` that it overlaps; more would only queue inside it.
-        memory: the storage it takes; anything else is moved by the caller first.
+        memory: the storage it takes; anything else is moved by the caller first. One that takes `Memory.SHARED` takes
+            windows of callers' regions (`SharedMemoryWindow.of`), and several calls of it do as well as one of all
+            their items: such batches are not merged, and as many as one could have been run together.
+        sequence_idle_s: for how many seconds without a call it keeps the state of a sequence; None: it keeps none, and
+            every call stands alone.
 
     Raises:
         InvalidInput: a number below 1.
@@ -318,6 +517,7 @@ class Limits:
     max_batch: int
     max_in_flight: int = 1
     memory: frozenset[Memory] = frozenset({Memory.HOST})
+    sequence_idle_s: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("max_batch", self.max_batch), ("max_in_flight", self.max_in_flight)):
@@ -362,6 +562,7 @@ class Backend(Protocol):
             DeadlineExceeded: *deadline* passed, or would pass, before an answer.
             Unavailable: the backend cannot take it now; another, or a later try, may.
             BackendFailed: the model failed on this batch.
+            SequenceUnknown, SequenceOver: the state that it goes on from is not there, or no longer.
         """
         ...
 
@@ -394,9 +595,15 @@ def check_outputs(signature: Signature, outputs: Tensors, size: int) -> str | No
 
 
 def _check(specs: tuple[TensorSpec, ...], tensors: Tensors, what: str, *, exact: bool) -> None:
-    found = [tensors.get(spec.name) for spec in specs]
-    if (len(tensors) == len(specs) or not exact) and all(map(_fits, specs, found)):
-        return
+    if len(tensors) == len(specs) or not exact:
+        for spec in specs:
+            tensor = tensors.get(spec.name)
+            if tensor is None or tensor.datatype is not spec.datatype:
+                break
+            if tensor.shape[1:] != spec.shape and not shape_matches(spec.shape, tensor.shape[1:]):
+                break
+        else:
+            return
     expected = {spec.name for spec in specs}
     if missing := sorted(expected - tensors.keys()):
         raise InvalidInput(f"{what} {missing[0]!r} is missing; expected {sorted(expected)}")
@@ -410,13 +617,6 @@ def _check(specs: tuple[TensorSpec, ...], tensors: Tensors, what: str, *, exact:
             raise InvalidInput(
                 f"{what} {spec.name!r} has shape {list(tensor.shape)}; expected {[-1, *spec.shape]}",
             )
-
-
-def _fits(spec: TensorSpec, tensor: Tensor | None) -> bool:
-    if tensor is None or tensor.datatype is not spec.datatype:
-        return False
-    shape = tensor.shape[1:]
-    return shape == spec.shape or shape_matches(spec.shape, shape)
 
 
 def shape_matches(spec: tuple[int, ...], shape: tuple[int, ...]) -> bool:

@@ -70,4 +70,4 @@ async def open_echo(model_name: str, options: EchoOptions) -> Backend:
     return Echo(options)
 
 
-ECHO = BackendType("echo", EchoOptions, open_echo)
+ECHO = BackendType("echo", EchoOptions, open_echo, running_only=frozenset({"max_batch"}))

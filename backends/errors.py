@@ -17,6 +17,8 @@ class Code(StrEnum):
     INVALID_ARGUMENT = "invalid_argument"
     UNSUPPORTED_MEDIA = "unsupported_media"
     TOO_LARGE = "too_large"
+    HEADERS_TOO_LARGE = "headers_too_large"
+    UNMET_EXPECTATION = "unmet_expectation"
     UNAUTHENTICATED = "unauthenticated"
     PERMISSION_DENIED = "permission_denied"
     NOT_FOUND = "not_found"
@@ -55,6 +57,10 @@ class InvalidInput(PointsmanError):
     code = Code.INVALID_ARGUMENT
 
 
+class SequenceUnknown(InvalidInput):
+    """A request goes on with a sequence that nobody has begun; once somebody has, the same request may succeed."""
+
+
 class UnsupportedMedia(PointsmanError):
     """The body is of a kind that nothing here reads."""
 
@@ -65,6 +71,18 @@ class TooLarge(PointsmanError):
     """Something exceeds a limit on size or number."""
 
     code = Code.TOO_LARGE
+
+
+class HeadersTooLarge(PointsmanError):
+    """The headers of a request are longer than what is read of them, or too many."""
+
+    code = Code.HEADERS_TOO_LARGE
+
+
+class UnmetExpectation(PointsmanError):
+    """The request expects of its server what is not done here."""
+
+    code = Code.UNMET_EXPECTATION
 
 
 class Unauthenticated(PointsmanError):
@@ -107,6 +125,10 @@ class AlreadyExists(PointsmanError):
     """What is to be made is there already, under that name."""
 
     code = Code.ALREADY_EXISTS
+
+
+class SequenceOver(Conflict):
+    """The state of a sequence is lost, or nobody knows what it is; only a new sequence can go on."""
 
 
 class KeyReused(PointsmanError):

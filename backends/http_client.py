@@ -17,7 +17,8 @@ is seen by the server as a closed connection, and no answer can reach another's 
 **A kept connection can be closed by the server** in the moment that it is used again: some servers close one after an
 idle time, uvicorn after every 500 of an exception and without saying so. It says nothing of the server's health, so a
 request whose kept connection ends before a byte of an answer goes out once more, on a new connection. That a server
-dies of a request, and gets it twice, is possible and harmless: it is not there to be connected to.
+dies of a request, and gets it twice, is possible and harmless: it is not there to be connected to. A request that must
+not be done twice, as it changes what the server keeps, is sent `once`, and fails then.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ class HungUp(Exception):
 
 class Nonsense(Exception):
     """What came is no answer in HTTP, or one beyond a limit."""
+
+
+class Oversized(Nonsense):
+    """The answer's body is larger than is allowed."""
 
 
 class Late(Exception):
@@ -101,7 +106,7 @@ class HttpClient:
         return f"<HttpClient of {self._host}:{self._port}: {len(self._busy)} busy, {len(self._idle)} idle>"
 
     async def exchange(
-        self, method: str, path: str, headers: str, body: Sequence[Part], deadline: Deadline
+        self, method: str, path: str, headers: str, body: Sequence[Part], deadline: Deadline, *, once: bool = False
     ) -> HttpReply:
         """Send a request, and wait for its answer.
 
@@ -109,6 +114,7 @@ class HttpClient:
             path: as it stands in the request line.
             headers: whole lines, each with its CRLF; framing is added here.
             body: sent one after the other, not copied; lent until this returns or raises.
+            once: never sent anew, whatever becomes of the connection.
 
         Raises:
             Unreachable: no connection, within the time for one.
@@ -124,7 +130,7 @@ class HttpClient:
             try:
                 return await self._exchange_on(kept, head, body, deadline)
             except HungUp:
-                if kept.is_answering or self._is_closed:
+                if kept.is_answering or self._is_closed or once:
                     raise
         return await self._exchange_on(await self._connection(deadline), head, body, deadline)
 
@@ -251,7 +257,8 @@ class _Connection(asyncio.Protocol):
             self._end(_caused(Nonsense("the server wants another protocol"), error))
         except (httptools.HttpParserError, _NoAnswer) as error:
             cause = error.__context__ if isinstance(error.__context__, _NoAnswer) else error
-            self._end(_caused(Nonsense(str(cause)), error))
+            kind = Oversized if isinstance(cause, _TooMuch) else Nonsense
+            self._end(_caused(kind(str(cause)), error))
 
     def eof_received(self) -> None:
         """The server sends no more; returning None closes the connection."""
@@ -283,13 +290,13 @@ class _Connection(asyncio.Protocol):
         self._is_head_read = True
         stated = self._headers.get("content-length", "0")
         if stated.isdecimal() and int(stated) > self._limit_bytes:
-            raise _NoAnswer(f"the answer says that it has {stated} bytes; the limit is {self._limit_bytes}")
+            raise _TooMuch(f"the answer says that it has {stated} bytes; the limit is {self._limit_bytes}")
 
     def on_body(self, chunk: bytes) -> None:
         """A part of the body."""
         self._size += len(chunk)
         if self._size > self._limit_bytes:
-            raise _NoAnswer(f"the answer has more than {self._limit_bytes} bytes")
+            raise _TooMuch(f"the answer has more than {self._limit_bytes} bytes")
         self._chunks.append(chunk)
 
     def on_message_complete(self) -> None:
@@ -316,6 +323,10 @@ class _Connection(asyncio.Protocol):
 
 class _NoAnswer(Exception):
     """Beyond a limit, or not asked for."""
+
+
+class _TooMuch(_NoAnswer):
+    """A body beyond the limit."""
 
 
 def _caused(error: Nonsense, cause: Exception) -> Nonsense:

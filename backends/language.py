@@ -215,4 +215,5 @@ def _require_choice(model_name: str, languages: tuple[str, ...], known: list[str
         )
 
 
-LANGID = BackendType("langid", LanguageOptions, open_language)
+_RUNNING_ONLY = frozenset({"max_batch", "max_in_flight"})
+LANGID = BackendType("langid", LanguageOptions, open_language, _RUNNING_ONLY)

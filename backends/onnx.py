@@ -1,4 +1,4 @@
-"""ONNX models, run in this process by ONNX Runtime on the CPU.
+"""ONNX models, run in this process by ONNX Runtime, on the CPU or on a CUDA device.
 
 **Batch axis.** Axis 0 of every input and output. Where the file leaves it open, batches of 1 to `max_batch` run as
 they are. Where the file fixes it at N, the model runs N items and nothing else: a smaller batch is filled up with
@@ -6,8 +6,8 @@ copies of its last row, whose outputs are cut off again, and the limit is N.
 
 **Threads.** One thread an operator (`threads`) by default. More threads shorten a single call, yet each waits in a
 loop for its next piece of work, which costs the event loop and every other model of the process more than it gains
-while calls arrive side by side. Keep `max_in_flight * threads`, over all models, near the number of cores; raise
-`threads` only where one large model has the machine to itself, `max_in_flight` where requests come side by side.
+while calls arrive side by side. Keep `max_in_flight * threads`, over all models and workers, near the number of cores;
+raise `threads` only where one large model has the machine to itself, `max_in_flight` where requests come side by side.
 
 **Memory.** ONNX Runtime's arena and its memory patterns, a plan kept per input shape seen, are off: both grow with
 the largest batch and with the number of shapes, and give nothing back. Measured with a small convolutional network
@@ -16,6 +16,10 @@ exchange large activations run 5 to 30 % faster, small ones the same. `arena: tr
 
 **Ending early.** `RunOptions.terminate` ends a run at the next operator: a call that is cancelled or late frees its
 thread within one operator's time.
+
+**On a device** (`device: cuda:0`, with onnxruntime-gpu in place of onnxruntime): inputs that preprocessing has left on
+that device are read there, and outputs that postprocessing begins with a softmax of stay there for it; all others come
+and go by the host (`backends.onnx_binding`). A model with a fixed batch axis or texts takes arrays of the host alone.
 
 **Refused when loading**, with the remedy: sequence and map outputs, types that NumPy lacks (BF16, float8, complex),
 inputs without a batch axis, data files outside the model's folder (ONNX Runtime checks that, symbolic links included).
@@ -37,8 +41,10 @@ from backends.contract import (
     Batch,
     Datatype,
     Deadline,
+    DeviceArray,
     HostArray,
     Limits,
+    Memory,
     Signature,
     State,
     Tensor,
@@ -48,9 +54,11 @@ from backends.contract import (
 )
 from backends.errors import BackendFailed, InvalidInput, NotFound, PointsmanError
 from backends.in_process import Workers, host_array
+from backends.onnx_binding import Processor, Wanted, run_bound
 from backends.onnx_cache import default_folder, open_cached
 from backends.ort import InvalidArgument, open_session, ort
 from backends.registry import BackendType
+from kernels.dlpack import spec_of
 
 # Any, here and below: ONNX Runtime has no types of its own.
 
@@ -89,8 +97,11 @@ class OnnxOptions:
         max_in_flight: calls that run at once, each on a thread of its own.
         threads: threads that one operator of one call may use.
         parallel_branches: independent branches of the graph that one call runs side by side.
-        graph_cache: keep the optimised graph on disk, so that later loads are quicker; see `backends.onnx_cache`.
-        arena: keep freed memory for the next call: faster on large tensors, never gives memory back.
+        graph_cache: keep the optimised graph on disk, so that later loads are quicker; see `backends.onnx_cache`. For
+            the CPU alone.
+        arena: keep freed memory for the next call: faster on large tensors, never gives memory back. A CUDA device
+            always does.
+        device: what computes: `cpu`, or `cuda`, `cuda:1` and so on.
     """
 
     path: Path
@@ -101,6 +112,7 @@ class OnnxOptions:
     parallel_branches: int = 1
     arena: bool = False
     graph_cache: bool = False
+    device: str = "cpu"
 
 
 class Onnx:
@@ -122,7 +134,15 @@ class Onnx:
             tuple(_spec(node, "output") for node in session.get_outputs()),
         )
         self._version = options.version
-        self._limits = Limits(min(options.max_batch, self._fixed_batch or options.max_batch), options.max_in_flight)
+        self._processor = Processor.parse(options.device)
+        everything = (*self._signature.inputs, *self._signature.outputs)
+        self._is_bound = not self._processor.is_cpu and all(spec.datatype is not Datatype.BYTES for spec in everything)
+        takes_there = self._is_bound and not self._fixed_batch
+        self._limits = Limits(
+            min(options.max_batch, self._fixed_batch or options.max_batch),
+            options.max_in_flight,
+            frozenset({Memory.HOST, Memory.DEVICE} if takes_there else {Memory.HOST}),
+        )
         self._output_names = [spec.name for spec in self._signature.outputs]
         self._workers = Workers(model_name, options.max_in_flight)
         self._session = [session]  # emptied by aclose
@@ -162,14 +182,41 @@ class Onnx:
         return await self._workers.run(lambda: self._run(batch, run_options), deadline, terminate)
 
     def _run(self, batch: Batch, run_options: Any) -> Tensors:
-        feed = {name: self._fill(_to_onnx(name, tensor)) for name, tensor in batch.inputs.items()}
+        feed = {name: self._fed(name, tensor) for name, tensor in batch.inputs.items()}
         try:
-            found = self._session[0].run(self._output_names, feed, run_options)
+            if self._is_bound:
+                wanted = self._wanted(batch)
+                found = run_bound(self._session[0], self._processor, feed, wanted, run_options)
+            else:
+                found = self._session[0].run(self._output_names, feed, run_options)
             rows = slice(batch.size if self._fixed_batch else None)
             specs = self._signature.outputs
-            return {spec.name: _from_onnx(spec, array[rows]) for spec, array in zip(specs, found, strict=True)}
+            return {spec.name: _from_onnx(spec, array, rows) for spec, array in zip(specs, found, strict=True)}
         except Exception as error:  # ONNX Runtime raises classes of its own that share no base
             raise _translated(self._name, error) from error
+
+    def _wanted(self, batch: Batch) -> list[Wanted]:
+        rows = self._fixed_batch or batch.size
+        return [
+            Wanted(
+                spec.name,
+                spec.datatype.numpy,
+                None if -1 in spec.shape else (rows, *spec.shape),
+                there=spec.name in batch.there and -1 not in spec.shape and Memory.DEVICE in self._limits.memory,
+            )
+            for spec in self._signature.outputs
+        ]
+
+    def _fed(self, name: str, tensor: Tensor) -> HostArray | DeviceArray:
+        if tensor.memory is not Memory.DEVICE:
+            return self._fill(_to_onnx(name, tensor))
+        array = tensor.on_device()
+        dtype, shape = spec_of(array)
+        if (dtype, shape) != (tensor.datatype.numpy, tensor.shape):
+            raise InvalidInput(
+                f"tensor {name!r} states {tensor.datatype} {list(tensor.shape)} and holds {dtype} {list(shape)}"
+            )
+        return array
 
     def _fill(self, array: HostArray) -> HostArray:
         """*array* with as many rows as the model insists on."""
@@ -200,7 +247,9 @@ def _load(model_name: str, options: OnnxOptions) -> Onnx:
     if not options.path.is_file():
         raise InvalidInput(f"model {model_name!r}: {options.path} is not a file; name the .onnx file itself")
     try:
-        session = _session(options)
+        processor = Processor.parse(options.device)
+        session = _session(options, processor)
+        processor.check(session)
         return Onnx(model_name, options, session)
     except PointsmanError as error:
         raise InvalidInput(f"model {model_name!r}: {options.path}: {error}") from error
@@ -210,10 +259,12 @@ def _load(model_name: str, options: OnnxOptions) -> Onnx:
         ) from error
 
 
-def _session(options: OnnxOptions) -> Any:
+def _session(options: OnnxOptions, processor: Processor) -> Any:
     if options.graph_cache:
+        if not processor.is_cpu:
+            raise InvalidInput(f"graph_cache keeps graphs for the CPU; leave it out with device {processor}")
         return open_cached(options.path, partial(_session_options, options), default_folder())
-    return open_session(options.path, _session_options(options))
+    return open_session(options.path, _session_options(options), processor.providers())
 
 
 def _session_options(options: OnnxOptions) -> Any:
@@ -276,8 +327,13 @@ def _to_onnx(name: str, tensor: Tensor) -> HostArray:
     return texts
 
 
-def _from_onnx(spec: TensorSpec, array: HostArray) -> Tensor:
-    """The array as ONNX Runtime gave it, whose memory nothing else holds; strings as bytes."""
+def _from_onnx(spec: TensorSpec, array: HostArray | DeviceArray, rows: slice) -> Tensor:
+    """*rows* of the array as ONNX Runtime gave it, whose memory nothing else holds; strings as bytes. What is on the
+    device has as many rows as the batch.
+    """
+    if not isinstance(array, np.ndarray):
+        return Tensor(spec.datatype, spec_of(array)[1], array)
+    array = array[rows]
     return Tensor.of(_encoded(array) if spec.datatype is Datatype.BYTES else array, spec.datatype)
 
 
@@ -291,4 +347,7 @@ def _translated(model_name: str, error: Exception) -> PointsmanError:
     return BackendFailed(f"model {model_name!r} failed on this batch; its operator's log has the cause")
 
 
-ONNX = BackendType("onnx", OnnxOptions, open_onnx)
+_RUNNING_ONLY = frozenset(
+    {"threads", "parallel_branches", "arena", "graph_cache", "max_batch", "max_in_flight", "device"}
+)
+ONNX = BackendType("onnx", OnnxOptions, open_onnx, _RUNNING_ONLY)

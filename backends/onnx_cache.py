@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from backends.ort import open_session, ort
+from kernels.folders import is_private, user_cache
 
 KEPT_S: Final = 30 * 24 * 3600.0
 """Seconds after their last use for which graphs are kept."""
@@ -46,9 +47,7 @@ _SUFFIX: Final = ".onnx"
 
 def default_folder() -> Path:
     """Where graphs are kept: `$XDG_CACHE_HOME` (or `~/.cache`) `/pointsman/graphs`."""
-    base = os.environ.get("XDG_CACHE_HOME") or ""
-    root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"  # relative ones count as unset
-    return root / "pointsman" / "graphs"
+    return user_cache() / "graphs"
 
 
 def open_cached(model: Path, session_options: Callable[[], Any], folder: Path) -> Any:
@@ -100,20 +99,12 @@ def _place(model: Path, folder: Path) -> Path | None:
         if _EXTERNAL in content:
             return None
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_private(folder):
+        if not is_private(folder):
             return None
     except OSError:
         return None
     digest = hashlib.sha256(_environment().encode() + b"\0" + content)
     return folder / f"{digest.hexdigest()}{_SUFFIX}"
-
-
-def _is_private(folder: Path) -> bool:
-    """Whether nobody but this user can write to *folder*."""
-    if not hasattr(os, "getuid"):
-        return True
-    found = folder.stat()
-    return found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 @cache

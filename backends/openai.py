@@ -63,14 +63,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +77,7 @@ import numpy as np
 import orjson
 
 from backends.contract import (
+    TRACE,
     Backend,
     Batch,
     Datatype,
@@ -94,6 +92,7 @@ from backends.contract import (
     check_batch,
     record,
 )
+from backends.credentials import certificates, key_in_environment, key_in_file, retry_after_s
 from backends.errors import (
     BackendFailed,
     DeadlineExceeded,
@@ -112,7 +111,6 @@ if TYPE_CHECKING:
     import aiohttp  # at run time where it is used: an extra, which other backends do without
 
 _JSON = {"Content-Type": "application/json"}
-_KEY_LIMIT_BYTES = 16 * 1024
 _SAID_LIMIT = 400
 _LEAST_SURE = 1e-6  # FP32 tells less from nothing no longer, and the first choice would win
 _CODE = re.compile("[a-z0-9_]{1,40}")
@@ -403,7 +401,7 @@ class OpenAI:
                 outcome = await self._attempt(method, path, body)
         except TimeoutError:
             if left_s <= self._options.timeout_s:
-                outcome = self._blame.late()
+                outcome = self._blame.late("nothing in time")
             else:
                 outcome = ReplicaFailed(
                     f"model {self._name!r}: its server did not answer within {self._options.timeout_s:g} s; "
@@ -420,13 +418,16 @@ class OpenAI:
         """
         import aiohttp
 
+        headers = _JSON if body else None
+        if body and (trace := TRACE.get()) is not None:
+            headers = {**_JSON, **dict(trace.headers())}
         try:
             async with self._session.request(
-                method, self._url + path, data=body, headers=_JSON if body else None, allow_redirects=False
+                method, self._url + path, data=body, headers=headers, allow_redirects=False
             ) as reply:
                 content = await self._read(reply)
                 if content is None:
-                    return self._blame.nonsense(f"the answer has more than {self._options.max_reply_bytes} bytes")
+                    return self._blame.oversized(f"the answer has more than {self._options.max_reply_bytes} bytes")
                 return content if reply.status == 200 else self._refusal(reply.status, reply.headers, content)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             return self._blame.unreachable(self._described(error))
@@ -454,7 +455,7 @@ class OpenAI:
         code = self._cleaned(_code_in(content))
         match status:
             case 429:
-                return self._blame.busy(why, _retry_after_s(headers, datetime.now(UTC)))
+                return self._blame.busy(why, retry_after_s(headers.get("Retry-After", "")))
             case 413:
                 return because(InvalidInput(f"{model} refuses so long a text; shorten it"), ServerSaid(why))
             case 400 | 422 if code in _TOO_LONG:
@@ -463,7 +464,7 @@ class OpenAI:
                 told = InvalidInput(f"{model} refuses this text: its server's filter rejects it")
                 return because(told, ServerSaid(why))
             case 401 | 403:
-                remedy = f"its server does not let this gateway in (HTTP {status}); an operator must see to the key"
+                return self._blame.unauthorized(why)
             case 404:
                 remedy = "its server does not know the model, or the path; an operator must see to `model` and `url`"
             case _ if 400 <= status < 500 and status not in (408, 409, 425):
@@ -524,18 +525,6 @@ def _in_brackets(code: str) -> str:
     return f" ({code})" if _CODE.fullmatch(code) else ""
 
 
-def _retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
-    """What Retry-After says (RFC 9110, 10.2.3), in seconds from *now*; None where it says nothing that can be read."""
-    stated = headers.get("Retry-After", "").strip()
-    if stated.isdecimal() and stated.isascii() and len(stated) < 6:
-        return float(stated)
-    try:
-        at = parsedate_to_datetime(stated)
-    except ValueError:
-        return None
-    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds())
-
-
 async def open_openai(model_name: str, options: OpenAIOptions) -> Backend:
     """Read the key and the certificates, and make ready to ask; nothing is asked yet.
 
@@ -545,8 +534,8 @@ async def open_openai(model_name: str, options: OpenAIOptions) -> Backend:
     """
     if find_spec("aiohttp") is None:
         raise NotFound(f"model {model_name!r}: backend openai needs aiohttp; pip install 'pointsman[openai]'")
-    api_key = await asyncio.to_thread(_api_key, model_name, options)
-    tls = await asyncio.to_thread(_tls, model_name, options.ca) if options.url.lower().startswith("https:") else None
+    api_key = await asyncio.to_thread(_api_key, options)
+    tls = await asyncio.to_thread(_tls, options)
     return OpenAI(model_name, options, _session(options, api_key, tls), api_key)
 
 
@@ -569,35 +558,20 @@ def _session(options: OpenAIOptions, api_key: str, tls: ssl.SSLContext | None) -
     )
 
 
-def _api_key(model_name: str, options: OpenAIOptions) -> str:
+def _api_key(options: OpenAIOptions) -> str:
+    """The key; "" where none is named."""
     if options.api_key_env:
-        where = f"model {model_name!r}: environment variable {options.api_key_env!r} (api_key_env)"
-        key = os.environ.get(options.api_key_env, "").strip()
-    elif options.api_key_file is not None:
-        where = f"model {model_name!r}: file {options.api_key_file} (api_key_file)"
-        key = _first_bytes(where, options.api_key_file).strip()
-    else:
-        return ""
-    if not key:
-        raise InvalidInput(f"{where} holds nothing; put the key there")
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise InvalidInput(f"{where} holds more than a key; put the key alone there")
-    return key
+        return key_in_environment(options.api_key_env, "api_key_env")
+    return "" if options.api_key_file is None else key_in_file(options.api_key_file, "api_key_file")
 
 
-def _first_bytes(where: str, file: Path) -> str:
-    try:
-        with file.open("rb") as content:
-            return content.read(_KEY_LIMIT_BYTES).decode("latin-1")
-    except OSError as error:
-        raise InvalidInput(f"{where} cannot be read: {error.strerror}") from error
+def _tls(options: OpenAIOptions) -> ssl.SSLContext | None:
+    """What proves the server; None without TLS."""
+    if not options.url.lower().startswith("https:"):
+        return None
+    return ssl.create_default_context(cadata=certificates(options.ca))
 
 
-def _tls(model_name: str, ca: Path | None) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=ca)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidInput(f"model {model_name!r}: ca: {ca} holds no certificates in PEM: {error.strerror}") from error
-
-
-OPENAI = BackendType("openai", OpenAIOptions, open_openai)
+_WHERE_IT_IS = ("url", "api_key_env", "api_key_file", "ca")
+_HOW_IT_IS_ASKED = ("max_batch", "max_in_flight", "connect_timeout_s", "timeout_s", "max_reply_bytes")
+OPENAI = BackendType("openai", OpenAIOptions, open_openai, frozenset({*_WHERE_IT_IS, *_HOW_IT_IS_ASKED}))

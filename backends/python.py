@@ -226,4 +226,6 @@ async def _open_process(model_name: str, options: PythonOptions) -> Backend:
     )
 
 
-PYTHON = BackendType("python", PythonOptions, open_python)
+_HOW_PROCESSES_RUN = ("process", "recycle_after", "memory_limit", "hang_timeout_s")
+_RUNNING_ONLY = frozenset({*_HOW_PROCESSES_RUN, "max_batch", "max_in_flight"})
+PYTHON = BackendType("python", PythonOptions, open_python, _RUNNING_ONLY)

@@ -16,7 +16,7 @@ packages claim is refused when asked for, rather than decided by the order of in
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -35,6 +35,7 @@ BUILT_IN: Mapping[str, str] = {
     "onnx": "backends.onnx:ONNX",
     "openai": "backends.openai:OPENAI",
     "python": "backends.python:PYTHON",
+    "ray_serve": "backends.ray_serve.backend:RAY_SERVE",
     "triton": "backends.triton.model:TRITON",
 }
 
@@ -48,11 +49,21 @@ class BackendType:
         options: a frozen dataclass of plain typed fields; its field names are the configuration's keys.
         open: builds the backend of a model, ready to serve, from the model's name and an instance of `options`;
             raises a `PointsmanError` that names the remedy. Any: each kind has options of its own.
+        running_only: options that decide how a model runs, and not what it answers: a certificate holds whatever they
+            are. Every other is part of what is certified.
+
+    Raises:
+        ValueError: `running_only` names what is no option.
     """
 
     name: str
     options: type
     open: Callable[[str, Any], Awaitable[Backend]]
+    running_only: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if unknown := self.running_only - {field.name for field in fields(self.options)}:
+            raise ValueError(f"backend {self.name!r} has no option {sorted(unknown)[0]!r}; take it out of running_only")
 
 
 class BackendTypes(Mapping[str, BackendType]):

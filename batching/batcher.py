@@ -30,6 +30,11 @@ about somebody else's item. Whatever else a backend raises reaches every caller 
 of its own: one instance shared between tasks would grow a traceback of them all. A fault in a policy fails what waits;
 one in an observer is reported to the loop's exception handler. Neither leaves a caller hanging.
 
+**Apart.** Tensors in shared memory stay where they are, so batches of them cannot be merged; a server that takes them
+merges them itself. They queue like all others, but wait for a slot alone, and never for company (`policy`); what has
+waited together is as many calls of the backend as it has entries, all at once in one slot. Each is answered, late,
+cancelled or failed by itself.
+
 Source: "form" and "run" joined by free slots, and leavers skipped while forming, follow text-embeddings-inference.
 """
 
@@ -37,6 +42,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,11 +51,16 @@ from typing import Any, Final, Self, TypeVar
 
 from backends.contract import (
     NO_DEADLINE,
+    SERVER_CALLS,
+    TRACE,
     URGENCY,
+    WAITED_S,
     Backend,
     Batch,
     Deadline,
     Limits,
+    Memory,
+    ServerCall,
     Tensors,
     check_batch,
     check_outputs,
@@ -63,21 +74,25 @@ from backends.errors import (
     TooLarge,
     Unavailable,
 )
+from backends.trace_context import TraceContext, foremost
 from batching.admission import outlook
 from batching.concurrency import Gradient2
 from batching.isolation import Isolation, may_be_an_items_fault
 from batching.lanes import Deadlines, Lanes
 from batching.latency import Forecast, Kinds, Latency
-from batching.merge import Key, compatibility, cut, join, length_bucket, merge, split
+from batching.merge import Key, compatibility, cut, goes_apart, is_apart, join, length_bucket, merge, split
 from batching.options import BatchingOptions
 from batching.padding import Padded, Shaping
 from batching.policy import ByDeadline, Policy
 from batching.report import (
+    BatchedCaller,
     BatchingCounters,
     BatchingStatistics,
     BatchingTotals,
+    BatchNote,
     BatchObserver,
     BatchReport,
+    BatchTrace,
     CurvePoint,
     IgnoreBatches,
     Outcome,
@@ -107,8 +122,10 @@ class _Entry:
         "key",
         "level",
         "nbytes",
+        "note",
         "size",
         "tenant",
+        "trace",
         "turn",
     )
 
@@ -122,6 +139,8 @@ class _Entry:
         future: asyncio.Future[Tensors],
         level: int,
         tenant: str,
+        trace: TraceContext | None,
+        note: BatchNote | None,
     ) -> None:
         self.batch: Batch | None = batch
         self.size = batch.size
@@ -131,6 +150,8 @@ class _Entry:
         self.arrived_s = now
         self.level = level
         self.tenant = tenant
+        self.trace = trace
+        self.note = note
         self.turn = 0.0
         self.future: asyncio.Future[Tensors] | None = future  # None once its caller has taken what it holds
         self.flight: _Flight | None = None
@@ -172,16 +193,20 @@ class _Flight:
     """A batch at the backend, and what else is to be run in its slot where it is part of one that failed."""
 
     __slots__ = (
+        "apart",
         "batches",
         "callers",
         "entries",
+        "is_again",
         "isolation",
         "merged_s",
         "padded",
+        "server_calls",
         "should_end_s",
         "size",
         "started_s",
         "task",
+        "trace",
     )
 
     def __init__(self, entries: Sequence[_Entry], now: float, isolation: Isolation[_Entry] | None) -> None:
@@ -195,10 +220,17 @@ class _Flight:
         self.padded: Padded | None = None
         self.should_end_s = now
         self.task: asyncio.Task[None] | None = None
+        self.apart: dict[_Entry, asyncio.Task[BaseException | None]] = {}  # where every entry has a call of its own
+        self.is_again = isolation is not None
+        self.trace: TraceContext | None = None
+        self.server_calls: list[ServerCall] | None = None
 
     def is_abandoned(self) -> bool:
         """Whether nobody waits for it."""
-        return all(entry.is_over() for entry in self.entries)
+        for entry in self.entries:  # noqa: SIM110  # asked of every batch, and `all` takes three times as long
+            if not entry.is_over():
+                return False
+        return True
 
 
 class _Alarm:
@@ -277,12 +309,15 @@ class Batcher:
         self._max_batch = options.max_batch or limit
         self._policy = policy or ByDeadline(self._max_batch, self._slots, options.max_delay_s)
         self._shaping = Shaping.of(options, self._signature, self._memory)
+        self._takes_shared = Memory.SHARED in self._memory and self._shaping is None
         has_shapes = any(-1 in spec.shape for spec in self._signature.inputs)
         self._kinds = Kinds(has_buckets=has_shapes or self._shaping is not None)
-        self._lanes: Lanes[_Entry] = Lanes(self._kinds)
+        has_unmerged = self._shaping is None and not self._memory.isdisjoint({Memory.SHARED, Memory.DEVICE})
+        self._lanes: Lanes[_Entry] = Lanes(self._kinds, is_apart if has_unmerged else None)
         self._deadlines: Deadlines[_Entry] = Deadlines()
         self._flights: set[_Flight] = set()
         self._batches = 0
+        self._prefix = secrets.token_hex(3)
         self._items = 0
         self._limit = Gradient2(self._slots) if options.adaptive_concurrency else None
         self._counters = BatchingCounters()
@@ -365,7 +400,15 @@ class Batcher:
             now = self._clock()
             latency.observe(size, now - started_s, now)
 
-    async def submit(self, batch: Batch, deadline: Deadline, priority: int = 0, tenant: str = "") -> Tensors:
+    async def submit(
+        self,
+        batch: Batch,
+        deadline: Deadline,
+        priority: int = 0,
+        tenant: str = "",
+        trace: TraceContext | None = None,
+        note: BatchNote | None = None,
+    ) -> Tensors:
         """Answer *batch*, in the company of others.
 
         A batch larger than `max_batch` goes in parts, and its answer is joined again. The arrays of *batch* must not
@@ -375,6 +418,8 @@ class Batcher:
         Args:
             priority: 1 the highest; 0: the default of the options, which also say whether it counts at all.
             tenant: whose it is; each gets an equal share where not all can be answered.
+            trace: the span that it is for; None: nobody traces it.
+            note: is told what batches it was answered in; None: nobody asks.
 
         Raises:
             InvalidInput: *batch* is not what the model's signature says, or not where its backend can take it.
@@ -387,23 +432,50 @@ class Batcher:
         now = self._clock()
         nbytes = self._admit(batch, deadline, now)
         key = compatibility(batch, self._memory, self._shaping)
+        if self._shaping is not None:
+            nbytes = self._nbytes(batch)
+            self._check_size("bytes", nbytes, self._options.max_queue_bytes)
         self._check_outlook(key, deadline, tenant, now)
-        self._make_room(batch.size, nbytes, tenant)
-        level = self._options.level(priority)
+        options, lanes = self._options, self._lanes
+        if lanes.items + batch.size > options.max_queue or lanes.nbytes + nbytes > options.max_queue_bytes:
+            self._make_room(batch.size, nbytes, tenant)
+        level = options.level(priority)
         if batch.size > self._max_batch:
-            return await self._submit_parts(batch, key, deadline, now, level, tenant)
-        entry = self._enqueue(batch, nbytes, key, deadline, now, level, tenant)
+            return await self._submit_parts(batch, key, deadline, now, level, tenant, trace, note)
+        entry = self._enqueue(batch, nbytes, key, deadline, now, level, tenant, trace, note)
+        assert entry.future is not None
         try:
-            return await entry.told()
+            return await entry.future  # as `told`, without a coroutine more
         except asyncio.CancelledError:
             self._leave(entry)
             raise
+        finally:
+            entry.future = None
 
     async def _submit_parts(
-        self, batch: Batch, key: Key, deadline: Deadline, now: float, level: int, tenant: str
+        self,
+        batch: Batch,
+        key: Key,
+        deadline: Deadline,
+        now: float,
+        level: int,
+        tenant: str,
+        trace: TraceContext | None,
+        note: BatchNote | None,
     ) -> Tensors:
         parts = [
-            self._enqueue(part, part.nbytes, key, deadline, now, level, tenant) for part in cut(batch, self._max_batch)
+            self._enqueue(
+                part,
+                self._nbytes(part),
+                key,
+                deadline,
+                now,
+                level,
+                tenant,
+                trace,
+                note,
+            )
+            for part in cut(batch, self._max_batch)
         ]
         try:
             replies = await asyncio.gather(*(part.told() for part in parts))
@@ -422,9 +494,24 @@ class Batcher:
         return self._is_open
 
     @property
+    def is_idle(self) -> bool:
+        """Whether a new item would run at once: a slot is free, and nothing waits for one."""
+        return self._free_slots() > 0 and not self._lanes
+
+    @property
+    def lowest_priority(self) -> int:
+        """The level that comes last; 0, the default, where there are none."""
+        return self._options.priority_levels
+
+    @property
     def max_batch(self) -> int:
         """Most items in one call of the backend."""
         return self._max_batch
+
+    @property
+    def takes_shared(self) -> bool:
+        """Whether inputs may be windows of shared memory, which reach the backend as they are."""
+        return self._takes_shared
 
     @property
     def max_delay_s(self) -> float:
@@ -501,9 +588,14 @@ class Batcher:
             raise InvalidInput("a batch of 0 items has no answer; send at least 1")
         check_batch(self._signature, batch, _ANY_SIZE)
         nbytes = batch.nbytes
-        self._check_size("items", batch.size, self._options.max_queue)
-        self._check_size("bytes", nbytes, self._options.max_queue_bytes)
+        if batch.size > self._options.max_queue or nbytes > self._options.max_queue_bytes:
+            self._check_size("items", batch.size, self._options.max_queue)
+            self._check_size("bytes", nbytes, self._options.max_queue_bytes)
         return nbytes
+
+    def _nbytes(self, batch: Batch) -> int:
+        """What *batch* takes while it waits, or merged by itself."""
+        return batch.nbytes if self._shaping is None else self._shaping.nbytes(batch)
 
     def _check_size(self, unit: str, wanted: int, limit: int) -> None:
         if wanted > limit:
@@ -529,10 +621,9 @@ class Batcher:
             raise self._overloaded(f"a new request waits {found.wait_s * 1e3:.1f} ms, too long for its deadline")
 
     def _make_room(self, items: int, nbytes: int, tenant: str) -> None:
-        """Refuse what the queue does not hold; where *tenant* has less than its share, what waits for the greediest."""
+        """Refuse what does not fit the queue; where *tenant* has less than its share, what waits for the greediest."""
         why = self._shortage(items, nbytes)
-        if why is None:
-            return
+        assert why is not None, "room was to be made where there is some. This is a bug."
         leaving: list[_Entry] = []
         for entry in self._lanes.surplus(tenant, items):
             leaving.append(entry)
@@ -559,9 +650,18 @@ class Batcher:
         return Overloaded(f"model {self._model!r} is overloaded: {why}; try again later", retry_after_s=retry_after_s)
 
     def _enqueue(
-        self, batch: Batch, nbytes: int, key: Key, deadline: Deadline, now: float, level: int, tenant: str
+        self,
+        batch: Batch,
+        nbytes: int,
+        key: Key,
+        deadline: Deadline,
+        now: float,
+        level: int,
+        tenant: str,
+        trace: TraceContext | None,
+        note: BatchNote | None,
     ) -> _Entry:
-        entry = _Entry(batch, nbytes, key, deadline, now, self._loop.create_future(), level, tenant)
+        entry = _Entry(batch, nbytes, key, deadline, now, self._loop.create_future(), level, tenant, trace, note)
         self._lanes.add(entry)
         self._deadlines.push(entry)
         if deadline < self._deadline_alarm.when:
@@ -580,7 +680,9 @@ class Batcher:
             self._check_emptied()
         elif (flight := entry.flight) is not None:
             flight.callers -= 1
-            if flight.callers == 0 and flight.task is not None:
+            if (call := flight.apart.get(entry)) is not None:
+                call.cancel()
+            elif flight.callers == 0 and flight.task is not None:
                 flight.task.cancel()
         entry.let_go()
 
@@ -660,8 +762,10 @@ class Batcher:
 
     def _launch(self, entries: Sequence[_Entry], now: float) -> None:
         self._check_planned(entries)
-        for entry in entries:
-            self._lanes.take(entry)
+        if self._shaping is not None and self._shaping.pads:  # who is left is in the next plan
+            batches = [entry.waiting_batch() for entry in entries]
+            entries = entries[: self._shaping.affordable(batches, self._options.max_queue_bytes)]
+        self._lanes.take_all(entries)
         self._take_off(entries, now)
 
     def _take_off(self, entries: Sequence[_Entry], now: float, isolation: Isolation[_Entry] | None = None) -> bool:
@@ -679,10 +783,11 @@ class Batcher:
 
     def _check_planned(self, entries: Sequence[_Entry]) -> None:
         """Hold a policy to its word: a batch it should not have planned must never reach a backend."""
-        if len(set(entries)) != len(entries) or not all(entry in self._lanes for entry in entries):
-            raise RuntimeError("the policy planned an entry that does not wait. This is a bug.")
-        if not 1 <= sum(entry.size for entry in entries) <= self._max_batch or len({e.key for e in entries}) != 1:
+        is_mixed = len({entry.key for entry in entries}) != 1
+        if is_mixed or not 1 <= sum([entry.size for entry in entries]) <= self._max_batch:
             raise RuntimeError("the policy planned an empty, too large or mixed batch. This is a bug.")
+        if not self._lanes.holds(entries):
+            raise RuntimeError("the policy planned an entry that does not wait. This is a bug.")
 
     # Flights.
 
@@ -706,6 +811,9 @@ class Batcher:
 
     async def _fly(self, flight: _Flight) -> None:
         flight.task = asyncio.current_task()
+        if self._takes_shared and goes_apart(flight.batches[0]):
+            await self._fly_apart(flight)
+            return
         result = await self._attempt(flight)
         now = self._clock()
         is_abandoned = flight.is_abandoned()
@@ -721,8 +829,36 @@ class Batcher:
             for entry in flight.entries:
                 entry.let_go()
                 self._fail(entry, error, is_its_own=is_its_own)
-        outcome = Outcome.ANSWERED if error is None else Outcome.ABANDONED if is_abandoned else Outcome.FAILED
-        self._observe(flight, now, outcome, error)
+        self._observe(flight, now, error, is_abandoned=is_abandoned)
+
+    async def _fly_apart(self, flight: _Flight) -> None:
+        """A call for each entry of *flight*, all at once; see the module."""
+        flight.batches = []
+        parts = [_Flight([entry], flight.started_s, None) for entry in flight.entries if not entry.is_over()]
+        flight.apart = {part.entries[0]: self._hangar.create_task(self._fly_part(part)) for part in parts}
+        del parts
+        if flight.apart:
+            await asyncio.wait(flight.apart.values())
+        errors = [asyncio.CancelledError() if call.cancelled() else call.result() for call in flight.apart.values()]
+        flight.apart = {}
+        now = self._clock()
+        self._flights.discard(flight)
+        error = next(iter(errors), asyncio.CancelledError())
+        self._learn(flight, {} if error is None or None in errors else error, now)
+        self._turn(now)
+
+    async def _fly_part(self, part: _Flight) -> BaseException | None:
+        """Have the backend answer the one entry of *part*, and tell its caller; the error, where there is one."""
+        result = await self._attempt(part)
+        now = self._clock()
+        error = result if isinstance(result, BaseException) else self._deliver(part, result, now)
+        is_abandoned = part.is_abandoned()
+        if error is not None:
+            for entry in part.entries:
+                entry.let_go()
+                self._fail(entry, error)
+        self._observe(part, now, error, is_abandoned=is_abandoned)
+        return error
 
     def _take_apart(self, flight: _Flight, error: BaseException) -> bool:
         """Line up the halves of *flight* to be run again; False where *error* is final."""
@@ -766,6 +902,13 @@ class Batcher:
         batch = await self._off_loop(nbytes, merge, batches, self._memory, self._shaping)
         flight.merged_s = self._clock()
         URGENCY.set(min([entry.level for entry in flight.entries]))  # in the context of this flight's own task
+        WAITED_S.set(flight.merged_s - min([entry.arrived_s for entry in flight.entries]))
+        traces = [entry.trace for entry in flight.entries if entry.trace is not None]
+        if traces:
+            flight.trace = foremost(traces).child()
+            flight.server_calls = [] if flight.trace.is_recorded else None
+        TRACE.set(flight.trace)  # always: the context is a copy of another flight's, where that started this one
+        SERVER_CALLS.set(flight.server_calls)
         return await self._backend.infer(batch, max(entry.deadline for entry in flight.entries))
 
     def _deliver(self, flight: _Flight, outputs: Tensors, now: float) -> BaseException | None:
@@ -778,14 +921,21 @@ class Batcher:
             failed = BackendFailed(f"model {self._model!r} gave an answer that cannot be split")
             failed.__cause__ = error
             return failed
+        name, took_s = self._name_batch(), now - flight.merged_s
         for entry, reply in zip(flight.entries, replies, strict=True):
             entry.let_go()
+            if entry.note is not None:
+                entry.note.answered(name, flight.size, entry.size, took_s)
             if entry.deadline <= now:
                 late = DeadlineExceeded(f"model {self._model!r} answered after the deadline")
                 self._refuse([entry], late, Refusal.EXPIRED)
             else:
                 entry.tell(reply)
         return None
+
+    def _name_batch(self) -> str:
+        """An id that no other batch of this model, in whatever process, is likely to have."""
+        return f"{self._prefix}-{self._batches:x}"
 
     def _learn(self, flight: _Flight, result: Tensors | BaseException, now: float) -> None:
         """Take note of how long *flight*, which has landed, took; of one that was too late, that it took longer."""
@@ -804,7 +954,8 @@ class Batcher:
             in_flight = len(self._flights) + 1
             self._limit.answered(flight.size, now - flight.merged_s, latency.line(now), in_flight, now)
 
-    def _observe(self, flight: _Flight, now: float, outcome: Outcome, error: BaseException | None) -> None:
+    def _observe(self, flight: _Flight, now: float, error: BaseException | None, *, is_abandoned: bool) -> None:
+        outcome = Outcome.ANSWERED if error is None else Outcome.ABANDONED if is_abandoned else Outcome.FAILED
         self._batches += 1
         self._items += flight.size
         if outcome is Outcome.ANSWERED:
@@ -819,6 +970,7 @@ class Batcher:
             outcome=outcome,
             error=error,
             padding=flight.padded.wasted if flight.padded is not None else None,
+            trace=_trace_of(flight) if flight.trace is not None and flight.trace.is_recorded else None,
         )
         try:
             self._observer.on_batch(report)
@@ -833,6 +985,20 @@ class Batcher:
         if nbytes <= _MERGED_ON_LOOP_BYTES:
             return work(*arguments)
         return await self._loop.run_in_executor(None, work, *arguments)
+
+
+def _trace_of(flight: _Flight) -> BatchTrace:
+    """What is told of *flight*, which is traced."""
+    assert flight.trace is not None
+    return BatchTrace(
+        flight.trace,
+        tuple(
+            BatchedCaller(entry.trace, None if flight.is_again else flight.started_s - entry.arrived_s)
+            for entry in flight.entries
+            if entry.trace is not None
+        ),
+        tuple(flight.server_calls or ()),
+    )
 
 
 def _points(curve: Iterable[tuple[int, float, float]]) -> tuple[CurvePoint, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
@@ -52,13 +52,15 @@ class Lane(Generic[Q]):
         latency: what batches of this lane take.
         arrivals: how fast items come to it.
         items: items that wait in it.
+        merges: whether a batch of it is one call of the backend.
     """
 
-    __slots__ = ("_entries", "_order", "arrivals", "items", "latency")
+    __slots__ = ("_entries", "_order", "arrivals", "items", "latency", "merges")
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: Kind, *, merges: bool = True) -> None:
         self.latency = kind.latency
         self.arrivals = kind.arrivals
+        self.merges = merges
         self.items = 0
         self._entries: list[Q] = []
         self._order: list[tuple[float, float]] = []  # deadline and turn of each
@@ -118,6 +120,7 @@ class Lanes(Generic[Q]):
 
     Args:
         kinds: what is known of each lane, which outlives it: a lane ends with its last entry.
+        goes_apart: whether entries of a key are calls of their own; None: none are.
 
     Attributes:
         items: items of all entries.
@@ -125,11 +128,13 @@ class Lanes(Generic[Q]):
         shares: whose turn it is.
     """
 
-    __slots__ = ("_kinds", "_lanes", "items", "nbytes", "shares")
+    __slots__ = ("_goes_apart", "_kinds", "_lanes", "_turns", "items", "nbytes", "shares")
 
-    def __init__(self, kinds: Kinds) -> None:
+    def __init__(self, kinds: Kinds, goes_apart: Callable[[Hashable], bool] | None = None) -> None:
         self._kinds = kinds
+        self._goes_apart = goes_apart
         self._lanes: dict[Hashable, Lane[Q]] = {}
+        self._turns: dict[str, list[float]] = {}  # of what waits, by tenant, in order
         self.items = 0
         self.nbytes = 0
         self.shares = FairShare()
@@ -157,8 +162,9 @@ class Lanes(Generic[Q]):
         """Let *entry* wait, and give it its turn."""
         lane = self._lanes.get(entry.key)
         if lane is None:
-            lane = self._lanes[entry.key] = Lane(self._kinds.of(entry.key))
-        entry.turn = self.shares.come(entry.tenant, entry.size)
+            merges = self._goes_apart is None or not self._goes_apart(entry.key)
+            lane = self._lanes[entry.key] = Lane(self._kinds.of(entry.key), merges=merges)
+        entry.turn = self._turn(entry)
         lane.add(entry)
         self.items += entry.size
         self.nbytes += entry.nbytes
@@ -171,6 +177,30 @@ class Lanes(Generic[Q]):
         """
         self._remove(entry)
         self.shares.serve(entry.tenant, entry.size)
+
+    def holds(self, entries: Sequence[Q]) -> bool:
+        """Whether *entries*, at least one and of one key, wait here, each once; at little cost for a whole lane."""
+        lane = self._lanes.get(entries[0].key)
+        if lane is None:
+            return False
+        if len(lane) == len(entries):
+            return {id(entry) for entry in lane} == {id(entry) for entry in entries}
+        return len(set(map(id, entries))) == len(entries) and all(entry in lane for entry in entries)
+
+    def take_all(self, entries: Sequence[Q]) -> None:
+        """Take *entries*, which it `holds`, out to be served: a whole lane at once, as it mostly is."""
+        key = entries[0].key
+        lane = self._lanes[key]
+        if len(entries) < len(lane):
+            for entry in entries:
+                self.take(entry)
+            return
+        del self._lanes[key]
+        self.items -= lane.items
+        for entry in entries:
+            self.nbytes -= entry.nbytes
+            self._forget_turn(entry)
+            self.shares.serve(entry.tenant, entry.size)
 
     def remove(self, entry: Q) -> None:
         """Take *entry* out, unserved.
@@ -204,6 +234,28 @@ class Lanes(Generic[Q]):
             del self._lanes[entry.key]
         self.items -= entry.size
         self.nbytes -= entry.nbytes
+        self._forget_turn(entry)
+
+    def _turn(self, entry: Q) -> float:
+        """Of *entry*, which has come: never before one of its tenant's that waits already.
+
+        What another leaves unserved is given back to the tenant, and would let who comes next overtake who came before.
+        """
+        turn = self.shares.come(entry.tenant, entry.size)
+        turns = self._turns.get(entry.tenant)
+        if turns is None:
+            self._turns[entry.tenant] = [turn]
+            return turn
+        turn = max(turn, turns[-1])
+        turns.append(turn)
+        return turn
+
+    def _forget_turn(self, entry: Q) -> None:
+        turns = self._turns[entry.tenant]
+        if len(turns) == 1:
+            del self._turns[entry.tenant]
+        else:
+            del turns[bisect_left(turns, entry.turn)]
 
 
 class Expiring(Protocol):

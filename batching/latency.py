@@ -186,8 +186,9 @@ class LatencyCurve:
 
     def typical_s(self, size: int, now: float) -> float:
         """The median for *size* items; 0.0 where nothing recent is known."""
-        line = self.line(now)
-        return line.at(size) if line is not None else 0.0
+        if self._recent and self._recent[0][0] < now - _MEMORY_S:
+            self._forget(now)
+        return self._typical.at(size) if self._typical is not None else 0.0
 
     def cautious_s(self, size: int, now: float) -> float:
         """The 95th percentile for *size* items; 0.0 where nothing recent is known."""

@@ -8,8 +8,9 @@ travels alone is passed on as it is.
 
 **Compatibility.** `compatibility` gives equal keys to batches that may be merged: the same inputs, element types as
 they are in memory, and row shapes. Where the backend takes `Ragged`, rows may differ in shape and only the rank
-counts. Where a `Shaping` pads an input, the lengths that vary do not count, and its buckets do. What lives outside the
-host's memory cannot be merged here, so its key equals no other.
+counts. Where a `Shaping` pads an input, the lengths that vary do not count, and its buckets do. What lives on a device
+cannot be merged here, so its key equals no other. Nor can windows of shared memory; equal keys say of those that the
+backend, given them at once, may do what merging would (`Limits.memory`), and `goes_apart` tells them from others.
 """
 
 from __future__ import annotations
@@ -80,10 +81,22 @@ def _row_key(name: str, tensor: Tensor, size: int, memory: Collection[Memory]) -
         return tensor.datatype, data.dtype, rows
     if isinstance(data, Ragged):
         return tensor.datatype, *_ragged_key(name, tensor, data, memory)
-    wanted = Memory.SHARED if isinstance(data, SharedMemoryWindow) else Memory.DEVICE
+    wanted = tensor.memory
     if wanted not in memory:
         raise InvalidInput(_refusal(name, f"in {wanted} memory", memory))
-    return tensor.datatype, object()
+    return tensor.datatype, tensor.shape[1:] if wanted is Memory.SHARED else object(), wanted
+
+
+def goes_apart(batch: Batch) -> bool:
+    """Whether *batch* has an input in shared memory, so that it reaches the backend by itself."""
+    return any(isinstance(tensor.data, SharedMemoryWindow) for tensor in batch.inputs.values())
+
+
+def is_apart(key: Key) -> bool:
+    """Whether batches of *key*, which `compatibility` has made without a `Shaping`, are never merged with others."""
+    assert isinstance(key, tuple), f"{key!r} is no key of a batch. This is a bug."
+    parts = (key,) if key and isinstance(key[0], str) else key  # one input, or several
+    return any(part[-1] is Memory.SHARED or part[-1] is Memory.DEVICE for part in parts)
 
 
 def _ragged_key(

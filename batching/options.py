@@ -15,6 +15,27 @@ PaddingValue: TypeAlias = bool | int | float | str
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceOptions:
+    """How many sequences of a model that keeps state are answered.
+
+    Attributes:
+        max_live: that have begun and not ended; a further one is refused.
+        max_waiting: most requests of one that wait for their turn.
+
+    Raises:
+        ValueError: lists every value that makes no sense.
+    """
+
+    max_live: int = 1024
+    max_waiting: int = 64
+
+    def __post_init__(self) -> None:
+        found = {"max_live": self.max_live, "max_waiting": self.max_waiting}
+        if faults := [f"{name} is {value}; use at least 1" for name, value in found.items() if value < 1]:
+            raise ValueError("; ".join(faults))
+
+
+@dataclass(frozen=True, slots=True)
 class BatchingOptions:
     """How one model's requests are gathered.
 
@@ -24,7 +45,8 @@ class BatchingOptions:
             backend is never kept waiting, and batches form from what arrives while it works. None: as long as it
             pays, and its deadline allows.
         max_queue: most items that wait; what comes on top is refused.
-        max_queue_bytes: most bytes of host memory that the inputs of waiting items take.
+        max_queue_bytes: most bytes of host memory that the inputs of waiting items take; and those of one batch, where
+            `padding` makes it larger than they are.
         priority_levels: how many levels of priority there are, 1 the highest; 0: all requests are alike, whatever they
             say of it.
         adaptive_concurrency: whether fewer batches run at once than the backend's limit while it answers more slowly
@@ -89,6 +111,13 @@ class BatchingOptions:
         for name, follows in self.trim.items():
             if follows not in self.padding:
                 yield f"trim lets {name!r} follow input {follows!r}, which is not in padding; add it, or remove it"
+
+    def only_for_batches(self) -> tuple[str, ...]:
+        """The options that say something which only a model can follow whose requests share batches."""
+        default = BatchingOptions()
+        own = ("max_queue", "max_queue_bytes", "priority_levels", "default_priority")
+        names = [name for name in self.__dataclass_fields__ if name not in own]
+        return tuple(name for name in names if getattr(self, name) != getattr(default, name))
 
     def level(self, priority: int) -> int:
         """The level of a request that says *priority*; as Triton has it, 0 and unknown levels mean the default."""

@@ -24,8 +24,7 @@ each other pay for that with more lanes.
 
 An answer that was padded is exactly the answer alone only where the model masks what is padded, and computes items
 apart from each other. MiniLM with int8 weights does, to the bit. Dynamic quantisation of activations, which scales by
-the largest value of the whole batch, does not, nor does a `confidence` that is measured on an output with open axes:
-it is measured before that is cut back.
+the largest value of the whole batch, does not.
 
 Source: the bounds work as those of TensorFlow's `bucket_by_sequence_length`, which counts an item as long as a bound
 into the bucket above it; ours is below.
@@ -177,6 +176,18 @@ class Shaping:
         counted = self._count(batches) if self.pads else _count_texts(batches, self.texts)
         return Padded(extents, longest, self.trims, *counted)
 
+    def nbytes(self, batch: Batch) -> int:
+        """Bytes of host memory that the inputs of *batch* take where its own items are padded to one shape."""
+        return _Hulls(self.pads).with_one_more(batch)
+
+    def affordable(self, batches: Sequence[Batch], limit_bytes: int) -> int:
+        """How many of *batches*, from the first on and at least one, take *limit_bytes* at most as one, padded."""
+        hulls = _Hulls(self.pads)
+        for count, batch in enumerate(batches):
+            if hulls.with_one_more(batch) > limit_bytes and count:
+                return count
+        return len(batches)
+
     def _count(self, batches: Sequence[Batch]) -> tuple[int, int]:
         own = total = 0
         for name in self.pads:
@@ -184,6 +195,31 @@ class Shaping:
             own += sum(map(math.prod, shapes))
             total += len(shapes) * math.prod(_hull(shapes))
         return own, total
+
+
+class _Hulls:
+    """What batches come to, padded, as one after the other joins."""
+
+    def __init__(self, pads: Mapping[str, Pad]) -> None:
+        self._pads = pads
+        self._items: dict[str, int] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._contents = 0  # bytes of texts, and of what is not padded
+
+    def with_one_more(self, batch: Batch) -> int:
+        """Bytes of host memory that the inputs take once *batch* is among them."""
+        merged = 0
+        for name, tensor in batch.inputs.items():
+            if name not in self._pads or not isinstance(tensor.data, np.ndarray | Ragged):
+                self._contents += tensor.nbytes
+                continue
+            shapes = _row_shapes(tensor)
+            self._items[name] = self._items.get(name, 0) + len(shapes)
+            self._shapes[name] = _hull([*shapes, self._shapes.get(name, shapes[0])])
+            itemsize = _dtype(tensor).itemsize
+            self._contents += tensor.nbytes - itemsize * sum(map(math.prod, shapes))
+            merged += itemsize * self._items[name] * math.prod(self._shapes[name])
+        return self._contents + merged
 
 
 def pad_rows(tensors: Sequence[Tensor], pad: Pad) -> Tensor:

@@ -24,7 +24,8 @@ item of its own. A batch that is not full then waits while arrivals are faster t
 sustain, at most until the last moment that its earliest deadline leaves to one more item (Symphony's window), or
 `max_delay_s`. Nor is anybody passed over there for a batch larger than what can come in the time that there is. With
 one slot the next batch forms behind the one that runs, and an idle slot was never worth it in any trace that was tried
-(`loadtests/results/goodput.json`).
+(`loadtests/results/goodput.json`). What goes as calls of its own, whoever goes with it, waits for nobody: a server that
+merges such calls does so in its own queue.
 
 **Who goes first** where not all do: the higher level, then the tenant whose turn it is (`batching.fairness`), then the
 earlier deadline. Nobody starves behind higher levels: an entry that has waited half the time to its deadline (without
@@ -113,6 +114,11 @@ class Lane(Protocol[W_co]):
     @property
     def items(self) -> int:
         """Items that wait in it."""
+        ...
+
+    @property
+    def merges(self) -> bool:
+        """Whether a batch of it is one call of the backend; if not, each of its entries is."""
         ...
 
     def __iter__(self) -> Iterator[W_co]: ...
@@ -326,7 +332,7 @@ class ByDeadline:
     def _go_at_s(self, lane: Lane[W], batch: Sequence[W], now: float) -> float:
         """Until when *batch*, which is all of *lane*, should wait for more."""
         line = lane.latency.line(now)
-        if lane.items >= self._max_batch or line is None:
+        if lane.items >= self._max_batch or line is None or not lane.merges:
             return now
         sustained_per_s = _UTILISATION * self._slots * lane.items / line.at(lane.items)
         go_at_s = min(

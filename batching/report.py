@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from backends.contract import record
+from backends.contract import ServerCall, record
+from backends.trace_context import TraceContext
 
 
 class Outcome(StrEnum):
@@ -19,6 +20,58 @@ class Outcome(StrEnum):
     ANSWERED = "answered"
     FAILED = "failed"  # its callers were told, or its entries are run again, to find the one to blame
     ABANDONED = "abandoned"  # every caller had left, so the call was cancelled
+
+
+@record
+class BatchedCaller:
+    """One of those who share a batch, or a part of a caller's larger batch.
+
+    Attributes:
+        trace: the span that its items were submitted for.
+        queued_s: seconds that they had waited when the batch was formed; None where they were in one before, which
+            failed.
+    """
+
+    trace: TraceContext
+    queued_s: float | None
+
+
+@record
+class BatchTrace:
+    """Where a batch belongs in its callers' traces.
+
+    Attributes:
+        span: the batch's own, within that of the foremost caller (`backends.trace_context.foremost`).
+        callers: those that are traced, in the order of the batch.
+        server_calls: that its backend made.
+    """
+
+    span: TraceContext
+    callers: tuple[BatchedCaller, ...]
+    server_calls: tuple[ServerCall, ...]
+
+
+class BatchNote:
+    """What a caller wants to know of the batches that its items were in; filled in as they are answered.
+
+    Attributes:
+        batch: id of the first; "" before.
+        size: items in it.
+        model_s: the model's time for all of them, of each the caller's share by items; in seconds.
+    """
+
+    __slots__ = ("batch", "model_s", "size")
+
+    def __init__(self) -> None:
+        self.batch = ""
+        self.size = 0
+        self.model_s = 0.0
+
+    def answered(self, batch: str, size: int, own: int, took_s: float) -> None:
+        """*batch*, in which *own* of *size* items are the caller's, was answered after *took_s* seconds."""
+        if not self.batch:
+            self.batch, self.size = batch, size
+        self.model_s += took_s * own / size
 
 
 @record
@@ -34,6 +87,7 @@ class BatchReport:
         outcome: how it ended.
         error: what was raised, for the operator's log; may hold what no caller should read.
         padding: the share of its inputs that is padding; None where lengths do not matter.
+        trace: where it belongs; None where no span of it is recorded.
     """
 
     model: str
@@ -44,6 +98,7 @@ class BatchReport:
     outcome: Outcome
     error: BaseException | None = None
     padding: float | None = None
+    trace: BatchTrace | None = None
 
 
 class BatchObserver(Protocol):
@@ -119,6 +174,21 @@ class BatchingStatistics:
     oldest_wait_s: float = 0.0
     arrivals_per_s: float = 0.0
     bucket_curves: Mapping[str, tuple[CurvePoint, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStatistics:
+    """The sequences of one model that keeps state.
+
+    Attributes:
+        live: that have begun, and neither ended nor been idle for too long.
+        started: since the start.
+        lost: of these, those whose state was lost, or in doubt.
+    """
+
+    live: int
+    started: int
+    lost: int
 
 
 @dataclass(frozen=True, slots=True)

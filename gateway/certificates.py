@@ -20,6 +20,7 @@ from typing import Any
 
 import orjson
 
+from backends.registry import backend_type
 from gateway.catalog import Catalog
 from gateway.settings import CertifiedSettings, ModelSettings, RouteSettings, Settings
 from gateway.store.contract import Store
@@ -41,15 +42,7 @@ def subject_of(route: RouteSettings, models: Mapping[str, ModelSettings], versio
         versions: of the loaded models, by name.
     """
     stages = (stage_subject(models[name], versions[name], route.decode) for name in route.cascade)
-    return Subject(route.name, tuple(stages))
-
-
-_HOW_PROCESSES_RUN = ("process", "recycle_after", "memory_limit", "hang_timeout_s")
-_HOW_IT_IS_ASKED = ("url", "api_key_env", "api_key_file", "ca", "connect_timeout_s", "timeout_s", "max_reply_bytes")
-_HOW_SERVERS_ARE_ASKED = ("token_env", "open_timeout_s", "replicas", "shared_memory", "shared_memory_from", "priority")
-_HOW_IT_RUNS = ("threads", "parallel_branches", "arena", "graph_cache", "max_batch", "max_in_flight")
-_RUNNING_ONLY = frozenset({*_HOW_IT_RUNS, *_HOW_PROCESSES_RUN, *_HOW_IT_IS_ASKED, *_HOW_SERVERS_ARE_ASKED})
-"""Options that decide how a model runs, and not what it answers."""
+    return Subject(route.name, tuple(stages))  # versions of a route differ in their stages, or in nothing
 
 
 def stage_subject(model: ModelSettings, version: str, decode: str | None) -> StageSubject:
@@ -75,9 +68,10 @@ def stage_subject(model: ModelSettings, version: str, decode: str | None) -> Sta
 
 
 def _options_of(model: ModelSettings) -> Iterator[tuple[str, Any]]:  # Any: JSON
-    """The backend's options; files by their content, as it does not matter where they lie."""
+    """The options that decide what it answers; files by their content, as it does not matter where they lie."""
+    running_only = backend_type(model.backend).running_only
     for field in fields(model.options):
-        if field.name in _RUNNING_ONLY:
+        if field.name in running_only:
             continue
         value = getattr(model.options, field.name)
         yield field.name, _content_of(value) if isinstance(value, Path) else repr(value)
@@ -162,7 +156,7 @@ class Certificates:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Args:
-        subjects: by route, of those with an error budget.
+        subjects: by route's id, of those with an error budget.
         clock: Unix time, in seconds.
         """
         self._routes = {
@@ -176,7 +170,7 @@ class Certificates:
 
     @property
     def subjects(self) -> Mapping[str, Subject]:
-        """By route, of those with an error budget, or that gather labels for one."""
+        """By route's id, of those with an error budget, or that gather labels for one."""
         return self._subjects
 
     async def applied(self, catalog: Catalog, subjects: Mapping[str, Subject] | None = None) -> Catalog:
@@ -193,8 +187,9 @@ class Certificates:
         self._subjects = self._subjects if subjects is None else subjects
         changed = {}
         for name, settings in self._routes.items():
-            own = [settings.certificate] if settings.certificate else self._stored.get(name, [])
-            rule = rule_of(settings.budget, self._subjects[name], own, self._clock())
+            subject = self._subjects[name]
+            own = [settings.certificate] if settings.certificate else self._stored.get(subject.route, [])
+            rule = rule_of(settings.budget, subject, own, self._clock())
             if rule != catalog.routes[name].accept:
                 changed[name] = replace(catalog.routes[name], accept=rule)
                 _tell(changed[name])
@@ -218,13 +213,13 @@ class Certificates:
 def _tell(route: Route) -> None:
     match route.accept:
         case Certified(threshold, certificate):
-            log.info("route %s accepts from %.4f on, by certificate %.12s", route.name, threshold, certificate)
+            log.info("route %s accepts from %.4f on, by certificate %.12s", route.id, threshold, certificate)
         case Uncertified(why):
-            log.warning("route %s accepts nothing, people decide: %s", route.name, why)
+            log.warning("route %s accepts nothing, people decide: %s", route.id, why)
 
 
 def subjects_of(settings: Settings, versions: Mapping[str, str]) -> Mapping[str, Subject]:
-    """The subjects of the routes that have an error budget, or gather labels for one.
+    """The subjects of the routes that have an error budget, or gather labels for one, by id.
 
     Reads files; call it off the event loop.
     """

@@ -7,43 +7,57 @@ way closes what was already open.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from starlette.types import ASGIApp
 
+from backends.absent import Absent
 from backends.contract import NO_DEADLINE, Backend, Datatype, Signature, TensorSpec
-from backends.errors import InvalidInput, PointsmanError
-from backends.preprocessed import preprocessed
+from backends.errors import Code, InvalidInput, PointsmanError
+from backends.preprocessed import preprocessed, weigh
 from backends.registry import backend_type
 from backends.warm.pool import Pooled, WarmPool
 from batching.batcher import Batcher
+from batching.options import BatchingOptions
 from batching.report import BatchObserver, IgnoreBatches
+from batching.sequences import SequenceRunner
 from gateway.answer import LABEL
 from gateway.catalog import Catalog, Detector, Model
 from gateway.certificates import NOT_LOOKED_UP, Certificates, subjects_of, with_subjects
 from gateway.control.app import control_app
-from gateway.control.overview import Overview, overview
+from gateway.control.overview import Overview, overview_of
 from gateway.decoding import Workshop, decoded_spec
 from gateway.detection import Detection
-from gateway.explain import configured, explanation, straight_to_people
+from gateway.explain import VersionPreview, configured, explanation, straight_to_people
 from gateway.grpc_server import GrpcLimits, GrpcServer
+from gateway.halts import Halts
 from gateway.http.asgi import AsgiApp
+from gateway.http.erasures import erasure_endpoints
 from gateway.http.handler import Handler, HttpLimits
 from gateway.http.oip import oip_endpoints
+from gateway.http.reviewers import reviewer_endpoints
 from gateway.http.reviews import review_endpoints
 from gateway.http.v1 import v1_endpoints
 from gateway.loading import Loader, NotOpened
+from gateway.masking import Masks
+from gateway.notices.mail import MailTarget
+from gateway.notices.tell import tell_reviewers
+from gateway.people.options import steps_of
+from gateway.people.outlook import Outlook
 from gateway.pipeline import Pipeline
 from gateway.request import Request
-from gateway.scoring import Scored
-from gateway.security import Authenticator, TrustedHosts, is_loopback
+from gateway.rereading import Rereading
+from gateway.scoring import Scored, Scoring
+from gateway.security import Authenticator, SecurityOptions, TrustedHosts, is_loopback
+from gateway.sequences import check_sequences
 from gateway.settings import (
     CertifiedSettings,
     ControlMode,
@@ -52,17 +66,31 @@ from gateway.settings import (
     RouteSettings,
     ServerOptions,
     Settings,
+    SettingsError,
+    load_api_keys,
 )
 from gateway.shared_memory import SharedMemory
 from gateway.store import open_store
 from gateway.store.contract import Store
-from gateway.telemetry import Telemetry, exposition_of
+from gateway.telemetry import Telemetry, exposition_of, mask_logs
+from gateway.tracing.options import TracesOptions, why_not_tracing
+from gateway.traffic import outlook
 from gateway.warming import expected_bytes, ladder_of
+from gateway.webhooks.deliver import Deliverer, Target
+from gateway.webhooks.events import announcer
 from gateway.workers.control import ControlHandler
 from gateway.workers.crew import Crew
-from router.confidence import usual_measure
-from router.contract import AcceptAny, OnDefer, Route, Stage
+from kernels.decode import DECODERS
+from router.confidence import measured, usual_measure
+from router.contract import AcceptAny, OnDefer, Route, Stage, route_id
 from router.table import Picked, RouteTable
+from router.versions import shares
+
+if TYPE_CHECKING:
+    from gateway.tracing.spans import Tracing
+
+OpenModel: TypeAlias = Callable[[ModelSettings], Awaitable[Backend]]
+"""Opens the backend of a model, without what stands around it."""
 
 CLOSE_S = 2.0
 """What all models together get to end their calls when the gateway stops."""
@@ -98,34 +126,66 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
+class People:
+    """The queues of people: what is due moves on, and how long they take is kept in step."""
+
+    settings: Settings
+    store: Store
+    outlook: Outlook
+    telemetry: Telemetry
+
+    async def maintain(self) -> None:
+        """One round of upkeep; of several processes one does it."""
+        self.telemetry.on_escalated(await self.store.escalate(steps_of(self.settings.queues)))
+        await self.look()
+
+    async def look(self) -> None:
+        """See how long people take now."""
+        await self.outlook.refresh(self.store)
+
+
+@dataclass(frozen=True, slots=True)
 class Gateway:
     """A gateway that is ready to serve: what `gateway.serve` listens for."""
 
     pipeline: Pipeline
     store: Store
     certificates: Certificates
+    halts: Halts
     loader: Loader
     telemetry: Telemetry
     http: Handler
     control_app: ASGIApp
     grpc: GrpcServer
+    deliver: Callable[[], Coroutine[Any, Any, None]]
+    keys: Rereading[SecurityOptions]
     patience: Patience
+    people: People
 
     async def maintain(self) -> None:
-        """One round of upkeep: the store's, the routes' certificates, and models that have failed."""
+        """One round of upkeep: the store's, people's queues, what routes rest on, and models that have failed."""
         self.loader.mend()
         try:
             await self.store.maintain()
+            await self.people.maintain()
         finally:
-            await self.loader.renew_certificates()
+            await self._follow_store()
 
     async def keep_up(self) -> None:
         """One round of what is left of upkeep in a process whose store another one maintains."""
         self.loader.mend()
         try:
             await self.store.measure()
+            await self.people.look()
         finally:
+            await self._follow_store()
+
+    async def _follow_store(self) -> None:
+        """Have routes accept by the certificates, and versions answer by the halts, that the store has now."""
+        try:
             await self.loader.renew_certificates()
+        finally:
+            await self.halts.look()
 
     async def refuse_the_rest(self) -> None:
         """End what is still queued or running, as UNAVAILABLE."""
@@ -137,16 +197,37 @@ class Gateway:
         )
 
 
-@asynccontextmanager
-async def compose(settings: Settings) -> AsyncIterator[Gateway]:
-    """Everything that *settings* describe, running; closed on leaving.
+async def open_configured(model: ModelSettings) -> Backend:
+    """The backend that *model* names, of this process.
 
     Raises:
-        PointsmanError: the store or a model cannot be opened, or models do not fit their routes.
+        PointsmanError: it cannot be opened.
     """
-    telemetry = Telemetry()
+    return await backend_type(model.backend).open(model.name, model.options)
+
+
+@asynccontextmanager
+async def compose(
+    settings: Settings, wall_clock: Callable[[], float] = time.time, open_model: OpenModel = open_configured
+) -> AsyncIterator[Gateway]:
+    """Everything that *settings* describe, running; closed on leaving.
+
+    Args:
+        wall_clock: Unix time in seconds, by which canaries ramp.
+        open_model: opens models, now and when they are opened anew.
+
+    Raises:
+        PointsmanError: the store or a model cannot be opened, models do not fit their routes, or an extra is missing.
+    """
+    _check_installed(settings)
+    tracing = open_tracing(settings.traces)
+    telemetry = Telemetry(tracing)
     async with AsyncExitStack() as stack:
-        store = await open_store(settings.store, siblings=settings.server.workers > 1)
+        if tracing is not None:
+            stack.push_async_callback(tracing.aclose)
+        store = await open_store(
+            settings.store, siblings=settings.server.has_siblings, announce=announcer(settings.webhooks)
+        )
         stack.push_async_callback(store.aclose)
         workshop = Workshop()
         stack.callback(workshop.close)
@@ -154,16 +235,61 @@ async def compose(settings: Settings) -> AsyncIterator[Gateway]:
         pool = WarmPool(settings.pool.memory_bytes, observer=telemetry)
         pool.start()
         stack.push_async_callback(patience.close, "the pool of models", pool.aclose)
-        catalog = await open_catalog(settings, telemetry, stack, patience, pool)
+        catalog = await open_catalog(settings, telemetry, stack, patience, pool, open_model, starting=True)
         versions = {name: model.backend.version for name, model in catalog.models.items()}
         subjects = await asyncio.to_thread(subjects_of, settings, versions)
         certificates = Certificates(settings, subjects, store)
         catalog = await certificates.applied(with_subjects(catalog, subjects))
-        pipeline = Pipeline(catalog, store, workshop, telemetry)
+        begin_trace = None if tracing is None else tracing.begin
+        people = People(settings, store, Outlook(settings.queues), telemetry)
+        await people.look()
+        masks = _masks(settings)
+        pipeline = Pipeline(
+            catalog,
+            store,
+            workshop,
+            telemetry,
+            wall_clock=wall_clock,
+            begin_trace=begin_trace,
+            outlook=people.outlook,
+            masks=masks,
+        )
         telemetry.serve(lambda: pipeline.catalog, store.statistics)
-        loader = Loader(settings, _Opener(settings, telemetry, pool), pipeline, certificates, patience.abandoned)
+        telemetry.serve_versions(lambda: pipeline.traffic.statistics(pipeline.catalog))
+        halts = Halts(settings.traffic, pipeline.traffic, store, wall_clock)
+        await halts.look()
+        stack.push_async_callback(halts.look_last)
+        opener = _Opener(settings, telemetry, pool, open_model)
+        loader = Loader(settings, opener, pipeline, certificates, patience.abandoned)
         stack.push_async_callback(_close_loaded, loader, patience)
-        yield _wire(settings, pipeline, store, certificates, loader, telemetry, patience)
+        stack.push_async_callback(pipeline.shadows.aclose)
+        yield _wire(settings, pipeline, store, certificates, halts, loader, telemetry, patience, people)
+
+
+def _masks(settings: Settings) -> Masks:
+    """The masks of *settings*, which are on what is logged from now on, too."""
+    masks = Masks(settings.masks)
+    if masks:
+        mask_logs(masks.text)
+    return masks
+
+
+def open_tracing(options: TracesOptions | None) -> Tracing | None:
+    """What makes spans, as *options* say; None where they say nothing.
+
+    Raises:
+        InvalidInput: the extra is not installed, or the receiver's headers cannot be read.
+    """
+    if options is None:
+        return None
+    if (why := why_not_tracing()) is not None:
+        raise InvalidInput(f"telemetry.traces {why}")
+    from gateway.tracing.spans import Tracing  # its packages are not installed everywhere
+
+    try:
+        return Tracing(options)
+    except ValueError as error:
+        raise InvalidInput(f"telemetry.traces.headers_file: {error}") from error
 
 
 async def _close_loaded(loader: Loader, patience: Patience) -> None:
@@ -179,9 +305,11 @@ def _wire(
     pipeline: Pipeline,
     store: Store,
     certificates: Certificates,
+    halts: Halts,
     loader: Loader,
     telemetry: Telemetry,
     patience: Patience,
+    people: People,
 ) -> Gateway:
     authenticator, hosts = _doors(settings)
     limits = HttpLimits(body_bytes=settings.server.max_body_bytes)
@@ -190,25 +318,28 @@ def _wire(
     entries = (
         *oip_endpoints(pipeline, limits, memory=memory, control=control),
         *v1_endpoints(pipeline, limits),
-        *review_endpoints(store),
+        *review_endpoints(store, authenticator),
+        *reviewer_endpoints(store),
+        *erasure_endpoints(store, settings.labels_of),
     )
     handler = Handler(entries, authenticator, telemetry, limits, hosts=hosts)
 
     async def metrics(accept: str) -> tuple[bytes, str]:
-        await _count_reviews(telemetry, store)
+        await _count_reviews(telemetry, store, people.outlook)
         return telemetry.exposition(accept)
 
     async def served() -> Overview:
-        return overview(pipeline.catalog, is_ready=pipeline.is_ready())
+        return overview_of(pipeline)
 
     return Gateway(
         pipeline=pipeline,
         store=store,
         certificates=certificates,
+        halts=halts,
         loader=loader,
         telemetry=telemetry,
         http=handler,
-        control_app=control_app(store, authenticator, AsgiApp(handler), metrics, served, hosts),
+        control_app=control_app(store, authenticator, AsgiApp(handler), metrics, served, hosts, people.outlook.waits),
         grpc=GrpcServer(
             pipeline,
             authenticator,
@@ -219,9 +350,12 @@ def _wire(
             memory,
             control=control,
             transport=settings.server.grpc_transport,
-            reuse_port=settings.server.workers > 1,
+            reuse_port=settings.server.has_siblings,
         ),
+        deliver=partial(_deliver, settings, store, telemetry),
+        keys=_keys(settings, authenticator),
         patience=patience,
+        people=people,
     )
 
 
@@ -231,6 +365,44 @@ class ControlPlane:
 
     store: Store
     app: ASGIApp
+    deliver: Callable[[], Coroutine[Any, Any, None]]
+    keys: Rereading[SecurityOptions]
+    people: People
+
+    async def maintain(self) -> None:
+        """One round of upkeep: the store's, and people's queues."""
+        await self.store.maintain()
+        await self.people.maintain()
+
+
+async def _deliver(settings: Settings, store: Store, telemetry: Telemetry) -> None:
+    """Deliver messages to webhooks and mailboxes, where there are any, until cancelled.
+
+    Raises:
+        InvalidInput: what it needs is not installed.
+    """
+    async with AsyncExitStack() as stack:
+        targets: dict[str, Target] = {}
+        for rule in settings.notify:
+            if rule.email:
+                assert settings.smtp is not None, "mail without a server passed the settings. This is a bug."
+                targets[rule.target] = MailTarget(settings.smtp, rule.email)
+        if settings.webhooks:
+            from gateway.webhooks.post import webhook_targets
+
+            targets |= await stack.enter_async_context(webhook_targets(settings.webhooks))
+        if targets:
+            await asyncio.gather(Deliverer(targets, store, telemetry).run(), tell_reviewers(settings.notify, store))
+
+
+def _check_installed(settings: Settings) -> None:
+    """Refuse webhooks where nothing is installed to deliver to them.
+
+    Raises:
+        InvalidInput: names the extra.
+    """
+    if settings.webhooks and importlib.util.find_spec("aiohttp") is None:
+        raise InvalidInput("webhooks need their extra: pip install 'pointsman[webhooks]'")
 
 
 @asynccontextmanager
@@ -238,21 +410,27 @@ async def compose_control(settings: Settings, crew: Crew) -> AsyncIterator[Contr
     """The control plane of *settings* without any model, beside *crew*, which has them; closed on leaving.
 
     Raises:
-        PointsmanError: the store cannot be opened.
+        PointsmanError: the store cannot be opened, or an extra is missing.
     """
+    _check_installed(settings)
+    _masks(settings)
     telemetry = Telemetry()
-    store = await open_store(settings.store, siblings=True)
+    store = await open_store(settings.store, siblings=True, announce=announcer(settings.webhooks))
     try:
         telemetry.serve(lambda: _NOTHING_SERVED, store.statistics)
         authenticator, hosts = _doors(settings)
         limits = HttpLimits(body_bytes=settings.server.max_body_bytes)
-        handler = ControlHandler(crew, review_endpoints(store), authenticator, telemetry, limits, hosts=hosts)
+        entries = (*review_endpoints(store, authenticator), *reviewer_endpoints(store))
+        handler = ControlHandler(crew, entries, authenticator, telemetry, limits, hosts=hosts)
+        people = People(settings, store, Outlook(settings.queues), telemetry)
 
         async def metrics(accept: str) -> tuple[bytes, str]:
-            await _count_reviews(telemetry, store)
+            await _count_reviews(telemetry, store, people.outlook)
             return exposition_of(await crew.families(telemetry.families()), accept)
 
-        yield ControlPlane(store, control_app(store, authenticator, AsgiApp(handler), metrics, crew.overview, hosts))
+        app = control_app(store, authenticator, AsgiApp(handler), metrics, crew.overview, hosts, people.outlook.waits)
+        deliver = partial(_deliver, settings, store, telemetry)
+        yield ControlPlane(store, app, deliver, _keys(settings, authenticator), people)
     finally:
         await store.aclose()
 
@@ -270,9 +448,24 @@ def _doors(settings: Settings) -> tuple[Authenticator, TrustedHosts]:
     return authenticator, hosts
 
 
-async def _count_reviews(telemetry: Telemetry, store: Store) -> None:
+def _keys(settings: Settings, authenticator: Authenticator) -> Rereading[SecurityOptions]:
+    """The keys that *authenticator* knows, where they are in a file of their own."""
+    file = settings.security.file
+    return Rereading(
+        "the list of API keys",
+        [] if file is None else [file],
+        lambda: settings.security if file is None else load_api_keys(file, settings.queues),
+        authenticator.use,
+        (SettingsError,),
+    )
+
+
+async def _count_reviews(telemetry: Telemetry, store: Store, outlook: Outlook) -> None:
+    telemetry.on_waits(outlook.by_queue())
     with suppress(PointsmanError):  # a store that cannot be read is when the other metrics are needed most
         telemetry.on_queues(await store.queue_depths())
+        telemetry.on_outbox(await store.outbox_depths())
+        telemetry.on_quality(await store.quality_counts())
 
 
 def _shared_memory(server: ServerOptions) -> SharedMemory:
@@ -300,15 +493,19 @@ async def explain(settings: Settings, request: Request) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
         workshop = Workshop()
         stack.callback(workshop.close)
-        without_routes = replace(settings, models=models, routes={})
+        without_routes = replace(settings, models=models, routes={}, traffic={})
         catalog = await open_catalog(without_routes, IgnoreBatches(), stack, Patience())
         detection = Detection(workshop, Telemetry(), time.monotonic)
         found = await detection.classified(catalog, request, NO_DEADLINE)
-    people_alone = {name for name, route in settings.routes.items() if not route.cascade}
+    people_alone = {route.name for route in settings.routes.values() if not route.cascade}
     found = replace(found, choice=straight_to_people(found.choice, people_alone.__contains__))
     match found.choice:
-        case Picked(name, to_person) if name in settings.routes:
-            return explanation(settings.table, found, configured(settings.routes[name], to_person=to_person))
+        case Picked(name, to_person) if name in settings.names:
+            version, versions = "", tuple[VersionPreview, ...]()
+            if (traffic := settings.traffic.get(name)) is not None:
+                version, versions = outlook(traffic, shares(traffic, time.time()), name, request)
+            told = configured(settings.routes[route_id(name, version)], to_person=to_person, versions=versions)
+            return explanation(settings.table, found, told)
         case _:
             return explanation(settings.table, found, None)
 
@@ -321,7 +518,7 @@ async def open_versions(settings: Settings, names: Iterable[str]) -> Mapping[str
     """
     wanted = replace(settings, models={name: settings.models[name] for name in names})
     async with AsyncExitStack() as stack:
-        backends = await _open_backends(wanted, stack, Patience(), None)
+        backends = await _open_backends(wanted, stack, Patience(), None, open_configured)
         for name, backend in backends.items():
             _check_calibrated(settings.models[name], backend.version)
         return {name: backend.version for name, backend in backends.items()}
@@ -343,16 +540,22 @@ async def open_catalog(
     stack: AsyncExitStack,
     patience: Patience,
     pool: WarmPool | None = None,
+    open_model: OpenModel = open_configured,
+    *,
+    starting: bool = False,
 ) -> Catalog:
     """Open every model of *settings*, all at once, and join them to routes; *stack* closes them.
 
     Args:
         pool: has the models that are not always kept, as there is room; None: they are kept as the others are.
+        open_model: opens them.
+        starting: go on without models that are not required and cannot be reached; they are to be mended.
 
     Raises:
         PointsmanError: a model cannot be opened, or does not fit a route.
     """
-    backends = await _open_backends(settings, stack, patience, pool)
+    await _check_decoders(settings)
+    backends = await _open_backends(settings, stack, patience, pool, open_model, starting=starting)
     models = {name: _model(model, backends[name], observer) for name, model in settings.models.items()}
     for model in models.values():
         await _warm_up(model)
@@ -362,16 +565,52 @@ async def open_catalog(
     return _joined(settings, models)
 
 
+async def _check_decoders(settings: Settings) -> None:
+    """Refuse decoders that cannot work on this machine.
+
+    Raises:
+        InvalidInput: says which, and the remedy.
+    """
+    used = {route.decode: f"route {route.id!r}" for route in settings.routes.values() if route.decode}
+    used |= {one.decode: f"detector {one.trait!r}" for one in settings.detectors.values() if one.decode}
+    for decoder, where in used.items():
+        try:
+            await asyncio.to_thread(DECODERS[decoder].check)
+        except ValueError as error:
+            raise InvalidInput(f"{where}: {error}") from error
+
+
 def _joined(settings: Settings, models: Mapping[str, Model]) -> Catalog:
     """The catalog of *settings* over *models*.
 
     Raises:
-        InvalidInput: a model does not fit a route or a detector.
+        InvalidInput: a model does not fit a route or a detector, or keeps state where it cannot.
     """
+    check_sequences(settings, models)
     routes = {name: _route(route, settings, models) for name, route in settings.routes.items()}
     exposed = {name: _exposed(model) for name, model in models.items() if settings.models[name].expose}
     detectors = {trait: _detector(detector, models) for trait, detector in settings.detectors.items()}
-    return Catalog(1, settings.table, {**exposed, **routes}, models, detectors)
+    unknown = frozenset(
+        name
+        for name, route in {**exposed, **routes}.items()
+        if route.cascade and route.human is None and all(models[stage.model].is_absent for stage in route.cascade)
+    )
+    _check_versions(settings, routes, models)
+    return Catalog(1, settings.table, {**exposed, **routes}, models, detectors, settings.traffic, unknown)
+
+
+def _check_versions(settings: Settings, routes: Mapping[str, Route], models: Mapping[str, Model]) -> None:
+    """Refuse versions of a route that answer with other outputs, as far as these are known: to callers they are one."""
+    for name, traffic in settings.traffic.items():
+        versions = [routes[route_id(name, version)] for version in traffic.versions]
+        known = [one for one in versions if not all(models[stage.model].is_absent for stage in one.cascade)]
+        for other in known[1:]:
+            if other.signature != known[0].signature:
+                raise InvalidInput(
+                    f"route {name!r}: versions must have the same outputs, but version {known[0].version!r} gives "
+                    f"{_described(known[0].signature.outputs)} and version {other.version!r} gives "
+                    f"{_described(other.signature.outputs)}; postprocess them alike"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,12 +620,13 @@ class _Opener:
     settings: Settings
     observer: BatchObserver
     pool: WarmPool
+    open_model: OpenModel
 
     async def open(self, name: str) -> Model:
         """The model *name*; see `gateway.loading.Opener`."""
         model = self.settings.models[name]
         try:
-            backend = await _open_backend(model, _decoded_inputs(name, self.settings), self.pool)
+            backend = await _open_backend(model, _decoded_inputs(name, self.settings), self.pool, self.open_model)
         except (PointsmanError, OSError, ValueError) as error:
             raise NotOpened(name) from error
         try:
@@ -403,7 +643,13 @@ class _Opener:
 
 
 async def _open_backends(
-    settings: Settings, stack: AsyncExitStack, patience: Patience, pool: WarmPool | None
+    settings: Settings,
+    stack: AsyncExitStack,
+    patience: Patience,
+    pool: WarmPool | None,
+    open_model: OpenModel,
+    *,
+    starting: bool = False,
 ) -> Mapping[str, Backend]:
     """Every model's backend, opened concurrently; those that opened are closed even where another failed.
 
@@ -413,7 +659,8 @@ async def _open_backends(
     if pool is not None:
         pool.reserve(sum(expected_bytes(model) for model in settings.models.values() if model.warm.keep))
     inputs = {name: _decoded_inputs(name, settings) for name in settings.models}
-    opening = [_open_backend(model, inputs[name], pool) for name, model in settings.models.items()]
+    open_one = _open_or_go_without if starting else _open_backend
+    opening = [open_one(model, inputs[name], pool, open_model) for name, model in settings.models.items()]
     opened = await asyncio.gather(*opening, return_exceptions=True)
     for name, result in zip(settings.models, opened, strict=True):
         if not isinstance(result, BaseException):
@@ -424,16 +671,31 @@ async def _open_backends(
     return dict(zip(settings.models, (r for r in opened if not isinstance(r, BaseException)), strict=True))
 
 
-async def _open_backend(model: ModelSettings, inputs: tuple[TensorSpec, ...] | None, pool: WarmPool | None) -> Backend:
+async def _open_backend(
+    model: ModelSettings, inputs: tuple[TensorSpec, ...] | None, pool: WarmPool | None, open_model: OpenModel
+) -> Backend:
     """The backend of *model* with its plans, ready to serve; one that is not always kept goes into *pool*."""
     if pool is None or model.warm.keep:
-        return await _open_now(model, inputs)
-    ladder = ladder_of(model, partial(_open_now, model, inputs))
+        return await _open_now(model, inputs, open_model)
+    ladder = ladder_of(model, partial(_open_now, model, inputs, open_model))
     return await pool.open(model.name, ladder, model.warm, estimate_bytes=expected_bytes(model))
 
 
-async def _open_now(model: ModelSettings, inputs: tuple[TensorSpec, ...] | None) -> Backend:
-    backend = await backend_type(model.backend).open(model.name, model.options)
+async def _open_or_go_without(
+    model: ModelSettings, inputs: tuple[TensorSpec, ...] | None, pool: WarmPool | None, open_model: OpenModel
+) -> Backend:
+    """As `_open_backend`; where only time can mend what is in the way, and the model is not required, `Absent`."""
+    try:
+        return await _open_backend(model, inputs, pool, open_model)
+    except PointsmanError as error:
+        if model.required or error.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
+            raise
+        log.warning("starting without model %r, which is tried again until it opens: %s", model.name, error)
+        return Absent(model.name)
+
+
+async def _open_now(model: ModelSettings, inputs: tuple[TensorSpec, ...] | None, open_model: OpenModel) -> Backend:
+    backend = await open_model(model)
     try:
         return await preprocessed(
             backend,
@@ -442,6 +704,7 @@ async def _open_now(model: ModelSettings, inputs: tuple[TensorSpec, ...] | None)
             model.postprocess,
             labels=model.labels,
             base=model.base,
+            kernels=model.kernels,
         )
     except BaseException:
         await backend.aclose()
@@ -449,15 +712,37 @@ async def _open_now(model: ModelSettings, inputs: tuple[TensorSpec, ...] | None)
 
 
 def _model(model: ModelSettings, backend: Backend, observer: BatchObserver) -> Model:
+    if isinstance(backend, Absent):
+        batcher = Batcher(model.name, backend, BatchingOptions(), observer=observer)
+        return Model(model.name, backend, batcher, model.labels or (), required=model.required)
     _check_calibrated(model, backend.version)
     measure = model.measure or usual_measure(spec.name for spec in backend.signature.outputs)
-    scored = Scored.of(model.name, backend, measure, model.calibrator)
+    scoring = Scoring(measure, model.calibrator)
+    is_cut_back = measured(measure, {spec.name for spec in backend.signature.outputs}) in model.batching.trim
+    asked = backend if is_cut_back else Scored.of(model.name, backend, scoring)
     try:
-        batcher = Batcher(model.name, scored, model.batching, observer=observer)
+        runner = _runner(model, asked, observer)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     pooled = backend if isinstance(backend, Pooled) else None
-    return Model(model.name, backend, batcher, model.labels or (), pooled=pooled)
+    named = (model.measure.output or "") if model.measure is not None else ""
+    return Model(
+        name=model.name,
+        backend=backend,
+        batcher=runner,
+        labels=model.labels or (),
+        pooled=pooled,
+        scoring=scoring if is_cut_back else None,
+        required=model.required,
+        measured=named,
+    )
+
+
+def _runner(model: ModelSettings, asked: Backend, observer: BatchObserver) -> Batcher | SequenceRunner:
+    """What asks the model: one that keeps state is asked step by step."""
+    if asked.limits.sequence_idle_s is None:
+        return Batcher(model.name, asked, model.batching, observer=observer)
+    return SequenceRunner(model.name, asked, model.batching, model.sequences, observer=observer)
 
 
 async def _warm_up(model: Model) -> None:
@@ -465,6 +750,10 @@ async def _warm_up(model: Model) -> None:
         await model.batcher.warm_up()
     except ValueError as error:
         raise InvalidInput(str(error)) from error
+    if model.pooled is None:  # loading it must not take longer than it has to
+        await weigh(model.backend)
+        for steps, cost in model.costs().items():
+            log.info("model %s: %s takes %s", model.name, steps, cost)
 
 
 def _check_calibrated(model: ModelSettings, version: str) -> None:
@@ -483,7 +772,7 @@ def _decoded_inputs(model: str, settings: Settings) -> tuple[TensorSpec, ...] | 
         InvalidInput: two feed it differently.
     """
     fed = {
-        f"route {route.name!r}": tuple(_decoded(spec, route.decode) for spec in route.inputs)
+        f"route {route.id!r}": tuple(_decoded(spec, route.decode) for spec in route.inputs)
         for route in settings.routes.values()
         if model in route.cascade
     }
@@ -503,7 +792,7 @@ def _decoded(spec: TensorSpec, decoder: str | None) -> TensorSpec:
 
 def _detector(detector: DetectorSettings, models: Mapping[str, Model]) -> Detector:
     model = models[detector.model]
-    if TensorSpec(LABEL, Datatype.BYTES, (1,)) not in model.backend.signature.outputs:
+    if not model.is_absent and TensorSpec(LABEL, Datatype.BYTES, (1,)) not in model.backend.signature.outputs:
         raise InvalidInput(
             f"detector {detector.trait!r}: model {model.name!r} has no output {LABEL!r}, one BYTES an item; give it "
             "`labels`"
@@ -512,12 +801,12 @@ def _detector(detector: DetectorSettings, models: Mapping[str, Model]) -> Detect
 
 
 def _route(route: RouteSettings, settings: Settings, models: Mapping[str, Model]) -> Route:
-    outputs = {name: models[name].backend.signature.outputs for name in route.cascade}
+    outputs = {name: models[name].backend.signature.outputs for name in route.cascade if not models[name].is_absent}
     first = next(iter(outputs.values()), _DECIDED_BY_PEOPLE)
     for name, other in outputs.items():
         if other != first:
             raise InvalidInput(
-                f"route {route.name!r}: stages must have the same outputs, but {route.cascade[0]!r} gives "
+                f"route {route.id!r}: stages must have the same outputs, but {next(iter(outputs))!r} gives "
                 f"{_described(first)} and {name!r} gives {_described(other)}; postprocess them alike"
             )
     return Route(
@@ -528,13 +817,15 @@ def _route(route: RouteSettings, settings: Settings, models: Mapping[str, Model]
         accept=NOT_LOOKED_UP if isinstance(route.accept, CertifiedSettings) else route.accept,
         human=route.human,
         on_defer=route.on_defer,
+        id_as_key=route.id_as_key,
         deadline_s=route.deadline_s,
         max_error=route.max_error,
+        version=route.version,
     )
 
 
 _DECIDED_BY_PEOPLE = (TensorSpec(LABEL, Datatype.BYTES, (1,)),)
-"""The outputs of a route without models."""
+"""The outputs of a route without models, or without one that could be opened yet."""
 
 
 def _exposed(model: Model) -> Route:

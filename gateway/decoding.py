@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from backends.contract import Batch, Datatype, HostArray, Tensor, TensorSpec
 from backends.errors import DeadlineExceeded, InvalidInput, Unavailable
-from kernels.decode import DECODERS, DecodeError, decode
+from kernels.decode import DECODERS, DecodeError
 
 T = TypeVar("T")
 
@@ -90,15 +90,20 @@ async def decode_batch(decoder: str | None, batch: Batch, workshop: Workshop, re
 
 def _decode(decoder: str, batch: Batch) -> Batch:
     ((name, tensor),) = batch.inputs.items()
-    rows = tuple(_decode_item(decoder, i, data) for i, data in enumerate(tensor.numpy().reshape(batch.size)))
+    rows = _rows(DECODERS[decoder].decode_all(list(tensor.numpy().reshape(batch.size))))
     datatype = Datatype.of(rows[0].dtype)
     if len({row.shape for row in rows}) == 1:
         return Batch({name: Tensor.of(np.stack(rows), datatype)}, batch.size)
     return Batch({name: Tensor.ragged(datatype, rows)}, batch.size)
 
 
-def _decode_item(decoder: str, index: int, data: bytes) -> HostArray:
-    try:
-        return decode(decoder, data)
-    except DecodeError as error:
-        raise InvalidInput(f"item {index}: {error}") from error
+def _rows(decoded: Sequence[HostArray | DecodeError]) -> tuple[HostArray, ...]:
+    """*decoded*, of which every one is an array.
+
+    Raises:
+        InvalidInput: one is none.
+    """
+    for index, found in enumerate(decoded):
+        if isinstance(found, DecodeError):
+            raise InvalidInput(f"item {index}: {found}") from found
+    return tuple(found for found in decoded if not isinstance(found, DecodeError))

@@ -11,19 +11,22 @@ goes where the table sends doubts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from backends.contract import Batch, Datatype, Deadline, Signature, TensorSpec
 from backends.errors import InvalidInput, PointsmanError
+from backends.trace_context import TraceContext
 from gateway.answer import labels_of
 from gateway.binding import bind
 from gateway.catalog import Catalog, Detector
 from gateway.decoding import Workshop, decode_batch
 from gateway.explain import Classified
-from gateway.observe import DetectorReport, PipelineObserver
+from gateway.masking import Mask
+from gateway.observe import DetectorReport, PipelineObserver, part_of
 from gateway.request import JsonInputs, Payload, Request, TensorInputs
 from router.classify import Signal, Signals, Silence, classify
 from router.contract import Traits
-from router.table import Needs, route
+from router.table import Needs, Picked, RouteTable, route
 
 MOST_ITEMS = 64
 """Most items of one request that a detector is asked about: some take milliseconds for each, and others wait."""
@@ -45,19 +48,24 @@ class Detection:
         signals: dict[str, Signals] = {}
         while isinstance(choice := route(catalog.table, traits), Needs):
             detector = catalog.detectors[choice.trait]
-            found = {detector.trait: await self._ask(detector, request.payload, deadline)}
+            found = {detector.trait: await self._ask(detector, request, deadline)}
             signals |= found
             traits = classify(traits, found, {detector.trait: detector.floor})
         return Classified(choice, traits, signals)
 
-    async def _ask(self, detector: Detector, payload: Payload, deadline: Deadline) -> Signals:
+    async def _ask(self, detector: Detector, request: Request, deadline: Deadline) -> Signals:
         started = self._clock()
-        signals = await self._answered(detector, payload, Deadline(min(deadline, started + detector.timeout_s)))
+        span = part_of(request.trace)
+        within = Deadline(min(deadline, started + detector.timeout_s))
+        trace = request.trace if span is None else span.context
+        signals = await self._answered(detector, request.payload, within, trace)
         failed = isinstance(signals, Silence) and signals.failed
-        self._observer.on_detector(DetectorReport(detector.trait, self._clock() - started, failed))
+        self._observer.on_detector(DetectorReport(detector.trait, self._clock() - started, failed, span))
         return signals
 
-    async def _answered(self, detector: Detector, payload: Payload, deadline: Deadline) -> Signals:
+    async def _answered(
+        self, detector: Detector, payload: Payload, deadline: Deadline, trace: TraceContext | None
+    ) -> Signals:
         try:
             content = await self._content(payload, deadline)
             items = await decode_batch(detector.decode, content, self._workshop, deadline - self._clock())
@@ -68,6 +76,8 @@ class Detection:
         model = detector.model
         if not model.loaded:
             return Silence(f"model {model.name!r} is not loaded", failed=True)
+        if model.is_absent:
+            return Silence(f"model {model.name!r} could not be opened yet", failed=True)
         (tensor,) = items.inputs.values()
         if items.size > MOST_ITEMS:
             return Silence(
@@ -75,7 +85,7 @@ class Detection:
             )
         try:
             name = model.backend.signature.inputs[0].name
-            outputs, sure = await model.run(Batch({name: tensor}, items.size), deadline)
+            outputs, sure = await model.run(Batch({name: tensor}, items.size), deadline, trace=trace)
         except PointsmanError as error:
             return Silence(f"model {model.name!r} did not answer: {error}", failed=True)
         labels = labels_of(outputs)
@@ -105,6 +115,24 @@ def _stated(request: Request) -> Traits:
         tenant=request.caller.tenant,
         parameters=request.parameters,
     )
+
+
+def traits_told(table: RouteTable, picked: Picked, traits: Traits, mask: Mask | None) -> dict[str, Any]:
+    """What was known of a request that rules picked the route of, for the decision log (Any: JSON).
+
+    Of the caller's parameters only those that rules ask for are told: no other one has decided anything.
+    """
+    told: dict[str, Any] = {"content_type": traits.content_type, "size_bytes": traits.size_bytes}
+    if picked.rule is not None:
+        told["rule"] = table.rules[picked.rule].name or picked.rule
+    if traits.detected:
+        told["detected"] = {
+            name: {"value": trait.value, "confidence": trait.confidence} for name, trait in traits.detected.items()
+        }
+    tested = {test.name for rule in table.rules for test in rule.when.parameters}
+    if parameters := {name: value for name, value in traits.parameters.items() if name in tested}:
+        told["parameters"] = parameters if mask is None else mask.parameters(parameters)
+    return told
 
 
 def _only_input(payload: Payload) -> str:

@@ -15,9 +15,11 @@ from backends.contract import Deadline
 from backends.errors import NotFound, PointsmanError
 from backends.oip.model import OIPOptions, open_oip
 from backends.oip.options import ServerOptions, remote_of
-from backends.triton.model import TritonOptions, open_triton
+from backends.oip.remote import Server
+from backends.triton.model import TritonOptions, open_triton, sequence_idle_s
 
 _ASK_S = 10.0
+_CONFIGURATION = "model_configuration"  # the extension by which another Pointsman says that a model keeps state
 _STORE = {"path": "pointsman.db", "retention": "30d", "limit": "2GiB"}
 
 
@@ -32,7 +34,8 @@ async def configuration_of(urls: Sequence[str], models: Sequence[str], *, shared
     Raises:
         PointsmanError: the first server cannot be asked, or not one of the models can be served.
     """
-    is_triton, names = await _asked(urls[0], models)
+    server, names = await _asked(urls[0], models)
+    is_triton = server.name == "triton"
     kept: dict[str, Mapping[str, object]] = {}
     left_out: dict[str, str] = {}
     for name in names:
@@ -41,6 +44,8 @@ async def configuration_of(urls: Sequence[str], models: Sequence[str], *, shared
         if is_triton and shared_memory:
             written["shared_memory"] = True
         try:
+            if not is_triton and (idle_s := await _sequence_idle_s(urls[0], name, server)) is not None:
+                written["sequence_idle_s"] = idle_s
             await _open(name, urls, is_triton=is_triton, shared_memory=shared_memory)
         except PointsmanError as error:
             left_out[name] = str(error)
@@ -53,16 +58,31 @@ async def configuration_of(urls: Sequence[str], models: Sequence[str], *, shared
     return "\n".join([*lines, text]) if lines else text
 
 
-async def _asked(url: str, models: Sequence[str]) -> tuple[bool, Sequence[str]]:
-    """Whether the server at *url* is a Triton, and the names of *models*, or else of all that it serves."""
+async def _asked(url: str, models: Sequence[str]) -> tuple[Server, Sequence[str]]:
+    """What the server at *url* says of itself, and the names of *models*, or else of all that it serves."""
     remote = remote_of("any", url, ServerOptions(url))
     try:
         deadline = Deadline(time.monotonic() + _ASK_S)
         server = await remote.about(deadline)
-        return server.name == "triton", models or await remote.models(deadline)
+        return server, models or await remote.models(deadline)
     except PointsmanError as error:
         why = error if isinstance(error, NotFound) else error.__cause__ or error
         raise NotFound(f"{url} does not say what it serves: {why}; is it up? else name --model") from error
+    finally:
+        await remote.aclose()
+
+
+async def _sequence_idle_s(url: str, name: str, server: Server) -> float | None:
+    """How long *server*, no Triton, keeps states of the model *name*; None where it says nothing of that.
+
+    Raises:
+        PointsmanError: it cannot be asked.
+    """
+    if _CONFIGURATION not in server.extensions:
+        return None
+    remote = remote_of(name, url, ServerOptions(url))
+    try:
+        return sequence_idle_s(await remote.config(name, "", Deadline(time.monotonic() + _ASK_S)))
     finally:
         await remote.aclose()
 

@@ -7,7 +7,7 @@ anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gateway.settings import CertifiedSettings, RouteSettings
@@ -40,6 +40,9 @@ class Classified:
     signals: Mapping[str, Signals]
 
 
+_NOBODY_LOOKED: Mapping[str, Mapping[str, str]] = {}
+
+
 def straight_to_people(choice: Choice, has_people_alone: Callable[[str], bool]) -> Choice:
     """*choice*, which goes straight to people where the route that it picks has nobody else."""
     if not isinstance(choice, Picked) or not has_people_alone(choice.route):
@@ -54,11 +57,30 @@ class StagePreview:
     Attributes:
         runs: it would be asked, where those before it are not sure; None where nobody looked at the models.
         why: why not, or when.
+        steps: what an item takes in the steps around the model, by `preprocess` and `postprocess`, in words; none where
+            nobody looked.
     """
 
     model: str
     runs: bool | None
     why: str
+    steps: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionPreview:
+    """A version of the route.
+
+    Attributes:
+        share: of the route's requests, in [0, 1].
+        why: why it is the one whose stages are told; None where it is not.
+        shadows: whether it is shown what others answer.
+    """
+
+    version: str
+    share: float
+    why: str | None
+    shadows: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +90,30 @@ class RoutePreview:
     Attributes:
         accept: when a stage's answer is good enough, in words.
         queue: of the people behind it; None where there are none.
+        versions: none where it has only one.
     """
 
     stages: tuple[StagePreview, ...]
     accept: str
     queue: str | None
+    versions: tuple[VersionPreview, ...] = ()
 
 
-def preview(route: Route, states: Mapping[str, ModelState], *, to_person: bool) -> RoutePreview:
-    """The stages of *route* that would run now, given *states* of its models."""
+def preview(
+    route: Route,
+    states: Mapping[str, ModelState],
+    *,
+    to_person: bool,
+    versions: tuple[VersionPreview, ...] = (),
+    steps: Mapping[str, Mapping[str, str]] = _NOBODY_LOOKED,
+) -> RoutePreview:
+    """The stages of *route* that would run now, given *states* of its models and what the *steps* around them take."""
+    stages = _stages(route, states, to_person=to_person)
     return RoutePreview(
-        stages=_stages(route, states, to_person=to_person),
+        stages=tuple(replace(stage, steps=steps.get(stage.model, {})) for stage in stages),
         accept=accept_text(route.accept),
         queue=route.human.queue if route.human else None,
+        versions=versions,
     )
 
 
@@ -100,7 +133,7 @@ def _stages(route: Route, states: Mapping[str, ModelState], *, to_person: bool) 
     return tuple(found)
 
 
-def configured(route: RouteSettings, *, to_person: bool) -> RoutePreview:
+def configured(route: RouteSettings, *, to_person: bool, versions: tuple[VersionPreview, ...] = ()) -> RoutePreview:
     """*route* as it is configured; nobody looks at its models."""
     why = "it goes straight to a person" if to_person else "its model was not looked at"
     runs = False if to_person else None
@@ -109,6 +142,7 @@ def configured(route: RouteSettings, *, to_person: bool) -> RoutePreview:
         stages=tuple(StagePreview(model, runs, why) for model in route.cascade),
         accept="what a certificate proves" if isinstance(accept, CertifiedSettings) else accept_text(accept),
         queue=route.human.queue if route.human else None,
+        versions=versions,
     )
 
 
@@ -156,6 +190,7 @@ def explanation(table: RouteTable, found: Classified, route: RoutePreview | None
         "traits": {name: asdict(trait) for name, trait in traits.detected.items()},
         "rules": rules,
         **_chosen(found.choice),
+        "versions": [asdict(version) for version in route.versions] if route else [],
         "stages": [asdict(stage) for stage in route.stages] if route else [],
         "accepts": route.accept if route and route.stages else None,
         "queue": route.queue if route else None,
@@ -199,7 +234,8 @@ def told(explained: Mapping[str, Any]) -> str:
             *(f"trait    {name}: {_trait_text(trait)}" for name, trait in explained["traits"].items()),
             *(f"rule     {_rule_text(rule)}" for rule in explained["rules"]),
             f"route    {_route_text(explained)}",
-            *(f"stage    {stage['model']}: {stage['why']}" for stage in explained["stages"]),
+            *(f"version  {_version_text(version)}" for version in explained["versions"]),
+            *(f"stage    {_stage_text(stage)}" for stage in explained["stages"]),
             *([f"accepts  {explained['accepts']}"] if explained["accepts"] else []),
             *([f"people   queue {explained['queue']}"] if explained["queue"] else []),
         ]
@@ -223,6 +259,17 @@ def _trait_text(trait: Mapping[str, Any]) -> str:
 def _rule_text(rule: Mapping[str, Any]) -> str:
     name = f"{rule['rule']} {rule['name']}" if rule["name"] else str(rule["rule"])
     return f"{name}: " + (f"matches, to {rule['route']}" if rule["matched"] else rule["why_not"])
+
+
+def _stage_text(stage: Mapping[str, Any]) -> str:
+    steps = "".join(f"; {name} takes {takes}" for name, takes in stage["steps"].items())
+    return f"{stage['model']}: {stage['why']}{steps}"
+
+
+def _version_text(version: Mapping[str, Any]) -> str:
+    share = f"{version['version']}: {version['share']:.4g} of the requests"
+    shadows = ", and is shown what others answer" if version["shadows"] else ""
+    return share + shadows + (f" (told here: {version['why']})" if version["why"] else "")
 
 
 def _route_text(explained: Mapping[str, Any]) -> str:

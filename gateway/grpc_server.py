@@ -34,7 +34,12 @@ class GrpcLimits:
 
 
 class GrpcServer:
-    """Both gRPC services, their health and reflection; an asynchronous context manager that listens while entered."""
+    """Both gRPC services, their health and reflection; an asynchronous context manager that listens while entered.
+
+    Attributes:
+        calls: answers them, for whoever has a transport of its own.
+        oip_methods: of the Open Inference Protocol's service, by name.
+    """
 
     def __init__(
         self,
@@ -68,11 +73,12 @@ class GrpcServer:
             ValueError: *transport* cannot serve here; says why, and what to do.
         """
         self.transport = chosen(transport, host)
-        self._calls = CallServer(authenticator, observer)
+        self.calls = CallServer(authenticator, observer)
+        self.oip_methods = oip.oip_methods(service, memory=memory, control=control)
         reflection = Reflection((oip.SERVICE, gateway_v1.SERVICE, health.SERVICE))
         self._health = health.Health(reflection.services)
         self._offers = (
-            Offer(oip.SERVICE, oip.oip_methods(service, memory=memory, control=control), oip.HINT),
+            Offer(oip.SERVICE, self.oip_methods, oip.HINT),
             Offer(gateway_v1.SERVICE, gateway_v1.gateway_methods(service), OLDER),
             Offer(health.SERVICE, self._health.methods, OLDER),
             *reflection.offers(),
@@ -114,7 +120,7 @@ class GrpcServer:
         return self
 
     def _make_listener(self) -> Listener:
-        calls, offers, limit = self._calls, self._offers, self._limits.message_bytes
+        calls, offers, limit = self.calls, self._offers, self._limits.message_bytes
         if self.transport is Transport.GRPCIO:
             return GrpcioListener(calls, offers, self.address, limit, reuse_port=self._reuse_port)
         from gateway.grpc_edge.on_native import NativeListener  # its package is not installed everywhere
@@ -128,8 +134,16 @@ class GrpcServer:
 
     async def drain(self, grace_s: float) -> None:
         """Say NOT_SERVING, take no new calls, and give those in flight *grace_s* seconds. Harmless when repeated."""
-        self._health.drain()
-        self._calls.drain()
-        listener, self._listener = self._listener, None
-        if listener is not None:
+        if (listener := self._leave()) is not None:
             await listener.stop(grace_s)
+
+    async def hand_over(self, grace_s: float) -> None:
+        """As `drain`, where others listen on the port too, and callers are to go on with them."""
+        if (listener := self._leave()) is not None:
+            await listener.hand_over(grace_s)
+
+    def _leave(self) -> Listener | None:
+        self._health.drain()
+        self.calls.drain()
+        listener, self._listener = self._listener, None
+        return listener

@@ -8,6 +8,9 @@ The key is held under a lease, which is renewed while the work goes on, so that 
 a process that dies loses its keys. A caller that leaves gives its key back, at whatever moment it leaves: it must be
 able to come back with the same key at once.
 
+**Sequences.** A step that is repeated under its key is not taken again: it is answered as before. Where there was no
+answer its sequence is over (`batching.sequences`), so that a repetition, which works anew, finds no state to step on.
+
 Requests in this process wait on an event; those of another process that shares the store are polled for. A waiter whose
 deadline comes first is told so with a conflict: the first request goes on.
 
@@ -25,7 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from backends.contract import Deadline
-from backends.errors import Code, Conflict, KeyReused, PointsmanError, error_of
+from backends.errors import Code, Conflict, KeyReused, PointsmanError, SequenceUnknown, error_of
 from gateway.answer import Answer
 from gateway.request import Request
 from gateway.store.contract import Done, Fresh, InProgress, KeyClaim, Mismatch, RequestKey, Store
@@ -70,9 +73,18 @@ class _Running:
 class Idempotency:
     """Runs each key's work once. Single event loop; state survives in the store."""
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], float] = time.monotonic,
+        words: Callable[[Request, PointsmanError], str] = lambda _, error: str(error),
+    ) -> None:
+        """Args:
+        words: what is kept of why a request was refused, for its repetitions.
+        """
         self._store = store
         self._clock = clock
+        self._words = words
         self._running: dict[RequestKey, _Running] = {}
 
     async def run(self, request: Request, deadline: Deadline, work: Work) -> Answer:
@@ -126,8 +138,8 @@ class Idempotency:
             return await work(held)
         except PointsmanError as error:
             with suppress(PointsmanError):  # the store cannot write: the lease will end it
-                if error.code in _STORED:
-                    await self._store.finish_key(held.key, held.fence, error.code, str(error))
+                if error.code in _STORED and not isinstance(error, SequenceUnknown):
+                    await self._store.finish_key(held.key, held.fence, error.code, self._words(request, error))
                 else:
                     await self._store.release_key(held.key, held.fence)
             raise

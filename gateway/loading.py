@@ -16,16 +16,17 @@ calibrations are those that the gateway started with; a calibration of another v
 
 **Mending.** A model whose backend has failed is opened anew by upkeep, with all that a load is: so a server that moved
 on to the next version of its model is followed, and what was proven of the old one is not taken for proven of the new.
+So is one that could not be reached at the start and is not required: `backends.absent` stands for it until then.
 
 **Order.** Changes of one model happen one after the other, in the order in which they were asked for, and the next one
 begins when the model that the last one put out is closed: never are more than two of a kind in memory. A model that
 does not end by itself is left to itself after `CLOSE_S`. Whoever asked hears when the new catalog is in place. If they
 leave before, the change goes on: half of it would be worse.
 
-**Names.** A model's own name, exposed or not, is that model. Loading a route loads the models of its cascade, all of
-them or none, as Triton loads an ensemble with what it is composed of. Unloading a route is refused, as a route is a
-policy, and most of its models are used elsewhere; with `unload_dependents` those of its models are unloaded that no
-other route and no detector uses.
+**Names.** A model's own name, exposed or not, is that model. Loading a route loads the models of its cascades, in all
+its versions, all or none, as Triton loads an ensemble with what it is composed of. Unloading a route is refused, as
+a route is a policy, and most of its models are used elsewhere; with `unload_dependents` those of its models are
+unloaded that no other route and no detector uses.
 
 Rejected: a batcher whose backend is exchanged beneath it (queues and latencies of the old model would be those of the
 new one, and a signature could change under a batch); counting the users of each model (every request would pay for it;
@@ -104,6 +105,7 @@ class Loader:
         self._catalog_lock = asyncio.Lock()
         self._changes: set[asyncio.Task[None]] = set()
         self._departing: dict[int, Model] = {}
+        self._unmended: dict[str, str] = {}
         self._is_open = True
 
     async def renew_certificates(self) -> None:
@@ -141,7 +143,7 @@ class Loader:
 
     def mend(self) -> None:
         """Have models opened anew whose backend has failed: where all servers of a model are gone, those that are there
-        now may have another version of it. What goes wrong is logged, and tried again when this is called again.
+        now may have another version of it. What goes wrong is logged, once, and tried again when this is called again.
         """
         if not self._is_open or self._pipeline.is_draining:
             return
@@ -155,7 +157,12 @@ class Loader:
         try:
             await self.load(name)
         except PointsmanError as error:
-            log.warning("model %r has failed, and cannot be opened anew: %s", name, error)
+            why = str(error.__cause__ or error)  # the cause is for the operator's log, as this is
+            if self._unmended.get(name) != why:
+                self._unmended[name] = why
+                log.warning("model %r cannot be opened, and is tried again until it can: %s", name, why)
+        else:
+            self._unmended.pop(name, None)
 
     def models(self) -> Sequence[Model]:
         """Every model that is open: those of the catalog, and those that it no longer has."""
@@ -195,21 +202,21 @@ class Loader:
         return free
 
     def _named(self, name: str) -> tuple[bool, tuple[str, ...]]:
-        """Whether *name* means a model, and the models of the route that it means otherwise."""
-        route = self._settings.routes.get(name)
-        cascade = () if route is None else tuple(dict.fromkeys(route.cascade))
+        """Whether *name* means a model, and the models of the route that it means otherwise, of all its versions."""
+        versions = self._settings.versions_of(name)
+        cascade = tuple(dict.fromkeys(model for route in versions for model in route.cascade))
         is_model = name in self._settings.models
-        if is_model and route is not None and cascade != (name,):
+        if is_model and versions and cascade != (name,):
             raise InvalidInput(
                 f"{name!r} is a route and, elsewhere, a model, and it is not clear which is meant; rename one of them"
             )
-        if name == AUTO or not (is_model or route is not None):
-            known = ", ".join(sorted({*self._settings.models, *self._settings.routes}))
+        if name == AUTO or not (is_model or versions):
+            known = ", ".join(sorted({*self._settings.models, *self._settings.names}))
             raise NotFound(f"there is no model or route {shorten(name)}; known: {known}")
         return is_model, cascade
 
     def _is_used(self, model: str, beside: str) -> bool:
-        routes = (route for name, route in self._settings.routes.items() if name != beside)
+        routes = (route for route in self._settings.routes.values() if route.name != beside)
         return any(model in route.cascade for route in routes) or any(
             detector.model == model for detector in self._settings.detectors.values()
         )
@@ -301,7 +308,7 @@ class Loader:
         return told
 
     async def _contents(self, names: Sequence[str]) -> Mapping[tuple[str, str], StageSubject]:
-        """What the files of *names* are at this moment to certificates, by route and model; without versions."""
+        """What the files of *names* are at this moment to certificates, by route's id and model; without versions."""
         routes = self._settings.routes
         wanted = [(name, model) for name in self._certificates.subjects for model in names]
         wanted = [(name, model) for name, model in wanted if model in routes[name].cascade]
@@ -333,7 +340,9 @@ class Loader:
             catalog = await self._certificates.applied(catalog, subjects)
             for model in opened.values():
                 model.batcher.start()
-            return self._swap(catalog, [old[name] for name in opened if old[name].loaded])
+            departure = self._swap(catalog, [old[name] for name in opened if old[name].loaded])
+            self._pipeline.count_anew(opened)
+            return departure
 
     def _with(self, changed: Mapping[str, Model]) -> Catalog:
         """The present catalog with the models *changed*, and what rests on them; all else is as it was.

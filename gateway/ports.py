@@ -2,7 +2,9 @@
 
 `SO_REUSEPORT` shares a port with any process of the same user that asks, silently: two gateways on one port would each
 get a part of the other's callers. So a port is first bound as nobody can who must share it, which tells when somebody
-listens there, and then held by a socket that never listens: the kernel gives connections to sockets that do.
+listens there, and the socket that found it free holds it: it is let share from then on, and never listens. The kernel
+gives connections to sockets that do, and asks the others whether they share when one more is bound, and not when they
+were. The port is nobody's at no time in between.
 
 The holding socket is without `SO_REUSEADDR` where that is possible. With it, another gateway that is just starting, and
 so not listening yet, would find the port free. It is not possible where connections of a process that had the port to
@@ -14,9 +16,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+
+SIBLINGS = 64
+"""How many processes of one host can have a port of their own each, one beside the other."""
+
+_MOST_PORT = 65535
 
 _REMEDIES = {
     errno.EADDRNOTAVAIL: "choose an address of this machine as the host",
@@ -42,6 +47,22 @@ def bind_shared(host: str, port: int) -> socket.socket:
     return _bound(host, port, reuse_address=True, reuse_port=True)
 
 
+def bind_first_free(host: str, port: int) -> socket.socket:
+    """A socket with the first of `SIBLINGS` ports from *port* on (0: any) to itself, which does not listen yet.
+
+    Raises:
+        OSError: somebody listens on each of them, or it is no address of this machine.
+    """
+    last = min(port + SIBLINGS, _MOST_PORT + 1) if port else 1
+    for candidate in range(port, last):
+        try:
+            return bind(host, candidate)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or candidate == last - 1:
+                raise
+    raise AssertionError("there was no port to try. This is a bug.")
+
+
 @contextlib.contextmanager
 def held(host: str, port: int) -> Iterator[socket.socket]:
     """What holds *port* (0: any) for `bind_shared`, of this process and its children, and never listens.
@@ -49,19 +70,18 @@ def held(host: str, port: int) -> Iterator[socket.socket]:
     Raises:
         OSError: somebody has it, or it is no address of this machine.
     """
-    with bind(host, port) as alone:
-        number = port_of(alone)
-    with _hold(host, number) as holding:
+    with _alone(host, port) as holding:
+        holding.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         yield holding
 
 
-def _hold(host: str, port: int) -> socket.socket:
+def _alone(host: str, port: int) -> socket.socket:
     try:
-        return _bound(host, port, reuse_address=False, reuse_port=True)
+        return _bound(host, port, reuse_address=False, reuse_port=False)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        return bind_shared(host, port)
+        return bind(host, port)
 
 
 def _bound(host: str, port: int, *, reuse_address: bool, reuse_port: bool) -> socket.socket:
@@ -82,22 +102,6 @@ def _bound(host: str, port: int, *, reuse_address: bool, reuse_port: bool) -> so
         remedy = _REMEDIES.get(error.errno or 0, "choose another port")
         raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from error
     return bound
-
-
-@contextlib.contextmanager
-def private_folder(prefix: str, longest: int) -> Iterator[Path]:
-    """A folder that only this user can open, for Unix sockets; removed at the end.
-
-    Args:
-        longest: characters that its name may have, so that the names of sockets in it are not too long.
-
-    Raises:
-        OSError: there is none, or its name is longer.
-    """
-    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
-        if len(folder) > longest:
-            raise OSError(f"the folder for temporary files, {tempfile.gettempdir()}, has too long a name; set TMPDIR")
-        yield Path(folder)
 
 
 def port_of(bound: socket.socket) -> int:

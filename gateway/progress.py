@@ -6,14 +6,16 @@ stages, this keeps the books: it does no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from backends.contract import Tensors
 from backends.errors import BackendFailed, Code, DeadlineExceeded, Overloaded, PointsmanError, Unavailable
-from gateway.answer import CLASSIFY, ItemAnswer, StageRecord, Status, labels_of
+from gateway.answer import CLASSIFY, PEOPLE, ROUTE_AT, ItemAnswer, StageRecord, StageRun, Status, labels_of
+from gateway.people.outlook import Overload
 from router.cascade import gathering_reason
-from router.contract import Decision, OnDefer, Reason, Route, Verdict
+from router.contract import Decision, OnDefer, Reason, Route, Verdict, WhenOverloaded
 from router.table import Picked
 
 _REASONS = {
@@ -39,6 +41,7 @@ class _Item:
     outputs: Tensors | None = None
     confidence: float | None = None
     accepted: bool = False
+    unasked: bool = False  # nobody decides it, though it was not accepted
     trail: list[StageRecord] = field(default_factory=list)
 
 
@@ -51,16 +54,35 @@ class Progress:
         """Items that no stage has accepted, ascending."""
         self.all_ran = True
         """Every stage so far has answered the open items."""
+        self.troubles: list[StageRecord] = []
+        """Of stages that gave no answer, in order."""
         self._retry_after_s = 1.0
 
-    def routed(self, picked: Picked) -> None:
-        """Enter what routing had to say: that a person must decide, or what was in doubt."""
-        if picked.reason is not None:
-            decision = Decision.DEFER if picked.to_person else Decision.ESCALATE
-            self._note(StageRecord(CLASSIFY, "", None, None, decision, picked.reason, picked.detail))
+    def of_version(self, version: str) -> None:
+        """Enter which version of the route answers; before anything else."""
+        self._note(StageRecord(ROUTE_AT, "", version, None, Decision.ESCALATE))
 
-    def judged(self, stage: str, version: str, outputs: Tensors, verdicts: Sequence[Verdict], detail: str = "") -> None:
-        """Enter what *stage* answered for the open items, row by row, and what was made of it."""
+    def routed(self, picked: Picked, traits: Mapping[str, Any] | None = None) -> None:
+        """Enter what routing had to say: that a person must decide, or what was in doubt; and by what it was decided.
+
+        Args:
+            traits: what was known of the request (Any: JSON); None: its caller named the route.
+        """
+        if picked.reason is not None or traits is not None:
+            decision = Decision.DEFER if picked.to_person else Decision.ESCALATE
+            said = StageRecord(CLASSIFY, "", None, None, decision, picked.reason, picked.detail, traits=traits)
+            self._note(said)
+
+    def judged(
+        self,
+        stage: str,
+        version: str,
+        outputs: Tensors,
+        verdicts: Sequence[Verdict],
+        detail: str = "",
+        run: StageRun | None = None,
+    ) -> None:
+        """Enter what *stage* answered for the open items, row by row, what was made of it, and what it took."""
         labels = labels_of(outputs)
         still_open = []
         for row, (index, verdict) in enumerate(zip(self.open, verdicts, strict=True)):
@@ -70,7 +92,9 @@ class Progress:
             item.reason = verdict.reason
             item.accepted = verdict.decision is Decision.ACCEPT
             item.trail.append(
-                StageRecord(stage, version, item.label, verdict.confidence, verdict.decision, verdict.reason, detail)
+                StageRecord(
+                    stage, version, item.label, verdict.confidence, verdict.decision, verdict.reason, detail, run
+                )
             )
             if not item.accepted:
                 still_open.append(index)
@@ -83,7 +107,8 @@ class Progress:
         self.all_ran = False
         if retry_after_s is not None:
             self._retry_after_s = max(retry_after_s, _SHORTEST_RETRY_S)
-        self._note(StageRecord(stage, version, None, None, Decision.ESCALATE, reason, detail))
+        self.troubles.append(StageRecord(stage, version, None, None, Decision.ESCALATE, reason, detail))
+        self._note(self.troubles[-1])
 
     def _note(self, record: StageRecord) -> None:
         """Enter what is the same for all open items."""
@@ -102,7 +127,7 @@ class Progress:
             raise error
         self.passed_over(stage, version, reason, retry_after_s=error.retry_after_s)
 
-    def settle(self, route: Route) -> tuple[ItemAnswer, ...]:
+    def settle(self, route: Route, overload: Overload | None = None) -> tuple[ItemAnswer, ...]:
         """Every item's answer, now that no stage is left to ask.
 
         What no stage was sure of goes to the route's person; without one it is answered as uncertain, where `on_defer`
@@ -110,19 +135,31 @@ class Progress:
 
         Args:
             route: says who decides what is open.
+            overload: why its people have no time; None where they have. By its policy the request is refused, or what
+                a stage has answered stands as it is. An item keeps its reason, and so stays among those whose labels
+                a certificate needs: one without a label.
 
         Raises:
             DeadlineExceeded: there was no time for a stage, and there is no person.
             BackendFailed: the last stage failed, and there is no person.
+            Overloaded: people have no time, and the policy is to refuse.
             Unavailable: no stage was sure, or none was ready or had room, and there is no person.
         """
-        gathers = gathering_reason(route)
+        gathers = gathering_reason(route) if self.open else None
+        if overload is not None and self.open and overload.policy is WhenOverloaded.REFUSE:
+            raise refusal_of_people(overload)
         for index in self.open:
             item = self._items[index]
             if gathers and item.reason not in _BEFORE_STAGES:
                 item.reason = gathers
             if route.human is None and (route.on_defer is OnDefer.ERROR or item.outputs is None):
                 raise _refusal(route, item, self._retry_after_s)
+            if overload is not None and overload.policy is WhenOverloaded.PROVISIONAL and item.outputs is not None:
+                item.unasked = True
+                people = StageRecord(
+                    PEOPLE, "", None, None, Decision.ESCALATE, Reason.PEOPLE_OVERLOADED, overload.detail
+                )
+                item.trail.append(people)
         has_person = route.human is not None
         return tuple([_answer(item, deferred=has_person) for item in self._items])
 
@@ -138,7 +175,7 @@ def _answer(item: _Item, *, deferred: bool) -> ItemAnswer:
         status = Status.PENDING
     else:
         status = Status.PROVISIONAL
-    waits = deferred and not item.accepted
+    waits = deferred and not item.accepted and not item.unasked
     return ItemAnswer(
         status=status,
         stage=item.stage,
@@ -149,6 +186,11 @@ def _answer(item: _Item, *, deferred: bool) -> ItemAnswer:
         reason=item.reason,
         trail=tuple(item.trail),
     )
+
+
+def refusal_of_people(overload: Overload) -> Overloaded:
+    """What a caller is told whose request people have no time for."""
+    return Overloaded(f"{overload.detail}; try again later", retry_after_s=overload.retry_after_s)
 
 
 def _refusal(route: Route, item: _Item, retry_after_s: float) -> PointsmanError:

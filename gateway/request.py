@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from backends.contract import NO_DEADLINE, Deadline, ParameterValue, Tensors, record
+from backends.trace_context import TraceContext
+from gateway.people.scope import UNSKILLED, Scope
 from router.contract import OnDefer
+
+if TYPE_CHECKING:
+    from gateway.passing import InPlace
 
 MAX_ITEMS = 4096
 """Most items in one request."""
@@ -33,11 +38,12 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the API key's name, its tenant, and what it may do."""
+    """Who asks: the API key's name, its tenant, what it may do, and as a reviewer with which reviews."""
 
     name: str = "anonymous"
     tenant: str = "default"
     roles: frozenset[Role] = frozenset(Role)
+    scope: Scope = UNSKILLED
 
 
 @record
@@ -81,6 +87,21 @@ class TensorInputs:
 Payload: TypeAlias = RawBody | JsonInputs | TensorInputs
 
 
+@record
+class SequencePlace:
+    """What a request is in a sequence, as its caller says.
+
+    Attributes:
+        id: the caller's; neither 0 nor "".
+        starts: it is the first one.
+        ends: it is the last one.
+    """
+
+    id: int | str
+    starts: bool
+    ends: bool
+
+
 @record(eq=False)
 class Request:
     """What an edge has understood of a call; nothing in it has been checked against a route yet.
@@ -94,6 +115,10 @@ class Request:
         fingerprint: SHA-256 over the canonical request; empty where there is no key.
         on_defer: what the caller wants for a deferred item; None: what the route says. `/v1` ignores it.
         priority: where models have levels of it: 1 the highest, 0 the model's default.
+        shared: what of the payload lies in shared memory still, and may be passed on from there; None: nothing.
+        trace: the caller's span; in the pipeline the request's own, within it. None: nobody traces it.
+        sequence: where models keep state; None: the request stands alone.
+        subject: whom it is about, as the caller names them, so that it can be erased by that name; "": nobody says.
     """
 
     route: str
@@ -107,3 +132,7 @@ class Request:
     fingerprint: bytes = b""
     on_defer: OnDefer | None = None
     priority: int = 0
+    shared: InPlace | None = None
+    trace: TraceContext | None = None
+    sequence: SequencePlace | None = None
+    subject: str = field(default="", repr=False)

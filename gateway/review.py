@@ -38,15 +38,20 @@ def tasks_of(route: Route, batch: Batch, answer: Answer) -> tuple[ReviewTask, ..
 def _task(route: Route, human: HumanPolicy, batch: Batch, index: int, item: ItemAnswer) -> ReviewTask:
     payload, content_type = _payload(route, batch, index)
     proposals = (Proposal(r.stage, r.label, r.confidence) for r in item.trail if r.version)
+    now_s = time.time()
     return ReviewTask(
         item=index,
         queue=human.queue,
-        due_s=time.time() + human.due_s,
+        due_s=now_s + human.due_s,
         labels=human.labels,
         payload=payload,
         content_type=content_type,
         proposals=tuple(proposals),
         reason=item.reason or Reason.LOW_CONFIDENCE,
+        expires_s=None if human.expires_s is None else now_s + human.expires_s,
+        priority=human.priority,
+        skills=human.skills,
+        quality=human.quality,
     )
 
 
@@ -57,7 +62,7 @@ def _payload(route: Route, batch: Batch, index: int) -> tuple[bytes, str]:
         return orjson.dumps({name: _readable(tensor) for name, tensor in tensors.items()}), "application/json"
     (tensor,) = tensors.values()
     data = bytes(tensor.numpy().reshape(-1)[0])
-    return data, _media_type(route.decode, data)
+    return data, media_type_of(route.decode, data)
 
 
 def _is_one_content(tensors: Sequence[Tensor]) -> bool:
@@ -65,7 +70,13 @@ def _is_one_content(tensors: Sequence[Tensor]) -> bool:
     return len(tensors) == 1 and tensors[0].datatype is Datatype.BYTES and tensors[0].numpy().size == 1
 
 
-def _media_type(decoder: str | None, data: bytes) -> str:
+def is_image(data: bytes) -> bool:
+    """Whether *data* begins as a picture does."""
+    return (data[:4] == b"RIFF" and data[8:12] == b"WEBP") or any(data.startswith(magic) for magic, _ in _IMAGES)
+
+
+def media_type_of(decoder: str | None, data: bytes) -> str:
+    """What *data*, which *decoder* is to decode, are to be shown as."""
     if decoder == "utf8" or (decoder is None and _is_text(data)):
         return "text/plain; charset=utf-8"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":

@@ -3,6 +3,10 @@
 A confidence is worked out where the outputs are still one batch: NumPy takes as long for one row as for sixty, so that
 doing it for each caller apart would cost more than routing and judging together. It then travels like every other
 output, which the batcher hands to the caller whose row it is.
+
+An output that the batcher cuts back to the length of each item is another case. Before that it is as long as the
+longest item in the batch, and how sure a model is would depend on the company (an entropy is told in units of the
+number of classes): such a confidence is worked out where the item is alone again, by `Scoring`.
 """
 
 from __future__ import annotations
@@ -13,10 +17,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.contract import Backend, Batch, Datatype, Deadline, Limits, Signature, State, Tensor, Tensors, TensorSpec
+from backends.contract import (
+    Backend,
+    Batch,
+    Datatype,
+    Deadline,
+    Limits,
+    Ragged,
+    SharedMemoryWindow,
+    Signature,
+    State,
+    Tensor,
+    Tensors,
+    TensorSpec,
+)
 from backends.errors import InvalidInput
 from router.calibration import Calibrator, confidences
-from router.confidence import Measure
+from router.confidence import Measure, measured
 
 _QUICK_BYTES = 512 * 1024
 """Outputs up to this size are measured in two milliseconds at most; larger ones are in a thread."""
@@ -26,17 +43,44 @@ CONFIDENCE = "pointsman.confidence"
 
 
 @dataclass(frozen=True, slots=True)
+class Scoring:
+    """How sure a model is: *calibrator*'s reading of *measure*."""
+
+    measure: Measure
+    calibrator: Calibrator
+
+    async def of(self, outputs: Tensors, size: int) -> NDArray[np.float64]:
+        """Of *size* items: (size,), NaN where there is none."""
+        is_quick = all(
+            t.data.nbytes <= _QUICK_BYTES if isinstance(t.data, np.ndarray) else isinstance(t.data, SharedMemoryWindow)
+            for t in outputs.values()
+        )
+        return self._now(outputs, size) if is_quick else await asyncio.to_thread(self._now, outputs, size)
+
+    def _now(self, outputs: Tensors, size: int) -> NDArray[np.float64]:
+        name = measured(self.measure, outputs)
+        if name is None or not isinstance(rows := outputs[name].data, Ragged) or len(rows.rows) != size:
+            return confidences(self.measure, self.calibrator, outputs, size)
+        datatype = outputs[name].datatype
+        return np.array(
+            [
+                confidences(self.measure, self.calibrator, {name: Tensor.of(row[np.newaxis], datatype)}, 1)[0]
+                for row in rows.rows
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Scored:
     """A backend with the calibrated confidence as an output beside its own; owns *backend*."""
 
     backend: Backend
-    measure: Measure
-    calibrator: Calibrator
+    scoring: Scoring
     signature: Signature
 
     @classmethod
-    def of(cls, model_name: str, backend: Backend, measure: Measure, calibrator: Calibrator) -> Scored:
-        """Score *backend*, whose confidence is *calibrator*'s reading of *measure*.
+    def of(cls, model_name: str, backend: Backend, scoring: Scoring) -> Scored:
+        """Score *backend* by *scoring*.
 
         Raises:
             InvalidInput: it has an output of that name already.
@@ -45,7 +89,7 @@ class Scored:
         if any(spec.name == CONFIDENCE for spec in own.outputs):
             raise InvalidInput(f"model {model_name!r} has an output {CONFIDENCE!r}, which is the gateway's; rename it")
         spec = TensorSpec(CONFIDENCE, Datatype.FP64, ())
-        return cls(backend, measure, calibrator, Signature(own.inputs, (*own.outputs, spec)))
+        return cls(backend, scoring, Signature(own.inputs, (*own.outputs, spec)))
 
     @property
     def version(self) -> str:
@@ -65,9 +109,7 @@ class Scored:
     async def infer(self, batch: Batch, deadline: Deadline) -> Tensors:
         """The backend's outputs, and how sure it is of each item."""
         outputs = await self.backend.infer(batch, deadline)
-        told = (self.measure, self.calibrator, outputs, batch.size)
-        is_quick = all(isinstance(t.data, np.ndarray) and t.data.nbytes <= _QUICK_BYTES for t in outputs.values())
-        sure = confidences(*told) if is_quick else await asyncio.to_thread(confidences, *told)
+        sure = await self.scoring.of(outputs, batch.size)
         return {**outputs, CONFIDENCE: Tensor(Datatype.FP64, sure.shape, sure)}
 
     async def aclose(self) -> None:

@@ -24,15 +24,17 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from backends.errors import PermissionDenied, Unauthenticated
+from gateway.people.scope import EVERYTHING, UNSKILLED, Scope
 from gateway.request import Caller, Role
 
 KEY_PREFIX = "pm_"
 """Every key begins so: secret scanners and people know what they look at."""
 
-ANYBODY = Caller()
+ANYBODY = Caller(scope=EVERYTHING)
 """Who calls where nobody needs a key."""
 
 ANONYMOUS = ANYBODY.name
@@ -51,12 +53,14 @@ class ApiKey:
         sha256: SHA-256 of the key, 64 lower-case hexadecimal digits.
         tenant: whose data its owner sees.
         roles: what its owner may do.
+        scope: with which reviews, where they are a reviewer.
     """
 
     name: str
     sha256: str = field(repr=False)
     tenant: str = "default"
     roles: frozenset[Role] = frozenset({Role.CALLER})
+    scope: Scope = UNSKILLED
 
     def __post_init__(self) -> None:
         if self.name == ANONYMOUS or not (0 < len(self.name) <= 64 and self.name.isprintable()):
@@ -69,14 +73,19 @@ class ApiKey:
     @property
     def caller(self) -> Caller:
         """Its owner, as the pipeline and the store see them."""
-        return Caller(self.name, self.tenant, self.roles)
+        return Caller(self.name, self.tenant, self.roles, self.scope)
 
 
 @dataclass(frozen=True, slots=True)
 class SecurityOptions:
-    """The keys that are accepted; none: everybody is anonymous and may do everything."""
+    """The keys that are accepted; none: everybody is anonymous and may do everything.
+
+    Attributes:
+        file: where the keys are read again when they change; None: they stand in the configuration itself.
+    """
 
     api_keys: tuple[ApiKey, ...] = ()
+    file: Path | None = None
 
     def __post_init__(self) -> None:
         for what, values in (("name", [k.name for k in self.api_keys]), ("key", [k.sha256 for k in self.api_keys])):
@@ -102,6 +111,16 @@ class Authenticator:
 
     def __repr__(self) -> str:
         return f"Authenticator({len(self._keys)} keys)"
+
+    def use(self, options: SecurityOptions) -> None:
+        """Know the keys of *options* from now on, and no others.
+
+        Raises:
+            ValueError: it has none, where keys are needed: nobody lets everybody in by emptying a file.
+        """
+        if self._keys and not options.api_keys:
+            raise ValueError("there is no key in it, which would let everybody in; leave one, or restart without keys")
+        self._keys = options.api_keys
 
     @property
     def needs_key(self) -> bool:

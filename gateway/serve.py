@@ -33,6 +33,7 @@ from gateway.compose import Gateway, Patience, compose
 from gateway.grpc_server import GrpcServer
 from gateway.http.listener import HttpListener
 from gateway.ports import address_of, bind
+from gateway.rereading import Rereading
 from gateway.settings import ServerOptions, Settings
 
 MAINTENANCE_S = 2.0
@@ -45,6 +46,19 @@ LAST_REPLIES_S = 2.0
 """What refused requests get to write their replies."""
 
 log = logging.getLogger("pointsman.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Retiring:
+    """How a gateway leaves others that listen on the same ports, or behind the same balancer, before it drains.
+
+    Attributes:
+        unready_s: for so long it says that it is not ready, and takes connections still: a balancer may need that.
+        last_s: then, with its listeners closed, for so long who is connected may still ask, once.
+    """
+
+    unready_s: float
+    last_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +97,12 @@ async def serve(settings: Settings, announce: Callable[[Addresses], None]) -> No
 
         async with (
             compose(settings) as gateway,
-            background(maintaining(gateway.maintain), probing_lag(gateway)),
+            background(
+                maintaining(gateway.maintain),
+                maintaining(gateway.keys.look),
+                gateway.deliver(),
+                probing_lag(gateway),
+            ),
             Listener(gateway.control_app, control, LAST_REPLIES_S),
         ):
             await serve_data(gateway, server, http, signals, ready)
@@ -91,25 +110,48 @@ async def serve(settings: Settings, announce: Callable[[Addresses], None]) -> No
 
 
 async def serve_data(
-    gateway: Gateway, server: ServerOptions, http: socket.socket, signals: Signals, ready: Callable[[str], None]
+    gateway: Gateway,
+    server: ServerOptions,
+    http: socket.socket,
+    stop: Stop,
+    ready: Callable[[str], None],
+    retiring: Retiring | None = None,
 ) -> None:
-    """Serve the data plane, HTTP on the bound socket *http*, until *signals* end it and it has drained.
+    """Serve the data plane, HTTP on the bound socket *http*, until *stop* ends it and it has drained.
 
     Args:
         ready: is told gRPC's address once both listeners answer.
+        retiring: how it leaves others; None: there are none.
 
     Raises:
         OSError: gRPC's address cannot be bound.
     """
     tls = server.tls.context() if server.tls else None
     data = HttpListener(gateway.http, http, server.drain_s + LAST_REPLIES_S, tls=tls)
-    async with data, gateway.grpc as grpc:
+    async with data, gateway.grpc as grpc, background(*_renewing(server, data)):
         gc.freeze()  # what start-up has built stays: collections need not walk it again
         gc.set_threshold(10_000, 20, 50)  # a request makes a hundred objects and few cycles
         ready(grpc.address)
-        await signals.first.wait()
+        await stop.first.wait()
         log.info("stopping: %d requests in flight, up to %g s", gateway.pipeline.in_flight, server.drain_s)
-        await _drain(gateway, data, grpc, signals, server.drain_s)
+        closing: asyncio.Future[None] | None = None
+        if retiring is not None:
+            gateway.pipeline.retire()
+            await stop.hurried_within(retiring.unready_s)
+            data.retire()
+            closing = asyncio.ensure_future(grpc.hand_over(retiring.last_s + server.drain_s + LAST_REPLIES_S))
+            await stop.hurried_within(retiring.last_s)
+        await _drain(gateway, data, grpc, stop, server.drain_s)
+        if closing is not None:
+            await closing
+
+
+def _renewing(server: ServerOptions, data: HttpListener) -> list[Coroutine[Any, Any, None]]:
+    """Has *data* prove itself with the certificate that is in its file now, for ever; nothing without TLS."""
+    tls = server.tls
+    if tls is None:
+        return []
+    return [maintaining(Rereading("the TLS certificate", (tls.cert, tls.key), tls.context, data.use_tls).look)]
 
 
 def end_without(patience: Patience) -> None:
@@ -122,23 +164,29 @@ def end_without(patience: Patience) -> None:
         os._exit(0)
 
 
-async def _drain(gateway: Gateway, data: HttpListener, grpc: GrpcServer, signals: Signals, drain_s: float) -> None:
+async def _drain(gateway: Gateway, data: HttpListener, grpc: GrpcServer, stop: Stop, drain_s: float) -> None:
     gateway.pipeline.drain()
     data.close()
     closing = asyncio.ensure_future(grpc.drain(drain_s + LAST_REPLIES_S))
-    idle = asyncio.ensure_future(gateway.pipeline.idle())
-    again = asyncio.ensure_future(signals.second.wait())
-    await asyncio.wait((idle, again), timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
-    idle.cancel()
-    again.cancel()
-    await gateway.refuse_the_rest()
-    if signals.second.is_set():
+    await drain_without_listeners(gateway, stop, drain_s)
+    if stop.second.is_set():
         data.abort()
     await closing
 
 
-class Signals:
-    """SIGTERM and SIGINT as events, in place of what Python does on them.
+async def drain_without_listeners(gateway: Gateway, stop: Stop, drain_s: float) -> None:
+    """Finish what was accepted by others' listeners, and refuse what is left after *drain_s* seconds."""
+    gateway.pipeline.drain()
+    idle = asyncio.ensure_future(gateway.pipeline.idle())
+    again = asyncio.ensure_future(stop.second.wait())
+    await asyncio.wait((idle, again), timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
+    idle.cancel()
+    again.cancel()
+    await gateway.refuse_the_rest()
+
+
+class Stop:
+    """What ends a gateway.
 
     Attributes:
         first: stop.
@@ -148,6 +196,15 @@ class Signals:
     def __init__(self) -> None:
         self.first = asyncio.Event()
         self.second = asyncio.Event()
+
+    async def hurried_within(self, wait_s: float) -> None:
+        """Return after *wait_s* seconds, or once nobody is to wait any longer."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.second.wait(), wait_s)
+
+
+class Signals(Stop):
+    """SIGTERM and SIGINT as what ends it, in place of what Python does on them."""
 
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -223,7 +280,8 @@ async def background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     finally:
         for task in running:
             task.cancel()
-        await asyncio.wait(running)
+        if running:
+            await asyncio.wait(running)
 
 
 async def maintaining(upkeep: Callable[[], Awaitable[object]]) -> None:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from backends.contract import TensorSpec
-from gateway.answer import Answer, AnswerId
+from gateway.answer import Answer, AnswerId, Revision
 from gateway.oip.statistics import ModelStatistics
 from gateway.request import MAX_ITEMS, Caller, Request
 
 ROUTE_VERSION = "1"
-"""A route is a policy, not a file of weights: it has one version, and its models have theirs."""
+"""The version of a route that is configured without any: it is a policy, not a file of weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,12 @@ class ModelMetadata:
     """A route or an exposed model, as `GET /v2/models/{name}` describes it (shapes without the batch axis).
 
     Attributes:
+        versions: all there are, or the one that was asked for.
         labels: of its classes, by index; empty where it has none.
         max_batch: most items that reach a model in one call; a request may have more, up to `MAX_ITEMS`.
         max_delay_s: seconds that an item waits for others to share a call; None where no model shares one.
+        sequence_idle_s: seconds without a request after which a sequence is forgotten; None where there are none.
+        id_as_key: a request's `id` is its idempotency key, where it has no other.
     """
 
     name: str
@@ -36,6 +39,8 @@ class ModelMetadata:
     labels: tuple[str, ...] = ()
     max_batch: int = MAX_ITEMS
     max_delay_s: float | None = None
+    sequence_idle_s: float | None = None
+    id_as_key: bool = False
 
 
 class Service(Protocol):
@@ -49,8 +54,32 @@ class Service(Protocol):
         """
         ...
 
-    async def answer(self, caller: Caller, answer_id: AnswerId, wait_s: float = 0.0) -> Answer:
-        """The answer's current state, waiting up to *wait_s* seconds for it to be final; not at all while draining.
+    async def answer(
+        self, caller: Caller, answer_id: AnswerId, wait_s: float = 0.0, after: int | None = None
+    ) -> Answer:
+        """The answer's current state, waiting up to *wait_s* seconds for nothing of it to be open.
+
+        Args:
+            caller: who asks.
+            answer_id: the answer.
+            wait_s: how long to wait, in seconds; not at all while draining.
+            after: a revision; a later one ends the wait, too.
+
+        Raises:
+            NotFound: *caller*'s tenant has no such answer.
+        """
+        ...
+
+    async def cancel(self, caller: Caller, answer_id: AnswerId) -> Answer:
+        """Ask people no more about what is open of the answer; the answer as it is then. Repeating it is harmless.
+
+        Raises:
+            NotFound: *caller*'s tenant has no such answer.
+        """
+        ...
+
+    async def revisions(self, caller: Caller, answer_id: AnswerId) -> Sequence[Revision]:
+        """What the answer was, from its first reply to now, in order.
 
         Raises:
             NotFound: *caller*'s tenant has no such answer.
@@ -85,6 +114,11 @@ class Service(Protocol):
         """Every name that `metadata` knows."""
         ...
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether new requests are refused, and nobody waits for anything any more."""
+        ...
+
     def is_ready(self) -> bool:
         """Whether new requests are welcome: started, not draining, every route has a stage that is ready."""
         ...
@@ -101,11 +135,11 @@ class Service(Protocol):
 class DataPlane(Service, Protocol):
     """What the edges of the Open Inference Protocol ask beside."""
 
-    def why_not_ready(self, name: str) -> str | None:
+    def why_not_ready(self, name: str, version: str = "") -> str | None:
         """What keeps a model from answering requests for *name*, in Triton's words where it has some; None: nothing.
 
         Raises:
-            NotFound: there is no such name.
+            NotFound: there is no such name or version.
         """
         ...
 

@@ -20,8 +20,14 @@ microseconds for 0.5 MB and 0.9 ms for 10 MB (two cores of a virtual machine). R
 - Reading when a batch is formed, straight into it: saves the second copy where callers share a batch, and gives each
   stage, and the person, other bytes than the stage before.
 
-A backend on this machine that reads shared memory itself (`Memory.SHARED`) will want the window and not the bytes;
-requests carry a `SharedMemoryWindow` from the edge to `gateway.oip.windows.loaded`, where that can be decided.
+**Passed on.** A backend on this machine that reads shared memory itself (`Memory.SHARED`: a Triton with
+`shared_memory: true`) is told of the region instead, and the bytes never come here, where everything that the copy is
+for can be done without: `gateway.passing` says when that is. Then the client's memory is the client's own risk, as it
+is at Triton alone: what it writes while a call runs may be seen by that or not. A client that shortens its object
+during a call ends Triton, and not the gateway; `pass_through: false` is for clients who are not trusted with that.
+
+A server is told of the object by a name of our own: a hard link that is there for as long as it takes to tell. The
+client's name for it may have come to mean another object, another tenant's even, since it was registered.
 
 **Keys.** `/name` or `name` is the file /dev/shm/name and nothing else: no further slash, so neither a path nor the
 `///name` that slips by a check of prefixes; no link; a plain file. Names of other programs' objects are refused by
@@ -41,9 +47,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import stat
+import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +75,11 @@ FOLDER = Path("/dev/shm")  # noqa: S108  # the folder of shm_open
 MAX_REGION_NAME = 255
 """Longest name of a region, in characters."""
 
+_LINK = "pointsman-region-"
 _FOREIGN = (
     "triton_python_backend_shm_region_",  # Triton's own; it refuses them too
+    _LINK,  # ours
+    "pointsman-tensors-",
     "sem.",  # sem_open
     "psm_",  # Python's multiprocessing, where it makes up a name
     "pymp-",  # and its heaps
@@ -79,6 +91,8 @@ _FOREIGN = (
 )
 _KEY = re.compile(r"/?([A-Za-z0-9._~+=@%,:-]{1,255})")
 _EVERYBODY = stat.S_IROTH | stat.S_IWOTH
+_LINKED_S = 120.0  # since the link was made, or the object was last written to
+_RETRY_AFTER_S = 1.0
 _MOST_AT_ONCE = 1 << 30  # Linux moves 2 GiB at most in one call
 
 
@@ -89,11 +103,15 @@ class SharedMemoryOptions:
     Attributes:
         max_regions: most that one tenant has registered at a time.
         limit_bytes: most that the gateway's copies of inputs take at a time.
+        pass_through: whether regions are passed on to models' servers on this machine that read them themselves.
+        pass_from_bytes: what a request must have there for that; less is copied, and merged with other requests'.
     """
 
     enabled: bool = False
     max_regions: int = 64
     limit_bytes: int = 512 * 1024 * 1024
+    pass_through: bool = True
+    pass_from_bytes: int = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +131,15 @@ class RegionStatus:
 
 
 class Region:
-    """A registered region. Whatever refers to it keeps its object open: an unregistered one serves who has it still."""
+    """A registered region. Whatever refers to it keeps its object open: an unregistered one serves who has it still.
 
-    def __init__(self, status: RegionStatus, descriptor: int) -> None:
+    Implements `backends.contract.SharedRegion`.
+    """
+
+    def __init__(self, status: RegionStatus, descriptor: int, folder: Path = FOLDER) -> None:
         """Args:
         descriptor: of the object, open for reading and writing; it is closed with this.
+        folder: where the objects are.
 
         Raises:
             InvalidInput: it is no shared memory object, or the region goes beyond it.
@@ -125,6 +147,10 @@ class Region:
         """
         self.status = status
         self._descriptor = descriptor
+        self._folder = folder
+        self._withheld: dict[object, SharedMemoryWindow] = {}
+        self._to_tell: list[Callable[[], None]] = []
+        self._is_given_up = False
         weakref.finalize(self, os.close, descriptor)
         found = os.fstat(descriptor)
         self.object_id = (found.st_dev, found.st_ino)
@@ -144,6 +170,76 @@ class Region:
                 f"{window.byte_size} bytes at offset {window.offset} are beyond region {shorten(window.region)}, "
                 f"which has {self.status.byte_size}"
             )
+
+    def check_place(self, window: SharedMemoryWindow) -> None:
+        """Refuse *window* as the place of an output while a call that nobody waits for may still write there.
+
+        Raises:
+            Unavailable: one may.
+        """
+        for taken in self._withheld.values():
+            if taken.offset < window.offset + window.byte_size and window.offset < taken.offset + taken.byte_size:
+                raise Unavailable(
+                    f"a call that was given up may still write to region {self.status.name!r} where an output of this "
+                    "one is to go; wait, or use another place",
+                    retry_after_s=_RETRY_AFTER_S,
+                )
+
+    @property
+    def byte_size(self) -> int:
+        """How long it is."""
+        return self.status.byte_size
+
+    @property
+    def offset(self) -> int:
+        """Where in its object it begins."""
+        return self.status.offset
+
+    @contextmanager
+    def key(self) -> Iterator[str]:
+        """A name of its object; see `SharedRegion.key`."""
+        name = f"{_LINK}{secrets.token_hex(12)}"
+        path = self._folder / name
+        folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.link(str(self._descriptor), path, src_dir_fd=folder, follow_symlinks=True)
+        finally:
+            os.close(folder)
+        try:
+            yield f"/{name}"
+        finally:
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+    def check_length(self, window: SharedMemoryWindow) -> None:
+        """Refuse *window* if the object has become too short for it; see `SharedRegion.check_length`."""
+        needed = self.status.offset + window.offset + window.byte_size
+        if os.fstat(self._descriptor).st_size < needed:
+            raise self._shortened(needed)
+
+    def when_given_up(self, told: Callable[[], None]) -> None:
+        """Call *told* once it is unregistered; see `SharedRegion.when_given_up`."""
+        if self._is_given_up:
+            told()
+        else:
+            self._to_tell.append(told)
+
+    def give_up(self) -> None:
+        """Tell those who want to know that it is unregistered."""
+        self._is_given_up = True
+        waiting, self._to_tell = self._to_tell, []
+        for told in waiting:
+            told()
+
+    def withhold(self, window: SharedMemoryWindow) -> Callable[[], None]:
+        """Keep *window* from other calls; see `SharedRegion.withhold`."""
+        ticket = object()
+        self._withheld[ticket] = window
+
+        def give_back() -> None:
+            self._withheld.pop(ticket, None)
+
+        return give_back
 
     def read(self, window: SharedMemoryWindow, buffer: memoryview) -> None:
         """Copy *window*, which `check` has passed, into *buffer*, which is as long. Safe in a thread.
@@ -201,15 +297,18 @@ class SharedMemory:
     ) -> None:
         """Args:
         heap_bytes: most bytes of one BYTES input, whose elements become objects on the heap.
-        folder: where the objects are.
+        folder: where the objects are; links that gateways which were killed have left there are removed.
         """
         options = options or SharedMemoryOptions()
         self.enabled = options.enabled
         self.heap_bytes = heap_bytes
         self.buffers = Buffers(options.limit_bytes)
+        self.pass_from_bytes = options.pass_from_bytes if options.pass_through else None
         self._max_regions = options.max_regions
         self._folder = folder
         self._regions: dict[str, dict[str, Region]] = {}
+        if self.enabled:
+            _sweep(folder)
 
     def __repr__(self) -> str:
         return f"SharedMemory({sum(map(len, self._regions.values()))} regions, {self.buffers})"
@@ -240,7 +339,8 @@ class SharedMemory:
             raise InvalidInput(
                 f"region {name!r} has offset {offset} and byte_size {byte_size}; these begin at 0 and at 1"
             )
-        region = Region(RegionStatus(name, key, offset, byte_size), _open(self._folder / file_name, key))
+        status = RegionStatus(name, key, offset, byte_size)
+        region = Region(status, _open(self._folder / file_name, key), self._folder)
         self._require_nobody_else_s(tenant, region)
         self._regions.setdefault(tenant, {})[name] = region
 
@@ -250,10 +350,9 @@ class SharedMemory:
         Requests in flight finish on it.
         """
         regions = self._regions.get(tenant, {})
-        if name:
-            regions.pop(name, None)
-        else:
-            regions.clear()
+        for leaving in (name,) if name else tuple(regions):
+            if (region := regions.pop(leaving, None)) is not None:
+                region.give_up()
 
     def status(self, tenant: str, name: str = "") -> Sequence[RegionStatus]:
         """The region *name* of *tenant*, or all of them.
@@ -300,6 +399,14 @@ class SharedMemory:
         others = (regions for owner, regions in self._regions.items() if owner != tenant)
         if any(other.object_id == region.object_id for regions in others for other in regions.values()):
             raise PermissionDenied(f"the object {region.status.key!r} is somebody else's; make one of your own")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the links that `Region.key` has left behind where it was killed: nobody tells a server for that long."""
+    for path in folder.glob(f"{_LINK}*"):
+        with suppress(OSError):
+            if time.time() - path.stat(follow_symlinks=False).st_ctime > _LINKED_S:
+                path.unlink()
 
 
 def _check_name(name: str) -> None:

@@ -16,6 +16,7 @@ import grpc
 
 from backends.errors import Code, PointsmanError, Unavailable
 from gateway.answer import AnswerId
+from gateway.moments import in_words
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ TABLE: Mapping[Code, Wire] = MappingProxyType(
         Code.INVALID_ARGUMENT: Wire(400, _G.INVALID_ARGUMENT, "Invalid request"),
         Code.UNSUPPORTED_MEDIA: Wire(415, _G.INVALID_ARGUMENT, "Unsupported media type"),
         Code.TOO_LARGE: Wire(413, _G.RESOURCE_EXHAUSTED, "Too large"),
+        Code.HEADERS_TOO_LARGE: Wire(431, _G.RESOURCE_EXHAUSTED, "Headers too large"),
+        Code.UNMET_EXPECTATION: Wire(417, _G.INVALID_ARGUMENT, "Expectation failed"),
         Code.UNAUTHENTICATED: Wire(401, _G.UNAUTHENTICATED, "Unauthenticated"),
         Code.PERMISSION_DENIED: Wire(403, _G.PERMISSION_DENIED, "Permission denied"),
         Code.NOT_FOUND: Wire(404, _G.NOT_FOUND, "Not found"),
@@ -72,9 +75,13 @@ class AwaitsPerson(Unavailable):
         answer_id: where the final answer will be.
     """
 
-    def __init__(self, answer_id: AnswerId, why: str) -> None:
+    def __init__(self, answer_id: AnswerId, why: str, wait_s: float | None = None) -> None:
+        """Args:
+        wait_s: seconds that the person will take; None where nobody knows.
+        """
         self.answer_id = answer_id
-        super().__init__(f"{why}; a person will decide it as answer {answer_id}: GET /v1/answers/{answer_id}")
+        when = "" if wait_s is None else f" in about {in_words(wait_s)}"
+        super().__init__(f"{why}; a person will decide it{when} as answer {answer_id}: GET /v1/answers/{answer_id}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Metrics and logs: the only module that knows their libraries.
+"""Metrics and logs: the only module that knows their libraries, as `gateway.tracing` alone knows that of spans.
 
 Everything below reports through small frozen records (`gateway.observe`, `batching`); here they become Prometheus
 series. Labels are names from the configuration and fixed sets of words, never anything that a caller invents, so the
@@ -22,7 +22,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import choose_encoder
@@ -31,9 +31,11 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from backends.errors import InvalidInput, PointsmanError
+from backends.oip.remote import ServerSaid
 from backends.replicas import ReplicaState
 from backends.warm.policy import Phase
 from backends.warm.report import StepReport
@@ -42,10 +44,23 @@ from batching.report import Outcome as BatchOutcome
 from gateway.catalog import Catalog
 from gateway.grpc_edge.calls import GrpcExchange
 from gateway.http.handler import HttpExchange
-from gateway.observe import DetectorReport, RequestReport, StageReport
-from gateway.store.contract import QueueDepth, StoreStatistics
+from gateway.observe import DecodeReport, DetectorReport, KeepReport, RequestReport, ShadowReport, StageReport
+from gateway.store.contract import (
+    Escalated,
+    OutboxDepth,
+    OutboxState,
+    QualityCounts,
+    QueueDepth,
+    StoreStatistics,
+)
+from gateway.traffic import VersionShare
+from gateway.webhooks.report import AttemptReport
 from gateway.workers.metrics import Family, Sample
+from kernels.guard import Fault
 from router.contract import Certified, Uncertified
+
+if TYPE_CHECKING:
+    from gateway.tracing.spans import Tracing  # at run time where traces are configured: it needs an extra
 
 _LATENCY_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LOAD_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 150.0, 600.0)
@@ -59,9 +74,14 @@ _CHAIN = 8
 
 
 class Telemetry:
-    """The gateway's metrics; takes the reports of the pipeline and of every batcher."""
+    """The gateway's metrics; takes the reports of the pipeline and of every batcher.
 
-    def __init__(self) -> None:
+    Args:
+        tracing: what makes spans of them; None: nothing does.
+    """
+
+    def __init__(self, tracing: Tracing | None = None) -> None:
+        self.tracing = tracing
         self.registry = CollectorRegistry()
         for standard in (GCCollector, PlatformCollector, ProcessCollector):
             standard(registry=self.registry)
@@ -106,32 +126,119 @@ class Telemetry:
         self._reviews = Gauge(
             "pointsman_reviews_open", "Reviews that wait for a person.", ["queue"], registry=self.registry
         )
+        self._waits = Gauge(
+            "pointsman_review_predicted_wait_seconds",
+            "Until people would have decided a review that came now, of the tenant where that is longest.",
+            ["queue"],
+            registry=self.registry,
+        )
+        self._escalations = self._counter(
+            "pointsman_review_escalations", "Reviews that were due and undecided, by where they went on.", "queue", "to"
+        )
+        self._versions = self._counter(
+            "pointsman_route_version_requests",
+            "Requests that ended, of routes with several versions, by the one that took them.",
+            "route",
+            "version",
+            "outcome",
+        )
+        self._shadows = self._counter(
+            "pointsman_shadow", "Items that a version was shown beside the one that answered.", "route", "version",
+            "outcome",
+        )  # fmt: skip
+        self._shadow_changes = self._histogram(
+            "pointsman_shadow_confidence_change",
+            "How much surer a version was than the one that answered.",
+            (-0.5, -0.2, -0.1, -0.05, -0.01, 0.0, 0.01, 0.05, 0.1, 0.2, 0.5),
+            "route",
+            "version",
+        )
+        self._attempts = self._counter(
+            "pointsman_webhook_attempts", "Messages that were sent to webhooks and mailboxes.", "webhook", "outcome"
+        )
+        self._attempt_s = self._histogram(
+            "pointsman_webhook_attempt_seconds", "From sending one to its answer.", _LATENCY_S, "webhook"
+        )
+        self._gold = Gauge(
+            "pointsman_review_gold_labels",
+            "Labels that reviewers gave gold items.",
+            ("queue", "outcome"),
+            registry=self.registry,
+        )
+        self._seconds = Gauge(
+            "pointsman_review_second_opinions",
+            "Second opinions on what one person had decided.",
+            ("queue", "outcome"),
+            registry=self.registry,
+        )
+        self._messages = Gauge(
+            "pointsman_webhook_messages",
+            "Messages that are not delivered.",
+            ["webhook", "state"],
+            registry=self.registry,
+        )
         self._lag = self._histogram("pointsman_event_loop_lag_seconds", "How late the event loop was.", _LATENCY_S)
+        if tracing is not None:
+            self.registry.register(_Spans(tracing))
 
     def serve(self, catalog: Callable[[], Catalog], store: Callable[[], StoreStatistics]) -> None:
         """Show the queues of *catalog* and the state of *store* from now on."""
         self.registry.register(_Snapshot(catalog, store))
         self.registry.register(_Replicas(catalog))
+        self.registry.register(_Processes(catalog))
+        self.registry.register(_Kernels(catalog))
+
+    def serve_versions(self, versions: Callable[[], Sequence[VersionShare]]) -> None:
+        """Show what *versions* of routes get from now on."""
+        self.registry.register(_Versions(versions))
 
     def on_request(self, report: RequestReport) -> None:
         """A request ended."""
-        protocol = report.protocol.value
-        self._requests.add(report.route, protocol, report.outcome.value)
-        self._request_s.observe(report.duration_s, report.route, protocol)
+        if report.version:
+            self._versions.add(report.route, report.version, report.outcome)
+        self._requests.add(report.route, report.protocol, report.outcome)
+        self._request_s.observe(report.duration_s, report.route, report.protocol)
+        if report.trace is not None and self.tracing is not None:
+            trace_id = report.trace.span.context.trace_id
+            self._request_s.exemplify(report.duration_s, {"trace_id": trace_id}, report.route, report.protocol)
+            self.tracing.on_request(report)
 
     def on_stage(self, report: StageReport) -> None:
-        """A stage ran."""
+        """A stage ran, or failed to, which the metrics of its batches tell."""
+        if report.span is not None and self.tracing is not None:
+            self.tracing.on_stage(report)
+        if report.failure is not None:
+            return
         self._stage_s.observe(report.duration_s, report.route, report.stage)
         for decision in report.decisions:
-            self._decisions.add(report.route, report.stage, decision.value)
+            self._decisions.add(report.route, report.stage, decision)
         for confidence in report.confidences:
             self._confidence.observe(confidence, report.route, report.stage)
+
+    def on_shadow(self, report: ShadowReport) -> None:
+        """A version was shown a request, or was to be."""
+        for outcome in report.outcomes:
+            self._shadows.add(report.route, report.version, outcome.value)
+        for change in report.confidence_changes:
+            self._shadow_changes.observe(change, report.route, report.version)
 
     def on_detector(self, report: DetectorReport) -> None:
         """A detector was asked."""
         self._detector_s.observe(report.duration_s, report.trait)
         if report.failed:
             self._detector_failures.add(report.trait)
+        if report.span is not None and self.tracing is not None:
+            self.tracing.on_detector(report)
+
+    def on_decode(self, report: DecodeReport) -> None:
+        """Items were decoded, which is recorded."""
+        if self.tracing is not None:
+            self.tracing.on_decode(report)
+
+    def on_keep(self, report: KeepReport) -> None:
+        """An answer was committed, which is recorded."""
+        if self.tracing is not None:
+            self.tracing.on_keep(report)
 
     def on_http(self, exchange: HttpExchange) -> None:
         """An HTTP request of the data plane ended; paths are templates."""
@@ -148,9 +255,12 @@ class Telemetry:
         self._queue_s.observe(report.queued_s, report.model)
         if report.padding is not None:
             self._padding.observe(report.padding, report.model)
+        if report.trace is not None and self.tracing is not None:
+            self.tracing.on_batch(report)
         # What its callers abandoned has not failed; what an item's contents caused would only repeat them here.
         if report.outcome is BatchOutcome.FAILED and not isinstance(report.error, InvalidInput):
-            log.error("a batch of %d failed in model %s", report.size, report.model, exc_info=report.error)
+            extra = None if report.trace is None else {"trace_id": report.trace.span.trace_id}
+            log.error("a batch of %d failed in model %s", report.size, report.model, exc_info=report.error, extra=extra)
 
     def on_load_step(self, report: StepReport) -> None:
         """A model took a step towards its first request, or failed to."""
@@ -178,6 +288,38 @@ class Telemetry:
         """Show how many reviews wait in every queue."""
         for queue, depth in depths.items():
             self._reviews.labels(queue).set(depth.open + depth.claimed)
+
+    def on_waits(self, waits_s: Mapping[str, float]) -> None:
+        """Show how long people would take in every queue of which that is known, in seconds."""
+        self._waits.clear()
+        for queue, wait_s in waits_s.items():
+            self._waits.labels(queue).set(wait_s)
+
+    def on_escalated(self, escalated: Iterable[Escalated]) -> None:
+        """Reviews were due, and went to another queue, or have none to go to."""
+        for one in escalated:
+            self._escalations.add(one.queue, one.to or "")
+
+    def on_quality(self, counts: Mapping[str, QualityCounts]) -> None:
+        """Show what checks of people have come to."""
+        for queue, count in counts.items():
+            self._gold.labels(queue, "right").set(count.gold_right)
+            self._gold.labels(queue, "wrong").set(count.gold_wrong)
+            self._seconds.labels(queue, "agreed").set(count.seconds_agreed)
+            self._seconds.labels(queue, "differed").set(count.seconds_differed)
+            self._seconds.labels(queue, "asked").set(count.seconds_asked)
+
+    def on_attempt(self, report: AttemptReport) -> None:
+        """A message was sent to a webhook."""
+        self._attempts.add(report.webhook, report.outcome.value)
+        self._attempt_s.observe(report.duration_s, report.webhook)
+
+    def on_outbox(self, depths: Mapping[str, OutboxDepth]) -> None:
+        """Show how many messages are not delivered."""
+        self._messages.clear()
+        for webhook, depth in depths.items():
+            self._messages.labels(webhook, OutboxState.WAITING.value).set(depth.waiting)
+            self._messages.labels(webhook, OutboxState.DEAD.value).set(depth.dead)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """The metrics in the format that *accept* asks for, and its content type."""
@@ -230,7 +372,7 @@ class _Given(Collector):
 
 
 class _Counter(Collector):
-    """Numbers that only grow, by the values of *labels*."""
+    """Numbers that only grow, by the values of *labels*: texts, or members of an enumeration of texts."""
 
     def __init__(self, name: str, documentation: str, labels: tuple[str, ...]) -> None:
         self._about = (name, documentation)
@@ -244,7 +386,7 @@ class _Counter(Collector):
     def collect(self) -> Iterable[Metric]:
         family = CounterMetricFamily(*self._about, labels=self._labels)
         for values, count in self._counts.items():
-            family.add_metric(values, count)
+            family.add_metric([*map(str, values)], count)
         return [family]
 
 
@@ -257,17 +399,45 @@ class _Histogram(Collector):
         self._bounds = tuple(buckets)
         self._counts: defaultdict[tuple[str, ...], list[int]] = defaultdict(lambda: [0] * (len(self._bounds) + 1))
         self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        self._exemplars: dict[tuple[str, ...], dict[int, Exemplar]] = {}
 
     def observe(self, value: float, *values: str) -> None:
         """Count *value*."""
         self._counts[values][bisect_left(self._bounds, value)] += 1
         self._sums[values] += value
 
+    def exemplify(self, value: float, labels: Mapping[str, str], *values: str) -> None:
+        """Let *labels* stand for what fell where *value* does, until others do; only OpenMetrics tells of it."""
+        latest = self._exemplars.setdefault(values, {})
+        latest[bisect_left(self._bounds, value)] = Exemplar(dict(labels), value, time.time())
+
     def collect(self) -> Iterable[Metric]:
         family = HistogramMetricFamily(*self._about, labels=self._labels)
         bounds = [*map(floatToGoString, self._bounds), "+Inf"]
         for values, counts in self._counts.items():
-            family.add_metric(values, list(zip(bounds, accumulate(counts), strict=True)), self._sums[values])
+            buckets: list[tuple[str, float] | tuple[str, float, Exemplar]]
+            buckets = list(zip(bounds, accumulate(counts), strict=True))
+            for place, exemplar in self._exemplars.get(values, {}).items():
+                buckets[place] = (*buckets[place][:2], exemplar)
+            family.add_metric([*map(str, values)], buckets, self._sums[values])
+        return [family]
+
+
+class _Spans(Collector):
+    """What became of spans."""
+
+    def __init__(self, tracing: Tracing) -> None:
+        self._tracing = tracing
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(
+            "pointsman_spans",
+            "Spans that the receiver has taken (exported) or not (failed), or that found no room (dropped).",
+            labels=["outcome"],
+        )
+        found = self._tracing.statistics()
+        for outcome, count in (("exported", found.exported), ("failed", found.failed), ("dropped", found.dropped)):
+            family.add_metric([outcome], count)
         return [family]
 
 
@@ -306,7 +476,14 @@ class _Snapshot(Collector):
         refusals = CounterMetricFamily(
             "pointsman_batch_refusals", "Entries that a batcher refused or dropped.", labels=["model", "reason"]
         )
+        live = GaugeMetricFamily("pointsman_sequences_live", "Sequences that go on.", labels=["model"])
+        lost = CounterMetricFamily(
+            "pointsman_sequences_lost", "Sequences whose state was lost, or in doubt.", labels=["model"]
+        )
         for model in self._catalog().models.values():
+            if (sequences := model.sequences()) is not None:
+                live.add_metric([model.name], sequences.live)
+                lost.add_metric([model.name], sequences.lost)
             statistics = model.batcher.statistics()
             _add_curve(latency, [model.name], statistics.curve)
             for bound, curve in statistics.bucket_curves.items():
@@ -330,13 +507,36 @@ class _Snapshot(Collector):
         )
         for route in self._catalog().routes.values():
             if isinstance(route.accept, Certified | Uncertified):
-                certified.add_metric([route.name], float(isinstance(route.accept, Certified)))
+                which = {"route": route.name} | ({"version": route.version} if route.version else {})
+                certified.add_sample(certified.name, which, float(isinstance(route.accept, Certified)))
         store = self._store()
         size = GaugeMetricFamily("pointsman_store_size_bytes", "The store on disk.", value=store.size_bytes)
         limit = GaugeMetricFamily("pointsman_store_limit_bytes", "The store's limit.", value=store.limit_bytes)
         writes = GaugeMetricFamily("pointsman_store_pending_writes", "Not yet committed.", value=store.pending_writes)
         queues = [depth, nbytes, oldest, arrivals, running, ready, residency, memory, latency, by_length, refusals]
-        return [*queues, certified, size, limit, writes]
+        return [*queues, live, lost, certified, size, limit, writes]
+
+
+class _Versions(Collector):
+    """What versions of routes get, of those that have several."""
+
+    def __init__(self, versions: Callable[[], Sequence[VersionShare]]) -> None:
+        self._versions = versions
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ["route", "version"]
+        share = GaugeMetricFamily(
+            "pointsman_route_version_share", "What it gets of its route's requests.", labels=labels
+        )
+        halted = GaugeMetricFamily(
+            "pointsman_canary_halted",
+            "Whether it gets nothing, as it was worse than the stable version.",
+            labels=labels,
+        )
+        for one in self._versions():
+            share.add_metric([one.route, one.version], one.share)
+            halted.add_metric([one.route, one.version], float(one.halted is not None))
+        return [share, halted]
 
 
 class _Replicas(Collector):
@@ -367,7 +567,8 @@ class _Replicas(Collector):
             refused.add_metric([model.name], found.retries_refused)
             for one in found.replicas:
                 labels = [model.name, one.address]
-                up.add_metric(labels, float(one.state in (ReplicaState.HEALTHY, ReplicaState.RAMPING)))
+                if one.state is not ReplicaState.UNLOADED:  # it gets no calls, and nothing is wrong with it
+                    up.add_metric(labels, float(one.state in (ReplicaState.HEALTHY, ReplicaState.RAMPING)))
                 running.add_metric(labels, one.in_flight)
                 answers.add_metric(labels, one.answered)
                 failures.add_metric(labels, one.failures)
@@ -375,6 +576,76 @@ class _Replicas(Collector):
                 if one.latency_s is not None:
                     latency.add_metric(labels, one.latency_s)
         return [up, running, latency, answers, failures, ejections, retries, refused]
+
+
+class _Kernels(Collector):
+    """How the fused kernels of models with image steps do."""
+
+    def __init__(self, catalog: Callable[[], Catalog]) -> None:
+        self._catalog = catalog
+
+    def collect(self) -> Iterable[Metric]:
+        items = CounterMetricFamily(
+            "pointsman_kernel_items",
+            "Pictures that a fused kernel did, or the plain steps in its place.",
+            labels=["model", "path"],
+        )
+        checked = CounterMetricFamily(
+            "pointsman_kernel_checks", "Pictures computed again by the plain steps, to compare.", labels=["model"]
+        )
+        demoted = CounterMetricFamily(
+            "pointsman_kernel_demotions",
+            "Shapes of pictures that a kernel is not used for any more.",
+            labels=["model", "fault"],
+        )
+        for model in self._catalog().models.values():
+            kernels = model.kernels()
+            if not kernels:
+                continue
+            items.add_metric([model.name, "fused"], sum(one.fused for one in kernels))
+            items.add_metric([model.name, "plain"], sum(one.plain for one in kernels))
+            checked.add_metric([model.name], sum(one.checked for one in kernels))
+            for fault in Fault:
+                demoted.add_metric([model.name, fault.value], sum(one.demoted.get(fault, 0) for one in kernels))
+        return [items, checked, demoted]
+
+
+class _Processes(Collector):
+    """How the processes of models fare that run in some of their own."""
+
+    def __init__(self, catalog: Callable[[], Catalog]) -> None:
+        self._catalog = catalog
+
+    def collect(self) -> Iterable[Metric]:
+        alive = GaugeMetricFamily("pointsman_model_processes", "Processes of a model.", labels=["model", "state"])
+        waiting = GaugeMetricFamily(
+            "pointsman_model_process_queue", "Calls that wait for a process to be free.", labels=["model"]
+        )
+        memory = GaugeMetricFamily(
+            "pointsman_model_process_memory_bytes", "What they take, but for what they share.", labels=["model"]
+        )
+        calls = CounterMetricFamily("pointsman_model_process_calls", "Calls that they were given.", labels=["model"])
+        starts = CounterMetricFamily("pointsman_model_process_starts", "Processes that were ready.", labels=["model"])
+        ends = CounterMetricFamily(
+            "pointsman_model_process_ends",
+            "Processes that were replaced as they were worn, died, hung in a call, or never became ready.",
+            labels=["model", "reason"],
+        )
+        for model in self._catalog().models.values():
+            found = model.processes()
+            if found is None:
+                continue
+            alive.add_metric([model.name, "idle"], found.idle)
+            alive.add_metric([model.name, "busy"], found.workers - found.idle)
+            waiting.add_metric([model.name], found.waiting)
+            memory.add_metric([model.name], found.memory_bytes)
+            calls.add_metric([model.name], found.calls)
+            starts.add_metric([model.name], found.started)
+            ends.add_metric([model.name, "recycled"], found.recycled)
+            ends.add_metric([model.name, "died"], found.died)
+            ends.add_metric([model.name, "hung"], found.hung)
+            ends.add_metric([model.name, "not_started"], found.failed_starts)
+        return [alive, waiting, memory, calls, starts, ends]
 
 
 def _add_curve(family: GaugeMetricFamily, labels: Sequence[str], curve: Iterable[CurvePoint]) -> None:
@@ -386,25 +657,28 @@ def _add_curve(family: GaugeMetricFamily, labels: Sequence[str], curve: Iterable
 class _JsonLines(logging.Formatter):
     """One JSON object a line, so that nothing a caller sends can forge a second one.
 
-    Of an exception the types and the places are logged, and the message only where it is ours or the operating
-    system's: a model's own messages quote its inputs (`invalid literal for int(): 'card 4711...'`), and what callers
-    send has no place in a log.
+    Of an exception the types and the places are logged, and the message only where it is ours, the operating system's,
+    or what another server said, whose operator decides what its errors quote: a model's own messages quote its inputs
+    (`invalid literal for int(): 'card 4711...'`), and what callers send has no place in a log.
     """
 
     def __init__(self, worker: int | None = None) -> None:
         super().__init__()
         self._worker = {} if worker is None else {"worker": worker}
+        self.mask: Callable[[str], str] = _as_it_is
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": self.mask(record.getMessage()),
             **self._worker,
         }
+        if (trace_id := getattr(record, "trace_id", None)) is not None:
+            line["trace_id"] = trace_id
         if record.exc_info:
-            line["exception"] = _without_inputs(record.exc_info[1])
+            line["exception"] = [self.mask(told) for told in _without_inputs(record.exc_info[1])]
         return json.dumps(line, ensure_ascii=True)
 
 
@@ -412,11 +686,22 @@ def _without_inputs(error: BaseException | None) -> list[str]:
     """*error* and what caused it, innermost first: each with its type, and where it was raised."""
     told: list[str] = []
     while error is not None and len(told) < _CHAIN:
-        said = f": {error}" if isinstance(error, PointsmanError | OSError) else ""
+        said = f": {error}" if isinstance(error, PointsmanError | OSError | ServerSaid) else ""
         frames = [f"{f.filename}:{f.lineno} in {f.name}" for f in traceback.extract_tb(error.__traceback__)]
         told.append(f"{type(error).__module__}.{type(error).__qualname__}{said} at {' < '.join(reversed(frames))}")
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return told[::-1]
+
+
+def _as_it_is(text: str) -> str:
+    return text
+
+
+def mask_logs(mask: Callable[[str], str]) -> None:
+    """Log what *mask* leaves of messages, from now on."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, _JsonLines):
+            handler.formatter.mask = mask
 
 
 def configure_logging(level: str = "INFO", worker: int | None = None) -> None:

@@ -50,8 +50,12 @@ async def run_every_size(model: ModelSettings, backend: Backend) -> None:
     """Run a batch of every size on *backend*.
 
     Raises:
-        InvalidInput: the model does not take a batch that its configuration names.
+        InvalidInput: the model does not take a batch that its configuration names, or keeps state over sequences.
     """
+    if backend.limits.sequence_idle_s is not None:
+        raise InvalidInput(
+            f"model {model.name!r} keeps state over sequences, which it would lose; set `warm: {{keep: 1}}`"
+        )
     named = model.batching.warm_up
     most = min(model.batching.max_batch or backend.limits.max_batch, backend.limits.max_batch)
     for number, size in enumerate(named or _sizes(most)):

@@ -10,6 +10,7 @@ of one wide and one tall picture would take the memory of many.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,12 +20,39 @@ from numpy.typing import NDArray
 # Any: dtypes vary at run time, and `ArraySpec` is what states them.
 Array: TypeAlias = NDArray[Any]
 
+# Any: whatever speaks DLPack; CuPy, whose arrays it mostly is, has no types.
+DeviceArray: TypeAlias = Any
+"""An array in a device's memory, exchanged by DLPack; `kernels.dlpack` reads it."""
+
 Values: TypeAlias = Array | tuple[Array, ...]
-"""One value of a batch: an array with the batch axis first, or one array an item where shapes differ."""
+"""One value of a batch: an array with the batch axis first, or one array an item where shapes differ. Where a plan says
+so, a `DeviceArray` with the batch axis first."""
 
 PIXEL_LIMIT = 36_000_000
 """Most pixels of one picture, read or made: an A4 page at 600 dpi has 34.8 million. Decoding takes up to 12 bytes
 of memory a pixel, so that one picture stays under half a gigabyte."""
+
+
+def namespace_of(array: DeviceArray) -> Any:
+    """The functions that go with *array*, by the names of the Python array API standard, 2024.12: NumPy's or its own
+    library's. (Any: a module.)
+
+    CuPy's arrays do not name theirs: it is the package that they come from.
+    """
+    if isinstance(array, np.ndarray):
+        return np
+    if hasattr(array, "__array_namespace__"):
+        return array.__array_namespace__()
+    return sys.modules[type(array).__module__.partition(".")[0]]
+
+
+def as_type(array: DeviceArray, dtype: Any) -> Array:
+    """*array* with elements of *dtype*, one of its namespace's; itself where it has them, so write to neither."""
+    if isinstance(array, np.ndarray):
+        same: Array = array.astype(dtype, copy=False)
+        return same
+    converted: Array = namespace_of(array).astype(array, dtype, copy=False)
+    return converted
 
 
 class ItemError(ValueError):
@@ -32,11 +60,13 @@ class ItemError(ValueError):
 
     Attributes:
         item: its index in the batch.
+        reason: what is wrong with it.
     """
 
     def __init__(self, item: int, reason: str) -> None:
         super().__init__(f"item {item}: {reason}")
         self.item = item
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,12 @@ import re
 import struct
 import unicodedata
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,15 +61,17 @@ class DecodeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """How one item's bytes become an array.
+    """How items' bytes become arrays.
 
     Attributes:
-        output: what `decode` gives.
-        decode: the function; raises `DecodeError`.
+        output: what `decode_all` gives for each.
+        decode_all: the function, which gives a `DecodeError` for an item that is none.
+        check: raises ValueError, with the remedy, where it cannot work on this machine; takes time.
     """
 
     output: ArraySpec
-    decode: Callable[[bytes], Array]
+    decode_all: Callable[[Sequence[bytes]], list[Array | DecodeError]]
+    check: Callable[[], object] = lambda: None
 
 
 def decode(name: str, data: bytes) -> Array:
@@ -79,7 +84,22 @@ def decode(name: str, data: bytes) -> Array:
         DecodeError: *data* is damaged, too large, or of another format.
         KeyError: there is no such decoder.
     """
-    return DECODERS[name].decode(data)
+    (found,) = DECODERS[name].decode_all([data])
+    if isinstance(found, DecodeError):
+        raise found
+    return found
+
+
+def one_by_one(decode_one: Callable[[bytes], Array]) -> Callable[[Sequence[bytes]], list[Array | DecodeError]]:
+    """*decode_one*, which raises `DecodeError`, as a `Decoder.decode_all`."""
+
+    def decoded(data: bytes) -> Array | DecodeError:
+        try:
+            return decode_one(data)
+        except DecodeError as error:
+            return error
+
+    return lambda items: [decoded(data) for data in items]
 
 
 def decode_utf8(data: bytes) -> NDArray[np.object_]:
@@ -151,11 +171,31 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
                 raise DecodeError("an animation is not one picture; send one frame")
             image.load()
             pixels = _rgb(image)
-            return np.ascontiguousarray(_upright(pixels, _orientation(image)))
+            return np.ascontiguousarray(upright(pixels, _orientation(image)))
     except DecodeError:
         raise
     except Exception as error:  # on hostile bytes Pillow raises from a dozen unrelated classes
         raise DecodeError(f"damaged or truncated image: {error}; send it again from the original") from error
+
+
+def jpeg_orientation(data: bytes) -> int | None:
+    """The EXIF orientation, 1 to 8, of a JPEG of three colours or of grey; None: *data* is something else, or damaged.
+
+    Reads the header alone.
+
+    Raises:
+        DecodeError: it is refused, as `decode_image` does.
+    """
+    if not data.startswith(_JPEG):
+        return None
+    try:
+        with _open(data) as image:
+            _check_size(*image.size)
+            return _orientation(image) if image.mode in ("RGB", "L") else None
+    except DecodeError:
+        raise
+    except Exception:  # as in `decode_image`, which says what it is
+        return None
 
 
 def _open(data: bytes) -> ImageFile:
@@ -164,7 +204,7 @@ def _open(data: bytes) -> ImageFile:
     # The cases: what the first bytes say. A format that is not named here cannot be reached.
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return PngImageFile(stream)
-    if data.startswith(b"\xff\xd8\xff"):
+    if data.startswith(_JPEG):
         # Inside compressed data 0xff is always followed by 0x00 or a restart marker, so this counts scans
         # (and those of thumbnails in the metadata).
         if data.count(b"\xff\xda") > JPEG_SCAN_LIMIT:
@@ -189,6 +229,7 @@ def _open(data: bytes) -> ImageFile:
     )
 
 
+_JPEG = b"\xff\xd8\xff"
 # TIFF 6.0, section 15. A reader allocates whole tiles, however small the picture.
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 
@@ -260,7 +301,7 @@ def _orientation(image: ImageFile) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Undo an EXIF 2.32 orientation: 2 mirrored, 3 turned by 180°, 4 flipped, 5 to 8 the same on the side."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
@@ -271,8 +312,27 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return pixels
 
 
+@lru_cache
+def _nvimgcodec() -> Any:
+    """The `kernels.nvimgcodec.Codec` of the first device (Any: imported when somebody asks for it).
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    return import_module("kernels.nvimgcodec").Codec.opened()
+
+
+def _by_nvimgcodec(items: Sequence[bytes]) -> list[Array | DecodeError]:
+    found: list[Array | DecodeError] = _nvimgcodec().decode_all(items)
+    return found
+
+
+_TEXT = ArraySpec(np.dtype(object), (1,))
+_PICTURE = ArraySpec(np.dtype(np.uint8), (-1, -1, 3), ragged=True)
+
 DECODERS: Mapping[str, Decoder] = {
-    "utf8": Decoder(ArraySpec(np.dtype(object), (1,)), decode_utf8),
-    "image": Decoder(ArraySpec(np.dtype(np.uint8), (-1, -1, 3), ragged=True), decode_image),
+    "utf8": Decoder(_TEXT, one_by_one(decode_utf8)),
+    "image": Decoder(_PICTURE, one_by_one(decode_image)),
+    "image-nvimgcodec": Decoder(_PICTURE, _by_nvimgcodec, check=_nvimgcodec),
 }
-"""The decoders by name, as `decode:` of a route names them."""
+"""The decoders by name, as `decode:` of a route names them; `{image: nvimgcodec}` there is `image-nvimgcodec`."""

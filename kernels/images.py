@@ -1,4 +1,7 @@
-"""Image operations on NumPy arrays: the reference that every faster version must match.
+"""Image operations on arrays of any library: the reference that every faster version must match.
+
+Types say NumPy, since that is what a gateway calls them with. Any other library will do that has the names of the
+Python array API standard, as CuPy has: the result is then one of its arrays, on the device where the input is.
 
 Conventions: images are (..., height, width, channels), channels last, RGB unless turned by `bgr`; every leading axis
 is a batch. Sizes are (height, width). Geometry (`resize` and what builds on it) takes and gives uint8, so that its
@@ -18,12 +21,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.arrays import PIXEL_LIMIT, Array
+from kernels.arrays import PIXEL_LIMIT, Array, as_type, namespace_of
 
 Method: TypeAlias = Literal["nearest", "bilinear", "area"]
 Size: TypeAlias = tuple[int, int]
@@ -52,13 +55,16 @@ def gray(images: Uint8) -> Uint8:
     _check_uint8(images, "gray")
     if images.shape[-1] != 3:
         raise ValueError(f"gray needs 3 channels (RGB); got {images.shape[-1]}")
-    red, green, blue = (images[..., channel].astype(np.uint32) for channel in range(3))
+    xp = namespace_of(images)
+    red, green, blue = (as_type(images[..., channel], xp.uint32) for channel in range(3))
     luma = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
-    return luma.astype(np.uint8)[..., np.newaxis]
+    return as_type(luma, xp.uint8)[..., None]
 
 
-def resize(images: Uint8, size: Size, *, method: Method = "bilinear", antialias: bool = True) -> Uint8:
-    """Resample to *size*; pixel centres lie at half coordinates (align_corners=False). Rounded to nearest, halves up.
+def resize(
+    images: Uint8, size: Size, *, method: Method = "bilinear", antialias: bool = True, align_corners: bool = False
+) -> Uint8:
+    """Resample to *size*; pixel centres lie at half coordinates unless corners are aligned. Rounded, halves up.
 
     Args:
         images: (..., height, width, channels), uint8.
@@ -66,18 +72,23 @@ def resize(images: Uint8, size: Size, *, method: Method = "bilinear", antialias:
         method: `nearest` takes the pixel under the centre. `bilinear` weights by a triangle, edges clamped. `area`
             averages the exact area under the output pixel, fractions of pixels included.
         antialias: with `bilinear`, widen the triangle by the reduction factor, so that no input pixel is skipped.
+        align_corners: the centres of the corner pixels of both images coincide, and the others lie evenly between
+            them: output i is at i (length - 1) / (target - 1), a single output at 0. With `bilinear` without
+            antialias alone.
 
     Returns:
         (..., *size, channels), uint8.
 
     Raises:
-        ValueError: not uint8, an image without pixels, or *size* is not within 1 to `PIXEL_LIMIT` pixels.
+        ValueError: not uint8, an image without pixels, *size* is not within 1 to `PIXEL_LIMIT` pixels, or corners to
+            be aligned by another method.
 
     Source:
         `bilinear` with antialias: Pillow's BILINEAR, within one level. `bilinear` without: PyTorch's `interpolate`
-        and OpenCV's INTER_LINEAR. `area`: OpenCV's INTER_AREA when reducing (Pillow's BOX equals it, within one level,
-        for whole factors only); when enlarging we keep the definition, where OpenCV turns to bilinear. `nearest`:
-        Pillow's NEAREST, except that a centre between two pixels always takes the higher (Pillow's sums may drift).
+        and OpenCV's INTER_LINEAR (within one level: its weights have 11 bits); with *align_corners* PyTorch's.
+        `area`: OpenCV's INTER_AREA when reducing (Pillow's BOX equals it, within one level, for whole factors only);
+        when enlarging we keep the definition, where OpenCV turns to bilinear. `nearest`: Pillow's NEAREST, except
+        that a centre between two pixels always takes the higher (Pillow's sums may drift).
     """
     _check_uint8(images, "resize")
     height, width = images.shape[-3:-1]
@@ -85,22 +96,28 @@ def resize(images: Uint8, size: Size, *, method: Method = "bilinear", antialias:
         raise ValueError(f"cannot make an image of {size[0]}x{size[1]} pixels; 1 to {PIXEL_LIMIT} pixels are allowed")
     if not images.size:
         raise ValueError(f"cannot resize an image of shape {list(images.shape)}, which has no pixels")
+    if align_corners and (method != "bilinear" or antialias):
+        raise ValueError("align_corners goes with method bilinear and antialias false; set both, or leave it out")
     if size == (height, width):
         return images
+    xp = namespace_of(images)
     if method == "nearest":
-        return images[..., _nearest(height, size[0])[:, np.newaxis], _nearest(width, size[1]), :]
-    down, across = _bands(height, size[0], method, antialias), _bands(width, size[1], method, antialias)
+        rows: Uint8 = xp.take(images, xp.asarray(nearest(height, size[0])), axis=images.ndim - 3)
+        taken: Uint8 = xp.take(rows, xp.asarray(nearest(width, size[1])), axis=images.ndim - 2)
+        return taken
+    filtering = Filter(method, antialias, align_corners)
+    down, across = _bands(height, size[0], filtering), _bands(width, size[1], filtering)
     # The cheaper order first: what it leaves for the other axis is smaller.
     if size[0] * width <= height * size[1]:
         resampled = _resample_columns(_resample_rows(images, down), across)
     else:
         resampled = _resample_rows(_resample_columns(images, across), down)
-    resampled += np.float32(0.5)
-    return resampled.astype(np.uint8)  # weights are not negative and sum to 1: within 0 to 255
+    resampled += 0.5
+    return as_type(resampled, xp.uint8)  # weights are not negative and sum to 1: within 0 to 255
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Band:
+class Band:
     """Rows *start* to *stop* of an axis' matrix: *weights* over the input's *low* to *high*, zero elsewhere."""
 
     start: int
@@ -110,33 +127,53 @@ class _Band:
     weights: Float32
 
 
-def _bands(length: int, target: int, method: Method, antialias: bool) -> tuple[_Band, ...]:
+class Filter(NamedTuple):
+    """How an axis is resampled; the arguments of `resize`."""
+
+    method: Method = "bilinear"
+    antialias: bool = True
+    align_corners: bool = False
+
+
+def _bands(length: int, target: int, filtering: Filter) -> tuple[Band, ...]:
     """The matrix that resamples an axis of *length* to *target*, in bands; kept where it is small."""
     if length > _CACHED_SIDE:
-        return _make_bands(length, target, method, antialias)
-    return _cached_bands(length, target, method, antialias)
+        return _make_bands(length, target, filtering)
+    return _cached_bands(length, target, filtering)
 
 
-def _make_bands(length: int, target: int, method: Method, antialias: bool) -> tuple[_Band, ...]:
-    first, weights = _taps(length, target, method, antialias)
-    return tuple(_band(first, weights, length, start) for start in range(0, target, _BLOCK_ROWS))
+def _make_bands(length: int, target: int, filtering: Filter) -> tuple[Band, ...]:
+    return bands(*taps(length, target, filtering), length, _BLOCK_ROWS)
 
 
 _cached_bands = lru_cache(maxsize=32)(_make_bands)
 
 
-def _taps(length: int, target: int, method: Method, antialias: bool) -> tuple[NDArray[np.int64], Float32]:
-    """For each output pixel its first input pixel, (target,), and the weights from there on, (target, taps)."""
+def taps(length: int, target: int, filtering: Filter) -> tuple[NDArray[np.int64], Float32]:
+    """The weights that input pixels have in each output pixel, of an axis of *length* resampled to *target*.
+
+    Returns:
+        the first input pixel of each output, (target,), never falling, and the weights from there on, (target, taps),
+        each row summing to 1. Weights beyond the last input pixel are 0.
+
+    Raises:
+        ValueError: *filtering* is `nearest`, which weighs nothing.
+    """
+    if filtering.method == "nearest":
+        raise ValueError("nearest takes pixels and weighs none. This is a bug.")
     step = length / target
     outputs = np.arange(target)[:, np.newaxis]
-    if method == "area":
+    if filtering.method == "area":
         reach = step
         first = np.floor(outputs * step).astype(np.int64)
         inputs = first + np.arange(int(np.ceil(reach)) + 1)
         weights = np.minimum(inputs + 1, (outputs + 1) * step) - np.maximum(inputs, outputs * step)
     else:
-        reach = max(step, 1.0) if antialias else 1.0
-        centre = (outputs + 0.5) * step
+        reach = max(step, 1.0) if filtering.antialias else 1.0
+        if filtering.align_corners:
+            centre = outputs * ((length - 1) / max(target - 1, 1)) + 0.5
+        else:
+            centre = (outputs + 0.5) * step
         first = np.maximum(np.floor(centre - reach + 0.5).astype(np.int64), 0)
         inputs = first + np.arange(int(np.ceil(2 * reach)) + 1)
         weights = 1.0 - np.abs(inputs + 0.5 - centre) / reach
@@ -144,38 +181,48 @@ def _taps(length: int, target: int, method: Method, antialias: bool) -> tuple[ND
     return first[:, 0], (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _band(first: NDArray[np.int64], weights: Float32, length: int, start: int) -> _Band:
-    first, weights = first[start : start + _BLOCK_ROWS], weights[start : start + _BLOCK_ROWS]
+def bands(first: NDArray[np.int64], weights: Float32, length: int, rows: int) -> tuple[Band, ...]:
+    """The matrix of an axis of *length* in bands of *rows*, from what `taps` gives, or a part of it."""
+    return tuple(
+        _band(first[start : start + rows], weights[start : start + rows], length, start)
+        for start in range(0, len(first), rows)
+    )
+
+
+def _band(first: NDArray[np.int64], weights: Float32, length: int, start: int) -> Band:
     rows, taps = weights.shape
     low = int(first[0])
     span = int(first[-1]) - low + taps
     dense = np.zeros((rows, span), dtype=np.float32)
     dense[np.arange(rows)[:, np.newaxis], first[:, np.newaxis] - low + np.arange(taps)] = weights
     high = min(low + span, length)
-    return _Band(start, start + rows, low, high, np.ascontiguousarray(dense[:, : high - low]))
+    return Band(start, start + rows, low, high, np.ascontiguousarray(dense[:, : high - low]))
 
 
-def _resample_rows(images: Array, bands: Sequence[_Band]) -> Float32:
+def _resample_rows(images: Array, bands: Sequence[Band]) -> Float32:
     """Resample the height: every row is one vector of width x channels."""
+    xp = namespace_of(images)
     *batch, height, width, channels = images.shape
-    rows = images.reshape(*batch, height, width * channels)
-    result = np.empty((*batch, bands[-1].stop, width * channels), dtype=np.float32)
+    rows = xp.reshape(images, (*batch, height, width * channels))
+    result = xp.empty((*batch, bands[-1].stop, width * channels), dtype=xp.float32)
     for band in bands:
-        part = rows[..., band.low : band.high, :].astype(np.float32, copy=False)
-        result[..., band.start : band.stop, :] = band.weights @ part
-    return result.reshape(*batch, bands[-1].stop, width, channels)
+        part = as_type(rows[..., band.low : band.high, :], xp.float32)
+        result[..., band.start : band.stop, :] = xp.matmul(xp.asarray(band.weights), part)
+    resampled: Float32 = xp.reshape(result, (*batch, bands[-1].stop, width, channels))
+    return resampled
 
 
-def _resample_columns(images: Array, bands: Sequence[_Band]) -> Float32:
+def _resample_columns(images: Array, bands: Sequence[Band]) -> Float32:
     """Resample the width: every row is an image of its own, one pixel high."""
-    result = np.empty((*images.shape[:-2], bands[-1].stop, images.shape[-1]), dtype=np.float32)
+    xp = namespace_of(images)
+    result: Float32 = xp.empty((*images.shape[:-2], bands[-1].stop, images.shape[-1]), dtype=xp.float32)
     for band in bands:
-        part = images[..., band.low : band.high, :].astype(np.float32, copy=False)
-        result[..., band.start : band.stop, :] = band.weights @ part
+        part = as_type(images[..., band.low : band.high, :], xp.float32)
+        result[..., band.start : band.stop, :] = xp.matmul(xp.asarray(band.weights), part)
     return result
 
 
-def _nearest(length: int, target: int) -> NDArray[np.int64]:
+def nearest(length: int, target: int) -> NDArray[np.int64]:
     """The input pixel under each output pixel's centre, floor((i + 1/2) length / target), in whole numbers."""
     return (2 * np.arange(target) + 1) * length // (2 * target)
 
@@ -257,13 +304,19 @@ def letterbox(
     height, width = images.shape[-3:-1]
     if not images.size:
         raise ValueError(f"cannot letterbox an image of shape {list(images.shape)}, which has no pixels")
-    ratio = min(size[0] / height, size[1] / width)
-    inner = (max(1, round(height * ratio)), max(1, round(width * ratio)))
+    inner = letterbox_size(height, width, size)
     fitted = resize(images, inner, method=method, antialias=antialias)
     top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-    result = np.full((*images.shape[:-3], *size, images.shape[-1]), fill, dtype=np.uint8)
+    xp = namespace_of(images)
+    result: Uint8 = xp.full((*images.shape[:-3], *size, images.shape[-1]), fill, dtype=xp.uint8)
     result[..., top : top + inner[0], left : left + inner[1], :] = fitted
     return result
+
+
+def letterbox_size(height: int, width: int, size: Size) -> Size:
+    """The (height, width) that a picture of *height* x *width* pixels has inside a letterbox of *size*."""
+    ratio = min(size[0] / height, size[1] / width)
+    return max(1, round(height * ratio)), max(1, round(width * ratio))
 
 
 def rotate(images: Array, degrees: int) -> Array:
@@ -281,7 +334,12 @@ def rotate(images: Array, degrees: int) -> Array:
     """
     if degrees % 90:
         raise ValueError(f"cannot rotate by {degrees} degrees; only multiples of 90 lose nothing")
-    return np.rot90(images, degrees // 90, axes=(-3, -2))
+    quarters = degrees // 90 % 4
+    if quarters % 2:
+        images = namespace_of(images).moveaxis(images, -2, -3)
+    if quarters in (1, 2):
+        images = images[..., ::-1, :, :]
+    return images[..., ::-1, :] if quarters in (2, 3) else images
 
 
 def bgr(images: Array) -> Array:
@@ -291,7 +349,9 @@ def bgr(images: Array) -> Array:
 
 def scale(values: Array, factor: float) -> Float32:
     """*values* (uint8 or float32, any shape) times *factor*, in float32: 1/255 takes pixels to 0 to 1."""
-    return np.multiply(values, np.float32(factor), dtype=np.float32)
+    xp = namespace_of(values)
+    scaled: Float32 = xp.multiply(as_type(values, xp.float32), factor)
+    return scaled
 
 
 def normalize(images: Float32, mean: Sequence[float], std: Sequence[float]) -> Float32:
@@ -308,19 +368,21 @@ def normalize(images: Float32, mean: Sequence[float], std: Sequence[float]) -> F
     Source:
         torchvision's `Normalize`, on channels last.
     """
-    shifted = np.subtract(images, np.asarray(mean, dtype=np.float32), dtype=np.float32)
-    shifted /= np.asarray(std, dtype=np.float32)
+    xp = namespace_of(images)
+    shifted: Float32 = as_type(images, xp.float32) - xp.asarray(list(mean), dtype=xp.float32)
+    shifted /= xp.asarray(list(std), dtype=xp.float32)
     return shifted
 
 
 def chw(images: Array) -> Array:
     """Channels first: (..., height, width, channels) to (..., channels, height, width), C-contiguous, any dtype."""
-    return np.ascontiguousarray(np.moveaxis(images, -1, -3))
+    return _contiguous(namespace_of(images).moveaxis(images, -1, -3))
 
 
 def flatten(batch: Array) -> Array:
     """(n, ...) to (n, product), in C order, any dtype; a view where the memory allows."""
-    return batch.reshape(len(batch), -1)
+    flat: Array = namespace_of(batch).reshape(batch, (batch.shape[0], -1))
+    return flat
 
 
 def cast(values: Array, dtype: np.dtype[Any]) -> Array:
@@ -336,15 +398,54 @@ def cast(values: Array, dtype: np.dtype[Any]) -> Array:
     Raises:
         ValueError: an integer does not fit.
     """
+    xp = namespace_of(values)
     with np.errstate(over="ignore"):
-        converted = values.astype(dtype, casting="same_kind", copy=False)
-    if dtype.kind in "iu" and not np.can_cast(values.dtype, dtype) and not np.array_equal(converted, values):
-        raise ValueError(f"values from {values.min()} to {values.max()} do not fit {dtype}; cast to a wider one")
+        if xp is np:
+            converted = values.astype(dtype, casting="same_kind", copy=False)
+        else:
+            converted = as_type(values, getattr(xp, dtype.name))
+    if dtype.kind in "iu" and not xp.can_cast(values.dtype, converted.dtype) and not xp.all(converted == values):
+        raise ValueError(f"values from {xp.min(values)} to {xp.max(values)} do not fit {dtype}; cast to a wider one")
     return converted
 
 
+def bfloat16(values: Array) -> NDArray[np.uint16]:
+    """Convert numbers to bfloat16, which NumPy lacks: the bit patterns, rounded to nearest, halves to even.
+
+    Args:
+        values: integers of up to 16 bits, or floats, any shape; they are rounded to float32 first.
+
+    Returns:
+        the same shape, uint16. Overflow gives infinity; NaN stays NaN, quiet.
+
+    Source:
+        `float32_to_bfloat16_rtne` of Eigen and PyTorch. Beyond the array API standard, arrays need a `view` by dtype.
+    """
+    xp = namespace_of(values)
+    with np.errstate(over="ignore"):
+        wide = _contiguous(as_type(values, xp.float32))
+    bits = wide.view(xp.uint32)
+    rounded: NDArray[np.uint16] = as_type((bits + ((bits >> 16 & 1) + 0x7FFF)) >> 16, xp.uint16)
+    quiet = xp.where(xp.isnan(wide), xp.asarray(0x7FC0, dtype=xp.uint16), rounded)
+    finished: NDArray[np.uint16] = xp.reshape(quiet, values.shape)
+    return finished
+
+
+def from_bfloat16(bits: Array) -> Float32:
+    """The float32 numbers, exactly, of which *bits* (uint16) are the upper halves: bfloat16, which NumPy lacks."""
+    xp = namespace_of(bits)
+    return (as_type(bits, xp.uint32) << 16).view(xp.float32)
+
+
+def _contiguous(array: Array) -> Array:
+    """In C order, where its library has an order of memory; the standard knows none."""
+    order = getattr(namespace_of(array), "ascontiguousarray", None)
+    ordered: Array = array if order is None else order(array)
+    return ordered
+
+
 def _check_uint8(images: Array, operation: str) -> None:
-    if images.dtype != np.uint8 or images.ndim < 3:
+    if images.dtype != namespace_of(images).uint8 or images.ndim < 3:
         raise ValueError(
             f"{operation} needs uint8 (..., height, width, channels); got {images.dtype}{list(images.shape)}"
         )

@@ -20,8 +20,9 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import images, outputs, text
+from kernels import audio, images, outputs, tabular, text
 from kernels.arrays import PIXEL_LIMIT, Array, ArraySpec, ItemError, Values
+from kernels.recipe import Boxed, Chain, Exact, Shortest
 
 _UINT8 = np.dtype(np.uint8)
 _INT64 = np.dtype(np.int64)
@@ -171,6 +172,25 @@ def _positive(value: Any) -> float:
     return number
 
 
+def _not_negative(value: Any) -> float:
+    if (number := _finite(value)) < 0:
+        raise ValueError
+    return number
+
+
+def _share(value: Any) -> float:
+    if (number := _not_negative(value)) > 1:
+        raise ValueError
+    return number
+
+
+def _categories(value: Any) -> tuple[Any, ...]:
+    found = tuple(_list(value))
+    if len({type(one) for one in found}) != 1 or type(found[0]) not in (str, int) or len(set(found)) != len(found):
+        raise ValueError
+    return found
+
+
 def _size(value: Any) -> tuple[int, int]:
     height, width = (_whole(1)(side) for side in _list(value))
     if height * width > PIXEL_LIMIT:
@@ -222,7 +242,9 @@ def _renames(value: Any) -> tuple[tuple[str, str], ...]:
     return pairs
 
 
-_DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_BFLOAT16 = "bfloat16"
+_NUMBERS = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_DTYPES = (_BFLOAT16, *_NUMBERS)
 
 Input = Annotated[str | None, Argument("the name of a value", _name)]
 Size = Annotated[tuple[int, int], Argument(f"[height, width], at least 1 and up to {PIXEL_LIMIT} pixels", _size)]
@@ -241,6 +263,15 @@ File = Annotated[str, Argument("the name of a file", _name)]
 Length = Annotated[int, Argument("a whole number of tokens, at least 1", _whole(1))]
 Temperature = Annotated[float, Argument("a number above 0", _positive)]
 Count = Annotated[int, Argument("a whole number, at least 1", _whole(1))]
+Seed = Annotated[int, Argument("a whole number, 0 to 4294967295", _whole(0, 2**32 - 1))]
+Share = Annotated[float, Argument("a number from 0 to 1", _share)]
+Window = Annotated[int, Argument("a whole number of samples, at least 2", _whole(2))]
+Hertz = Annotated[float, Argument("a number, 0 or above", _not_negative)]
+HighHertz = Annotated[float | None, Argument("a number above 0", _positive)]
+ValueName = Annotated[str, Argument("the name of a value", _name)]
+Categories = Annotated[
+    tuple[str, ...] | tuple[int, ...], Argument("a list of different texts, or of different whole numbers", _categories)
+]
 Names = Annotated[tuple[str, ...], Argument("a list of different names", _names)]
 Renames = Annotated[tuple[tuple[str, str], ...], Argument("a mapping from old to different new names", _renames)]
 
@@ -278,6 +309,10 @@ class Unary(Step):
     @abstractmethod
     def _apply(self, array: Array) -> Array:
         """The operation, on one item or on a batch of equal ones."""
+
+    def fuse(self, chain: Chain) -> Chain | None:
+        """*chain* with this step at its end; None where a fused kernel cannot do it."""
+        return None
 
 
 def _each(apply: Callable[[Array], Array], value: Values, *, ragged: bool) -> Values:
@@ -338,12 +373,21 @@ class Resize(Unary):
     size: Size
     method: Method = "bilinear"
     antialias: Flag = True
+    align_corners: Flag = False
 
     def _result(self, spec: ArraySpec) -> ArraySpec:
+        if self.align_corners and (self.method != "bilinear" or self.antialias):
+            raise ValueError("align_corners goes with method bilinear and antialias false; set both")
         return spec.reshaped((*self.size, _check_uint8_image(spec)[2]))
 
     def _apply(self, array: Array) -> Array:
-        return images.resize(array, self.size, method=self.method, antialias=self.antialias)
+        return images.resize(
+            array, self.size, method=self.method, antialias=self.antialias, align_corners=self.align_corners
+        )
+
+    def fuse(self, chain: Chain) -> Chain | None:
+        """One of the kernel's ways to place a picture."""
+        return chain.resized(Exact(self.size), images.Filter(self.method, self.antialias, self.align_corners))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,6 +408,10 @@ class ResizeShortest(Unary):
     def _apply(self, array: Array) -> Array:
         return images.resize_shortest(array, self.side, method=self.method, antialias=self.antialias)
 
+    def fuse(self, chain: Chain) -> Chain | None:
+        """One of the kernel's ways to place a picture."""
+        return chain.resized(Shortest(self.side), images.Filter(self.method, self.antialias))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CenterCrop(Unary):
@@ -381,6 +429,10 @@ class CenterCrop(Unary):
     def _apply(self, array: Array) -> Array:
         return images.center_crop(array, self.size)
 
+    def fuse(self, chain: Chain) -> Chain | None:
+        """What lies outside is not even read."""
+        return chain.cropped(self.size)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Letterbox(Unary):
@@ -397,6 +449,10 @@ class Letterbox(Unary):
 
     def _apply(self, array: Array) -> Array:
         return images.letterbox(array, self.size, fill=self.fill, method=self.method, antialias=self.antialias)
+
+    def fuse(self, chain: Chain) -> Chain | None:
+        """One of the kernel's ways to place a picture."""
+        return chain.resized(Boxed(self.size, self.fill), images.Filter(self.method, self.antialias))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -425,6 +481,10 @@ class Bgr(Unary):
     def _apply(self, array: Array) -> Array:
         return images.bgr(array)
 
+    def fuse(self, chain: Chain) -> Chain | None:
+        """The order in which planes are written."""
+        return chain.reversed()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale(Unary):
@@ -440,6 +500,10 @@ class Scale(Unary):
 
     def _apply(self, array: Array) -> Array:
         return images.scale(array, self.factor)
+
+    def fuse(self, chain: Chain) -> Chain | None:
+        """Arithmetic on what is resampled."""
+        return chain.computed("multiply", (self.factor,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -463,6 +527,11 @@ class Normalize(Unary):
     def _apply(self, array: Array) -> Array:
         return images.normalize(array, self.mean, self.std)
 
+    def fuse(self, chain: Chain) -> Chain | None:
+        """Arithmetic on what is resampled."""
+        shifted = chain.computed("subtract", self.mean)
+        return shifted and shifted.computed("divide", self.std)
+
 
 @dataclass(frozen=True, slots=True)
 class Chw(Unary):
@@ -474,6 +543,10 @@ class Chw(Unary):
 
     def _apply(self, array: Array) -> Array:
         return images.chw(array)
+
+    def fuse(self, chain: Chain) -> Chain | None:
+        """Where planes are written."""
+        return chain.channels_first()
 
 
 @dataclass(frozen=True, slots=True)
@@ -491,18 +564,26 @@ class Flatten(Unary):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cast(Unary):
-    """`images.cast`."""
+    """`images.cast`, and `images.bfloat16` for that dtype, whose bit patterns travel as uint16."""
 
     shorthand: ClassVar[str | None] = "dtype"
     dtype: DtypeName
 
     def _result(self, spec: ArraySpec) -> ArraySpec:
+        if self.dtype == _BFLOAT16:
+            if spec.dtype == _BYTES or not np.can_cast(spec.dtype, np.float32, casting="same_kind"):
+                raise ValueError("it cannot become bfloat16; numbers are needed")
+            return spec.reshaped(spec.shape, np.dtype(np.uint16))
         if spec.dtype == _BYTES or not np.can_cast(spec.dtype, self.dtype, casting="same_kind"):
             raise ValueError(f"it cannot become {self.dtype} without losing what it holds")
         return spec.reshaped(spec.shape, np.dtype(self.dtype))
 
     def _apply(self, array: Array) -> Array:
-        return images.cast(array, np.dtype(self.dtype))
+        return images.bfloat16(array) if self.dtype == _BFLOAT16 else images.cast(array, np.dtype(self.dtype))
+
+    def fuse(self, chain: Chain) -> Chain | None:
+        """What is written."""
+        return chain.cast(self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -562,6 +643,17 @@ class Softmax(_Scores):
         return outputs.softmax(array, temperature=self.temperature)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSoftmax(_Scores):
+    """`outputs.log_softmax`."""
+
+    shorthand: ClassVar[str | None] = "temperature"
+    temperature: Temperature = 1.0
+
+    def _apply(self, array: Array) -> Array:
+        return outputs.log_softmax(array, temperature=self.temperature)
+
+
 @dataclass(frozen=True, slots=True)
 class Sigmoid(_Scores):
     """`outputs.sigmoid`."""
@@ -578,7 +670,213 @@ class L2Normalize(_Scores):
         return outputs.l2_normalize(array)
 
 
+@dataclass(frozen=True, slots=True)
+class FirstToken(Unary):
+    """`outputs.first_token`."""
+
+    def _result(self, spec: ArraySpec) -> ArraySpec:
+        _check_float(spec)
+        if len(spec.shape) != 2 or spec.ragged:
+            raise ValueError("floats (tokens, features) are needed; name them with input")
+        return spec.reshaped(spec.shape[1:], _FLOAT32)
+
+    def _apply(self, array: Array) -> Array:
+        return outputs.first_token(array)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Impute(Unary):
+    """`tabular.impute`."""
+
+    shorthand: ClassVar[str | None] = "values"
+    values: Mean
+
+    def _result(self, spec: ArraySpec) -> ArraySpec:
+        _check_float(spec)
+        if len(self.values) not in (1, spec.shape[-1]):
+            raise ValueError(f"there are {len(self.values)} values for {spec.shape[-1]} features; give one a feature")
+        return spec
+
+    def _apply(self, array: Array) -> Array:
+        return tabular.impute(array, self.values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneHot(Unary):
+    """`tabular.one_hot`."""
+
+    shorthand: ClassVar[str | None] = "categories"
+    categories: Categories
+
+    def _result(self, spec: ArraySpec) -> ArraySpec:
+        if len(spec.shape) != 1 or spec.shape[0] < 0:
+            raise ValueError("a known number of values an item is needed; name another value with input")
+        kinds, needed = ("O", "texts") if isinstance(self.categories[0], str) else ("iu", "whole numbers")
+        if spec.dtype.kind not in kinds:
+            raise ValueError(f"the categories are {needed}, and so must be what they are compared with")
+        return spec.reshaped((spec.shape[0] * len(self.categories),), _FLOAT32)
+
+    def _apply(self, array: Array) -> Array:
+        categories = np.empty(len(self.categories), dtype=object)
+        categories[:] = [one.encode() if isinstance(one, str) else one for one in self.categories]
+        return tabular.one_hot(array, categories)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hash(Unary):
+    """`tabular.hash_buckets`."""
+
+    shorthand: ClassVar[str | None] = "buckets"
+    buckets: Count
+    seed: Seed = 0
+
+    def _result(self, spec: ArraySpec) -> ArraySpec:
+        _check_text(spec)
+        return spec.reshaped(spec.shape, _INT64)
+
+    def _apply(self, array: Array) -> Array:
+        return tabular.hash_buckets(array, self.buckets, seed=self.seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame(Unary):
+    """`audio.frame`."""
+
+    length: Count
+    hop: Count
+
+    def _result(self, spec: ArraySpec) -> ArraySpec:
+        _check_float(spec)
+        if -1 < spec.shape[-1] < self.length:
+            raise ValueError(f"it is shorter than a frame of {self.length}; lower length")
+        frames = -1 if spec.shape[-1] == -1 else 1 + (spec.shape[-1] - self.length) // self.hop
+        return spec.reshaped((*spec.shape[:-1], frames, self.length))
+
+    def _apply(self, array: Array) -> Array:
+        return audio.frame(array, self.length, self.hop)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogMel(Unary):
+    """`audio.log_mel`."""
+
+    rate: Count
+    window: Window = 400
+    hop: Count = 160
+    mels: Count = 80
+    low_hz: Hertz = 0.0
+    high_hz: HighHertz = None
+
+    def _result(self, spec: ArraySpec) -> ArraySpec:
+        _check_float(spec)
+        high_hz = self.rate / 2 if self.high_hz is None else self.high_hz
+        if not self.low_hz < high_hz <= self.rate / 2:
+            raise ValueError(
+                f"bands from {self.low_hz:g} to {high_hz:g} Hz do not lie within 0 to {self.rate / 2:g} Hz, half of "
+                "rate; correct low_hz and high_hz"
+            )
+        if -1 < spec.shape[-1] <= self.window // 2:
+            raise ValueError(f"it is too short for a window of {self.window}; lower window")
+        frames = -1 if spec.shape[-1] == -1 else 1 + (spec.shape[-1] + self.window // 2 * 2 - self.window) // self.hop
+        return spec.reshaped((*spec.shape[:-1], self.mels, frames), _FLOAT32)
+
+    def _apply(self, array: Array) -> Array:
+        return audio.log_mel(
+            array,
+            rate=self.rate,
+            window=self.window,
+            hop=self.hop,
+            mels=self.mels,
+            low_hz=self.low_hz,
+            high_hz=self.high_hz,
+        )
+
+
 # Steps that read or leave several values.
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure(Step):
+    """One number about the scores, under `{name}_{what}`; the scores stay."""
+
+    what: ClassVar[str]
+    input: Input = None
+
+    def bind(self, scope: Scope) -> Bound:
+        """Check that there are two scores or more."""
+        name, spec = scope.pick(self.input)
+        if spec.dtype.kind != "f" or not spec.shape or spec.ragged or -1 < spec.shape[-1] < 2:
+            raise ValueError(f"value {name!r} is {spec}: 2 or more floats in its last axis are needed")
+        if (measure := f"{name}_{self.what}") in scope.values:
+            raise ValueError(f"there is a value {measure!r} already; rename it first")
+
+        def run(scores: Array) -> tuple[Values, Values]:
+            return scores, self._measured(scores)
+
+        writes = {name: spec, measure: ArraySpec(_FLOAT32, (*spec.shape[:-1], 1))}
+        return Bound((name,), run, writes, frozenset(), name)
+
+    @abstractmethod
+    def _measured(self, scores: Array) -> Array: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Margin(_Measure):
+    """`outputs.margin`."""
+
+    what: ClassVar[str] = "margin"
+
+    def _measured(self, scores: Array) -> Array:
+        return outputs.margin(scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Entropy(_Measure):
+    """`outputs.entropy`."""
+
+    what: ClassVar[str] = "entropy"
+
+    def _measured(self, scores: Array) -> Array:
+        return outputs.entropy(scores)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nms(Step):
+    """`outputs.non_maximum_suppression`: boxes and scores give way to the best, and `classes` says of what."""
+
+    boxes: ValueName = "boxes"
+    scores: ValueName = "scores"
+    overlap: Share = 0.5
+    min_score: Share = 0.0
+    limit: Count = 100
+
+    def bind(self, scope: Scope) -> Bound:
+        """Check that boxes and scores belong together."""
+        boxes, boxes_spec = scope.pick(self.boxes)
+        scores, scores_spec = scope.pick(self.scores)
+        if boxes_spec.dtype.kind != "f" or boxes_spec.ragged or boxes_spec.shape[1:] != (4,):
+            raise ValueError(f"value {boxes!r} is {boxes_spec}: floats (boxes, 4) are needed; name them with boxes")
+        count = boxes_spec.shape[0]
+        matching = bool(scores_spec.shape) and (-1 in (count, scores_spec.shape[0]) or scores_spec.shape[0] == count)
+        if scores_spec.dtype.kind != "f" or scores_spec.ragged or len(scores_spec.shape) > 2 or not matching:
+            raise ValueError(
+                f"value {scores!r} is {scores_spec}: floats ({count}) or ({count}, classes) are needed; name them with "
+                "scores"
+            )
+        if "classes" in scope.values:
+            raise ValueError("there is a value 'classes' already; rename it first")
+
+        def run(corners: Array, rated: Array) -> tuple[Values, Values, Values]:
+            return outputs.non_maximum_suppression(
+                corners, rated, overlap=self.overlap, min_score=self.min_score, limit=self.limit
+            )
+
+        writes = {
+            boxes: ArraySpec(_FLOAT32, (self.limit, 4)),
+            scores: ArraySpec(_FLOAT32, (self.limit,)),
+            "classes": ArraySpec(_INT64, (self.limit,)),
+        }
+        return Bound((boxes, scores), run, writes, frozenset(), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -605,7 +903,7 @@ class Tokenize(Step):
 class MeanPool(Step):
     """`outputs.mean_pool`: hidden states and their mask give way to one vector, under the states' name."""
 
-    mask: Annotated[str, Argument("the name of a value", _name)] = "attention_mask"
+    mask: ValueName = "attention_mask"
     input: Input = None
 
     def bind(self, scope: Scope) -> Bound:
@@ -727,11 +1025,21 @@ STEPS: Mapping[str, type[Step]] = {
     "nfc": Nfc,
     "collapse_whitespace": CollapseWhitespace,
     "tokenize": Tokenize,
+    "impute": Impute,
+    "one_hot": OneHot,
+    "hash": Hash,
+    "frame": Frame,
+    "log_mel": LogMel,
     "softmax": Softmax,
+    "log_softmax": LogSoftmax,
     "sigmoid": Sigmoid,
     "mean_pool": MeanPool,
+    "first_token": FirstToken,
     "l2_normalize": L2Normalize,
     "top_k": TopK,
+    "margin": Margin,
+    "entropy": Entropy,
+    "nms": Nms,
     "label": Label,
     "rename": Rename,
     "select": Select,

@@ -3,10 +3,11 @@
     python -m loadtests.goodput            about ten minutes on two cores
     python -m loadtests.goodput --quick    a minute, nothing is written
 
-**What runs.** The production policy on the production lanes and latency curve (`batching.simulation`), and the rules of
-other servers, on the same traces: independent arrivals, bursts, a day, and bursts in which 30 % of the requests are
-pressed and the others have ten times as long. Deadlines are 2, 3 and 5 times what one item takes; loads are parts of
-the capacity, the most items a second that the slots answer with the batches that pay best, whatever their deadlines.
+**What runs.** The production policy behind the production admission, on the production lanes and latency curve
+(`batching.simulation`), and the rules of other servers, on the same traces: independent arrivals, bursts, a day, and
+bursts in which 30 % of the requests are pressed and the others have ten times as long. Deadlines are 2, 3 and 5 times
+what one item takes; loads are parts of the capacity, the most items a second that the slots answer with the batches
+that pay best, whatever their deadlines.
 Curves are *measured* on real models (`python -m loadtests.latency_curves`) or *stated*: there is no accelerator here,
 and CPU curves are nearly lines through zero, where batching pays little for anybody.
 
@@ -170,7 +171,16 @@ def share_in_time(cell: Cell, policy: Policy, trace: Trace, seed: int) -> float:
             kinds.latency.observe(size, model.curve.at(size), 0.0)
     told = getattr(policy, "told", None)
     service = Noisy(model.curve, model.noise, seed)
-    result = simulate(trace, policy, service, slots=model.slots, max_batch=model.max_batch, kinds=kinds, told=told)
+    result = simulate(
+        trace,
+        policy,
+        service,
+        slots=model.slots,
+        max_batch=model.max_batch,
+        kinds=kinds,
+        admits=isinstance(policy, ByDeadline),
+        told=told,
+    )
     return result.share_in_time
 
 

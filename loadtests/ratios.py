@@ -35,6 +35,13 @@ def ratio(own: Sequence[float], other: Sequence[float]) -> Spread:
     )
 
 
+def median_of(values: Sequence[float], digits: int = 3) -> Spread:
+    """The median of *values*, with a bootstrap interval of 95 % over them; the same for the same values."""
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(1000))
+    return Spread(round(medians[25], digits), round(statistics.median(values), digits), round(medians[975], digits))
+
+
 def paired_ratio(own: Sequence[float], other: Sequence[float]) -> Spread:
     """The ratio of the sums over rounds that both sides had in common, with a bootstrap interval of 95 % over rounds.
 

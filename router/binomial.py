@@ -70,6 +70,54 @@ def upper_bound(wrong: int, n: int, level: float) -> float:
     return high
 
 
+def two_sided(k: int, n: int, level: float) -> tuple[float, float]:
+    """The rates that *k* of *n* does not contradict, at confidence *level* for both ends together; (0, 1) where n is 0.
+
+    Source:
+        C. J. Clopper and E. S. Pearson, Biometrika 26, 1934: the exact interval.
+    """
+    one_end = (1.0 + level) / 2.0
+    return 1.0 - upper_bound(n - k, n, one_end), upper_bound(k, n, one_end)
+
+
+def at_any_time(k: int, n: int, level: float) -> tuple[float, float]:
+    """Bounds on a rate of which *k* of *n* were seen, that hold at all n together: look as often as you like.
+
+    With probability *level* at least, no look ever shows bounds that the true rate lies outside of; bounds for one n
+    alone (`upper_bound`) would at some look. For that they are wider, by about the logarithm of n. (0, 1) where n is 0.
+
+    The likelihood of what was seen, averaged over rates, is a martingale when divided by that of the true rate, and so
+    exceeds 1 / (1 - level) some day with probability 1 - level at most. The average is by Jeffreys' prior, which
+    heeds rates next to 0 and 1.
+
+    Source:
+        J. Ville, 1939; H. Robbins, "Statistical methods related to the law of the iterated logarithm", Annals of
+        Mathematical Statistics 41, 1970 (mixtures); S. R. Howard, A. Ramdas, J. McAuliffe and J. Sekhon,
+        "Time-uniform, nonparametric, nonasymptotic confidence sequences", Annals of Statistics 49, 2021.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    least = _log_beta(k + 0.5, n - k + 0.5) - _log_beta(0.5, 0.5) + math.log1p(-level)
+
+    def is_inside(rate: float) -> bool:
+        hits = k * math.log(rate) if k else 0.0
+        misses = (n - k) * math.log1p(-rate) if k < n else 0.0
+        return hits + misses > least
+
+    def bound(outside: float) -> float:
+        inside = k / n  # the rate that is likeliest
+        for _ in range(_BISECTIONS):
+            middle = (inside + outside) / 2.0
+            inside, outside = (middle, outside) if is_inside(middle) else (inside, middle)
+        return outside
+
+    return (bound(0.0) if k else 0.0), (bound(1.0) if k < n else 1.0)
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
 def is_rejected(wrong: int, n: int, max_error: float, significance: float = 0.01) -> bool:
     """Whether *wrong* of *n* are so many that an error rate of at most *max_error* is rejected."""
     return 1.0 - at_most(wrong - 1, n, max_error) < significance

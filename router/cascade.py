@@ -77,18 +77,24 @@ class Next:
         return next(reason for reason in known if reason in reasons)
 
 
-def next_stage(route: Route, after: int | None, states: Mapping[str, ModelState], remaining_s: float) -> Next:
+def next_stage(
+    route: Route, after: int | None, states: Mapping[str, ModelState], remaining_s: float, *, insist: bool = False
+) -> Next:
     """The first stage behind *after* that is ready and can answer within *remaining_s*.
 
     Args:
         after: index of the stage that ran last; None before the first.
         states: a snapshot of every model, by name; one that is missing is not ready.
         remaining_s: seconds until the request's deadline.
+        insist: it need not be expected to answer in time, as long as there is any.
     """
     skipped: list[Skipped] = []
     first = 0 if after is None else after + 1
     for index, stage in enumerate(route.cascade[first:], start=first):
-        obstacle = _obstacle(index, stage, states.get(stage.model), remaining_s)
+        state = states.get(stage.model)
+        if insist and remaining_s > 0.0 and state is not None and state.ready:
+            return Next(index, tuple(skipped))
+        obstacle = _obstacle(index, stage, state, remaining_s)
         if obstacle is None:
             return Next(index, tuple(skipped))
         skipped.append(obstacle)

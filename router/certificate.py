@@ -5,6 +5,11 @@ what stands around the model, its calibrator, and the tenants and classes that w
 says nothing. It is never changed and never revoked: its id is the SHA-256 of its content, so what was altered does not
 read back, and what no longer holds expires, stops covering what is loaded, or is replaced by a newer one.
 
+**Labels are people's**, and the error is one against these labels. What is known of how far they can be relied on
+stands beside the proof (`Disagreement`), and adds up with it: where an answer is wrong in truth, it differs from its
+label, or its label is wrong; and where a label is wrong, another person's differs, unless both are wrong alike, which
+no number of second opinions can show.
+
 The id guards against accidents and quiet edits, not against somebody who forges a new certificate: it is no signature.
 """
 
@@ -21,6 +26,8 @@ from typing import Any
 from router.certification import Budget, Selection
 
 FORMAT = "pointsman-certificate/1"
+FORMAT_WITH_DISAGREEMENT = "pointsman-certificate/2"
+"""Of certificates that say how far people disagree; the others are as they always were, and so are their ids."""
 
 ALL = ("*",)
 """Tenants or classes: all of them, pooled."""
@@ -62,6 +69,32 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
+class Disagreement:
+    """How far people disagree about the items that prove a certificate, as blind second opinions tell.
+
+    Attributes:
+        items: accepted ones that two people have labelled.
+        differing: of those, labelled differently by the two.
+        limit: upper limit on the share of accepted items that two people label differently (one-sided
+            Clopper-Pearson at the certificate's confidence, the threshold taken as given). Where two who agree are
+            right, no more labels are wrong than that.
+        is_proven: all items that prove the certificate were to be labelled twice, and one is wrong where the two
+            differ, unless a third has upheld its label: the disagreement is within the bound.
+    """
+
+    items: int
+    differing: int
+    limit: float
+    is_proven: bool
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limit", float(self.limit))
+        _check(self.items > 0, "disagreement.items", self.items, "at least 1")
+        _check(0 <= self.differing <= self.items, "disagreement.differing", self.differing, f"from 0 to {self.items}")
+        _check(0.0 <= self.limit <= 1.0, "disagreement.limit", self.limit, "in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True)
 class Certificate:
     """Proof that *subject*, accepting from *threshold* on, keeps an error budget; see `router.certification`.
 
@@ -76,6 +109,7 @@ class Certificate:
         created_s: Unix time, in seconds.
         valid_until_s: Unix time, in seconds; from then on it covers nothing.
         evidence: what the labels were, in words: a file's name and SHA-256, or the store.
+        disagreement: of the people who gave them; None where no accepted item was labelled twice.
 
     Raises:
         ValueError: a value cannot be meant; names the field and the remedy.
@@ -92,6 +126,7 @@ class Certificate:
     created_s: float
     valid_until_s: float
     evidence: str
+    disagreement: Disagreement | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_error", "confidence", "threshold", "bound", "created_s", "valid_until_s"):
@@ -109,6 +144,13 @@ class Certificate:
         _check(bool(self.subject.stages), "stages", self.subject.stages, "at least one stage")
 
     @property
+    def bound_with_labels(self) -> float | None:
+        """`bound`, and what the labels may be wrong by, where two who agree are right; None where nobody knows."""
+        if self.disagreement is None:
+            return None
+        return self.bound if self.disagreement.is_proven else min(1.0, self.bound + self.disagreement.limit)
+
+    @property
     def id(self) -> str:
         """SHA-256 of its content, in hexadecimal: of JSON with sorted keys and no spaces."""
         canonical = json.dumps(self._content(), sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -119,7 +161,11 @@ class Certificate:
         return {**self._content(), "id": self.id}
 
     def _content(self) -> dict[str, Any]:
-        return {"format": FORMAT, **asdict(self)}
+        content = asdict(self)
+        if self.disagreement is None:
+            del content["disagreement"]
+            return {"format": FORMAT, **content}
+        return {"format": FORMAT_WITH_DISAGREEMENT, **content}
 
     @classmethod
     def from_dict(cls, data: object) -> Certificate:
@@ -128,9 +174,11 @@ class Certificate:
         Raises:
             ValueError: names the field that is missing, unknown, malformed or altered, and the remedy.
         """
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise ValueError(f"not a certificate (no format {FORMAT!r}); {_REMEDY}")
-        _check_names(data, {"format", "id", *(field.name for field in fields(cls))}, "")
+        if not isinstance(data, Mapping) or data.get("format") not in (FORMAT, FORMAT_WITH_DISAGREEMENT):
+            raise ValueError(f"not a certificate (no format {FORMAT!r} or {FORMAT_WITH_DISAGREEMENT!r}); {_REMEDY}")
+        names = {"format", "id", *(field.name for field in fields(cls))}
+        has_disagreement = data["format"] == FORMAT_WITH_DISAGREEMENT
+        _check_names(data, names if has_disagreement else names - {"disagreement"}, "")
         certificate = cls(
             subject=_subject(data["subject"]),
             max_error=_number(data, "max_error"),
@@ -143,6 +191,7 @@ class Certificate:
             created_s=_number(data, "created_s"),
             valid_until_s=_number(data, "valid_until_s"),
             evidence=_text(data, "evidence"),
+            disagreement=_disagreement(data["disagreement"]) if has_disagreement else None,
         )
         if certificate.id != data["id"]:
             raise ValueError(
@@ -169,7 +218,13 @@ class Certificate:
 
 
 def issue(
-    selection: Selection, subject: Subject, budget: Budget, now_s: float, lifetime_s: float, evidence: str
+    selection: Selection,
+    subject: Subject,
+    budget: Budget,
+    now_s: float,
+    lifetime_s: float,
+    evidence: str,
+    disagreement: Disagreement | None = None,
 ) -> Certificate:
     """The certificate of a threshold that was selected for *subject* under *budget*.
 
@@ -177,6 +232,7 @@ def issue(
         now_s: Unix time, in seconds.
         lifetime_s: how long it covers anything, in seconds.
         evidence: what the labels were, in words.
+        disagreement: of who gave them; None where that is not known.
 
     Raises:
         ValueError: *selection* has no threshold, or a value cannot be meant.
@@ -195,6 +251,7 @@ def issue(
         created_s=now_s,
         valid_until_s=now_s + lifetime_s,
         evidence=evidence,
+        disagreement=disagreement,
     )
 
 
@@ -233,6 +290,12 @@ def _subject(data: Any) -> Subject:
     _check_names(data, {field.name for field in fields(Subject)}, "subject")
     stages = tuple(_stage(stage) for stage in _sequence(data, "stages"))
     return Subject(_text(data, "route"), stages, _texts(data, "tenants"), _texts(data, "classes"))
+
+
+def _disagreement(data: Any) -> Disagreement:
+    _check_names(data, {field.name for field in fields(Disagreement)}, "disagreement")
+    _check(isinstance(data["is_proven"], bool), "disagreement.is_proven", data["is_proven"], "true or false")
+    return Disagreement(_integer(data, "items"), _integer(data, "differing"), _number(data, "limit"), data["is_proven"])
 
 
 def _stage(data: Any) -> StageSubject:

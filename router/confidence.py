@@ -9,7 +9,7 @@ A single-column output cannot say how sure it is (a softmax over one class is al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.contract import Datatype, HostArray, Tensor, Tensors
+from kernels.images import from_bfloat16
 
 PROBABILITIES = "probabilities"
 """The output that is measured where a model has several and none is named."""
@@ -70,6 +71,15 @@ def usual_measure(outputs: Iterable[str]) -> Measure:
     """What is measured of a model with *outputs* where nothing else is said."""
     names = frozenset(outputs)
     return Measure(Kind.OUTPUT, SCORE) if SCORE in names and PROBABILITIES not in names else Measure()
+
+
+def measured(how: Measure, outputs: Collection[str]) -> str | None:
+    """The name of the output that *how* measures, of a model with *outputs*; None where it has no such output."""
+    if how.output is not None:
+        return how.output if how.output in outputs else None
+    if len(outputs) == 1:
+        return next(iter(outputs))
+    return PROBABILITIES if PROBABILITIES in outputs else None
 
 
 def measure(how: Measure, outputs: Tensors, size: int) -> NDArray[np.float64]:
@@ -166,11 +176,8 @@ def _scores(how: Measure, outputs: Tensors, size: int) -> NDArray[np.float64]:
 
 
 def _output(how: Measure, outputs: Tensors) -> Tensor | None:
-    if how.output is not None:
-        return outputs.get(how.output)
-    if len(outputs) == 1:
-        return next(iter(outputs.values()))
-    return outputs.get(PROBABILITIES)
+    name = measured(how, outputs)
+    return None if name is None else outputs[name]
 
 
 def _floats(tensor: Tensor | None, size: int) -> NDArray[np.float64] | None:
@@ -185,6 +192,6 @@ def _floats(tensor: Tensor | None, size: int) -> NDArray[np.float64] | None:
 def _widened(datatype: Datatype, values: HostArray) -> NDArray[np.float64]:
     if values.dtype == np.float64:
         return values
-    if datatype is Datatype.BF16:  # BF16 is the upper half of FP32
-        return (values.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    if datatype is Datatype.BF16:
+        return from_bfloat16(values).astype(np.float64)
     return values.astype(np.float64)

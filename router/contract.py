@@ -37,6 +37,11 @@ class Reason(StrEnum):
     NO_CERTIFICATE = "no_certificate"  # the route has an error budget, and nothing that proves a threshold
     UNCERTIFIED_PATH = "uncertified_path"  # a stage that the certificate is about was skipped
     OBSERVED = "observed"  # answered by the strongest stage, all were scored: the route gathers labels
+    PEOPLE_OVERLOADED = "people_overloaded"  # people were not asked; only in trails, beside the reason to ask them
+
+
+FAILURES = (Reason.STAGE_FAILED, Reason.STAGE_UNAVAILABLE)
+"""Reasons that a stage gave no answer by fault of its own, and not of the time that there was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +159,52 @@ class OnDefer(StrEnum):
     ERROR = "error"
 
 
+class WhenOverloaded(StrEnum):
+    """What becomes of an uncertain item where people would take too long."""
+
+    WAIT = "wait"
+    """It waits for them all the same."""
+
+    PROVISIONAL = "provisional"
+    """The model's answer stands, as an uncertain one, and nobody is asked."""
+
+    STRONGER = "stronger"
+    """Stages that would be passed over as too slow or too busy are asked, then people."""
+
+    REFUSE = "refuse"
+    """The request is refused."""
+
+
+USUAL_PRIORITY = 5
+"""Of items of which nobody says how urgent they are."""
+
+LEAST_PRIORITY = 9
+"""1 is the greatest."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelQuality:
+    """How far people are checked by people.
+
+    Attributes:
+        needed: how many must give the same label for it to be final.
+        of: how many are asked at most; where not enough of them agree, one more decides.
+        adjudicate: the queue where that one is found; None: the item's own.
+        second_opinion: share, in [0, 1], of what one person has decided that another is asked about too, blindly.
+        gold: items with a known answer that are put beside real ones, as a share of these, in [0, 1].
+    """
+
+    needed: int = 1
+    of: int = 1
+    adjudicate: str | None = None
+    second_opinion: float = 0.0
+    gold: float = 0.0
+
+
+ONE_PERSON = LabelQuality()
+"""One decides, and nobody is checked."""
+
+
 @dataclass(frozen=True, slots=True)
 class HumanPolicy:
     """Where a route's uncertain items go.
@@ -162,11 +213,30 @@ class HumanPolicy:
         queue: the review queue.
         due_s: seconds from deferral until a person should have decided.
         labels: what a person can choose from, in order; empty for free text.
+        expires_s: seconds from deferral until nobody is asked any more; None: it waits for ever.
+        priority: of its reviews in the queue; 1 goes first.
+        callers_priority: a request that names a priority of its own has that.
+        skills: what whoever decides must have.
+        when_overloaded: what becomes of an item where people would take longer than `max_wait_s`.
+        max_wait_s: None: `due_s`.
+        quality: how far people are checked by people.
     """
 
     queue: str
     due_s: float
     labels: tuple[str, ...] = ()
+    expires_s: float | None = None
+    priority: int = USUAL_PRIORITY
+    callers_priority: bool = False
+    skills: tuple[str, ...] = ()
+    when_overloaded: WhenOverloaded = WhenOverloaded.WAIT
+    max_wait_s: float | None = None
+    quality: LabelQuality = ONE_PERSON
+
+    @property
+    def longest_s(self) -> float:
+        """What people may take before they count as overloaded."""
+        return self.due_s if self.max_wait_s is None else self.max_wait_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +267,8 @@ class Route:
         deadline_s: seconds a request may take when its caller says nothing, and at most.
         max_error: the error rate the operator wants among accepted answers; None where none is stated.
         subject: digest of all that a certificate of this route is about; "" where nobody asks for one.
+        version: which of the versions of `name` this is (`router.versions`); "" where there is only one.
+        id_as_key: the `id` of a request is its idempotency key, where it has no other.
     """
 
     name: str
@@ -209,6 +281,18 @@ class Route:
     deadline_s: float
     max_error: float | None = None
     subject: str = ""
+    version: str = ""
+    id_as_key: bool = False
+
+    @property
+    def id(self) -> str:
+        """What tells it from every other route: `name`, or `name@version`."""
+        return route_id(self.name, self.version)
+
+
+def route_id(name: str, version: str) -> str:
+    """What the *version* of the route *name* is known by; the name itself where *version* is ""."""
+    return f"{name}@{version}" if version else name
 
 
 class Residency(StrEnum):

@@ -40,6 +40,11 @@ def is_unsure(said: str) -> bool:
     return "no person to ask" in said
 
 
+def is_forgotten(said: str) -> bool:
+    """Whether *said* is how Triton tells that it has no such sequence, or another Pointsman that its state is lost."""
+    return "must specify the START flag" in said or "is over: its state is lost" in said
+
+
 def claim_of(name: Any, datatype: Any, shape: Any) -> Claim:
     """An output as an answer (hence Any) states it.
 
@@ -61,4 +66,4 @@ def filled(claim: Claim, place: SharedMemoryWindow) -> SharedMemoryWindow:
     size = claim.count * (claim.datatype.itemsize or 0)
     if not claim.datatype.itemsize or size > place.byte_size:
         raise ValueError(f"output {claim.name!r} of shape {list(claim.shape)} does not fit its {place.byte_size} bytes")
-    return SharedMemoryWindow(place.region, place.offset, size)
+    return place.part(0, size)

@@ -90,11 +90,11 @@ def _numbers(elements: Any, dtype: np.dtype[Any]) -> HostArray:
 def set_parameter(parameter: Any, value: ParameterValue) -> None:
     """Write *value* into an InferParameter, in the field of its type."""
     match value:
+        case str():
+            parameter.string_param = value
         case bool():
             parameter.bool_param = value
         case int():
             parameter.int64_param = value
         case float():
             parameter.double_param = value
-        case str():
-            parameter.string_param = value

@@ -25,12 +25,12 @@ import grpc.aio
 from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc import service_pb2
 
-from backends.contract import NO_DEADLINE, Deadline, SharedMemoryWindow, Tensor
+from backends.contract import NO_DEADLINE, TRACE, Deadline, SharedMemoryWindow, Tensor
 from backends.errors import InvalidInput, NotFound, PointsmanError
 from backends.oip import raw
-from backends.oip.answers import ANSWER_ID, claim_of, filled, is_expired, is_full, is_unsure, spec_of
+from backends.oip.answers import ANSWER_ID, claim_of, filled, is_expired, is_forgotten, is_full, is_unsure, spec_of
 from backends.oip.contents import set_parameter, typed
-from backends.oip.remote import Blame, InferCall, InferReply, ServedModel, Server
+from backends.oip.remote import Blame, Indexed, InferCall, InferReply, ServedModel, Server
 
 _SERVICE = "/inference.GRPCInferenceService/"
 _SHARED = "shared_memory_region"
@@ -53,7 +53,7 @@ class GrpcRemote:
         """
         self._blame = Blame(model)
         self._connect = connect
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
+        self._metadata: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {token}"),) if token else ()
         self._silent = 0
         self._ends_calls = True
         self._silent_channels: list[grpc.aio.Channel] = []
@@ -115,15 +115,47 @@ class GrpcRemote:
         except (InvalidInput, ValueError, TypeError) as error:
             raise self._blame.nonsense(error) from error
 
-    async def register(self, region: str, key: str, byte_size: int, deadline: Deadline) -> None:
+    async def register(self, region: str, key: str, byte_size: int, deadline: Deadline, offset: int = 0) -> None:
         """Tell the server of a region of system shared memory."""
-        request = service_pb2.SystemSharedMemoryRegisterRequest(name=region, key=key, offset=0, byte_size=byte_size)
+        request = service_pb2.SystemSharedMemoryRegisterRequest(
+            name=region, key=key, offset=offset, byte_size=byte_size
+        )
         await self._ask("SystemSharedMemoryRegister", request, deadline)
 
     async def unregister(self, region: str, deadline: Deadline) -> None:
         """Have the server let go of it."""
         request = service_pb2.SystemSharedMemoryUnregisterRequest(name=region)
         await self._ask("SystemSharedMemoryUnregister", request, deadline)
+
+    async def register_cuda(self, region: str, handle: bytes, device: int, byte_size: int, deadline: Deadline) -> None:
+        """Tell the server of a region of a CUDA device's memory."""
+        request = service_pb2.CudaSharedMemoryRegisterRequest(
+            name=region, raw_handle=handle, device_id=device, byte_size=byte_size
+        )
+        await self._ask("CudaSharedMemoryRegister", request, deadline, asked_for="CUDA shared memory")
+
+    async def unregister_cuda(self, region: str, deadline: Deadline) -> None:
+        """Have the server let go of it."""
+        request = service_pb2.CudaSharedMemoryUnregisterRequest(name=region)
+        await self._ask("CudaSharedMemoryUnregister", request, deadline)
+
+    async def index(self, deadline: Deadline) -> tuple[Indexed, ...]:
+        """Everything in the server's repository."""
+        reply = await self._ask("RepositoryIndex", service_pb2.RepositoryIndexRequest(), deadline, asked_for="index")
+        return tuple(Indexed(model.name, model.version, model.state, model.reason) for model in reply.models)
+
+    async def load(self, name: str, deadline: Deadline) -> None:
+        """Have the server load a model."""
+        await self._ask("RepositoryModelLoad", service_pb2.RepositoryModelLoadRequest(model_name=name), deadline)
+
+    async def unload(self, name: str, deadline: Deadline) -> None:
+        """Have the server unload it."""
+        await self._ask("RepositoryModelUnload", service_pb2.RepositoryModelUnloadRequest(model_name=name), deadline)
+
+    async def memory_bytes(self, name: str, deadline: Deadline) -> int | None:
+        """What the model takes, where the server says so."""
+        reply = await self._ask("ModelStatistics", service_pb2.ModelStatisticsRequest(name=name), deadline)
+        return sum(used.byte_size for model in reply.model_stats for used in model.memory_usage) or None
 
     async def aclose(self) -> None:
         """Close the channel; calls in flight end at once, but those that must not."""
@@ -136,11 +168,11 @@ class GrpcRemote:
         began = time.monotonic()
         left_s = deadline - began
         if left_s <= 0:
-            raise self._blame.late()
+            raise self._blame.late("nothing was sent")
         await self._reconnect_if_silent()
         timeout_s = left_s if left_s < _FOREVER_S else None
         try:
-            reply = await self._method(method)(request, timeout=timeout_s, metadata=self._metadata)
+            reply = await self._method(method)(request, timeout=timeout_s, metadata=self._metadata_of(method))
         except grpc.aio.AioRpcError as error:
             self._silent = self._silent + 1 if _is_silent(error) else 0
             refusal = self._refusal(error, asked_for)
@@ -160,7 +192,7 @@ class GrpcRemote:
         began = time.monotonic()
         left_s = deadline - began
         if left_s <= 0:
-            raise self._blame.late()
+            raise self._blame.late("nothing was sent")
         call = asyncio.ensure_future(self._ask(method, request, NO_DEADLINE))
         self._left.add(call)
         call.add_done_callback(self._forget)
@@ -171,13 +203,17 @@ class GrpcRemote:
             if not done:
                 self._note_silence(began)
         if not done:
-            raise self._blame.late()
+            raise self._blame.late("nothing in time")
         return call.result()
 
     def _forget(self, call: asyncio.Future[Any]) -> None:
         self._left.discard(call)
         if not call.cancelled():
             call.exception()  # nobody may be there to hear it
+
+    def _metadata_of(self, method: str) -> tuple[tuple[str, str], ...]:
+        trace = TRACE.get() if method == "ModelInfer" else None
+        return self._metadata if trace is None else (*self._metadata, *trace.headers())
 
     def _method(self, name: str) -> Any:
         found = self._methods.get(name)
@@ -213,7 +249,9 @@ class GrpcRemote:
             case grpc.StatusCode.NOT_FOUND | grpc.StatusCode.UNIMPLEMENTED if asked_for:
                 return NotFound(f"the server has no {asked_for}: {said}")
             case grpc.StatusCode.DEADLINE_EXCEEDED:
-                return self._blame.late()
+                return self._blame.late(why)
+            case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.ABORTED if is_forgotten(said):
+                return self._blame.forgot(why)
             case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE:
                 return self._blame.refused(why)
             case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
@@ -223,10 +261,10 @@ class GrpcRemote:
             case grpc.StatusCode.UNAVAILABLE if is_full(said):
                 return self._blame.busy(why)
             case grpc.StatusCode.UNAVAILABLE if is_expired(said):
-                return self._blame.late()
+                return self._blame.late(why)
             case grpc.StatusCode.RESOURCE_EXHAUSTED if _is_too_large(said):
                 # Either the answer is larger than this side allows, or the call than its server: half may fit there.
-                return self._blame.nonsense(why) if "CLIENT:" in said else self._blame.failed(why)
+                return self._blame.oversized(why) if "CLIENT:" in said else self._blame.failed(why)
             case grpc.StatusCode.RESOURCE_EXHAUSTED:
                 return self._blame.busy(why)
             case grpc.StatusCode.INTERNAL if _is_of_the_transport(said):
@@ -246,10 +284,15 @@ _REQUESTS = {
         "ModelMetadata",
         "ModelConfig",
         "ModelReady",
+        "ModelStatistics",
         "RepositoryIndex",
+        "RepositoryModelLoad",
+        "RepositoryModelUnload",
         "ModelInfer",
         "SystemSharedMemoryRegister",
         "SystemSharedMemoryUnregister",
+        "CudaSharedMemoryRegister",
+        "CudaSharedMemoryUnregister",
     )
 }
 

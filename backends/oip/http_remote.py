@@ -11,6 +11,7 @@ task for a person each time.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -19,13 +20,14 @@ from urllib.parse import quote
 import numpy as np
 import orjson
 
-from backends.contract import Datatype, Deadline, SharedMemoryWindow, Tensor
+from backends.contract import TRACE, Datatype, Deadline, SharedMemoryWindow, Tensor
+from backends.credentials import retry_after_s
 from backends.errors import InvalidInput, NotFound, PointsmanError
-from backends.http_client import HttpClient, HttpReply, HungUp, Late, Nonsense, Part, Unreachable
+from backends.http_client import HttpClient, HttpReply, HungUp, Late, Nonsense, Oversized, Part, Unreachable
 from backends.oip import json_data, raw
-from backends.oip.answers import ANSWER_ID, claim_of, filled, is_expired, is_full, is_unsure, spec_of
+from backends.oip.answers import ANSWER_ID, claim_of, filled, is_expired, is_forgotten, is_full, is_unsure, spec_of
 from backends.oip.raw import Claim
-from backends.oip.remote import Blame, InferCall, InferReply, ServedModel, Server
+from backends.oip.remote import Blame, Indexed, InferCall, InferReply, ServedModel, Server
 from backends.quoting import shorten
 
 BINARY = "binary_tensor_data"
@@ -103,8 +105,11 @@ class HttpRemote:
         lines = _IS_JSON
         if self._is_binary:
             lines = f"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {len(header)}\r\n"
+        if (trace := TRACE.get()) is not None:
+            lines += "".join(f"{name}: {value}\r\n" for name, value in trace.headers())
         path = f"{self._path(call.model, call.version)}/infer"
-        reply = await self._exchange("POST", path, lines, (header, *tensors), deadline)
+        is_step = "sequence_id" in call.parameters
+        reply = await self._exchange("POST", path, lines, (header, *tensors), deadline, once=is_step)
         if reply.status != 200:
             raise self._refusal(reply)
         try:
@@ -112,21 +117,63 @@ class HttpRemote:
         except (InvalidInput, ValueError, TypeError, KeyError, AttributeError) as error:
             raise self._blame.nonsense(error) from error
 
-    async def register(self, region: str, key: str, byte_size: int, deadline: Deadline) -> None:
+    async def register(self, region: str, key: str, byte_size: int, deadline: Deadline, offset: int = 0) -> None:
         """Tell the server of a region of system shared memory."""
-        body = orjson.dumps({"key": key, "offset": 0, "byte_size": byte_size})
+        body = orjson.dumps({"key": key, "offset": offset, "byte_size": byte_size})
         await self._asked("POST", f"{self._region(region)}/register", deadline, body=body)
 
     async def unregister(self, region: str, deadline: Deadline) -> None:
         """Have the server let go of it."""
         await self._asked("POST", f"{self._region(region)}/unregister", deadline)
 
+    async def register_cuda(self, region: str, handle: bytes, device: int, byte_size: int, deadline: Deadline) -> None:
+        """Tell the server of a region of a CUDA device's memory."""
+        raw_handle = {"b64": base64.b64encode(handle).decode()}
+        body = orjson.dumps({"raw_handle": raw_handle, "device_id": device, "byte_size": byte_size})
+        await self._asked("POST", f"{self._region(region, 'cuda')}/register", deadline, body=body)
+
+    async def unregister_cuda(self, region: str, deadline: Deadline) -> None:
+        """Have the server let go of it."""
+        await self._asked("POST", f"{self._region(region, 'cuda')}/unregister", deadline)
+
+    async def index(self, deadline: Deadline) -> tuple[Indexed, ...]:
+        """Everything in the server's repository."""
+        reply = await self._asked("POST", f"{self._base}/v2/repository/index", deadline, _IS_JSON, b"{}")
+        members = ("name", "version", "state", "reason")
+        try:
+            return tuple(Indexed(*(str(model.get(member, "")) for member in members)) for model in _json(reply.body))
+        except (AttributeError, TypeError) as error:
+            raise self._blame.nonsense(f"the index is {shorten(bytes(reply.body))}") from error
+
+    async def load(self, name: str, deadline: Deadline) -> None:
+        """Have the server load a model."""
+        await self._control(name, "load", deadline)
+
+    async def unload(self, name: str, deadline: Deadline) -> None:
+        """Have the server unload it."""
+        await self._control(name, "unload", deadline)
+
+    async def _control(self, name: str, what: str, deadline: Deadline) -> None:
+        path = f"{self._base}/v2/repository/models/{quote(name, '')}/{what}"
+        reply = await self._exchange("POST", path, _IS_JSON, (b"{}",), deadline)
+        if reply.status != 200:
+            raise self._refusal(reply)
+
+    async def memory_bytes(self, name: str, deadline: Deadline) -> int | None:
+        """What the model takes, where the server says so."""
+        said = await self._get(f"{self._path(name, '')}/stats", deadline)
+        try:
+            used = [one["byte_size"] for model in said["model_stats"] for one in model.get("memory_usage") or ()]
+            return sum(map(int, used)) or None
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._blame.nonsense(f"statistics of {name!r}: {error!r}") from error
+
     async def aclose(self) -> None:
         """Close every connection."""
         await self._client.aclose()
 
-    def _region(self, name: str) -> str:
-        return f"{self._base}/v2/systemsharedmemory/region/{quote(name, '')}"
+    def _region(self, name: str, kind: str = "system") -> str:
+        return f"{self._base}/v2/{kind}sharedmemory/region/{quote(name, '')}"
 
     def _path(self, name: str, version: str) -> str:
         found = self._paths.get((name, version))
@@ -151,18 +198,20 @@ class HttpRemote:
         return reply
 
     async def _exchange(
-        self, method: str, path: str, headers: str, body: Sequence[Part], deadline: Deadline
+        self, method: str, path: str, headers: str, body: Sequence[Part], deadline: Deadline, *, once: bool = False
     ) -> HttpReply:
         try:
-            return await self._client.exchange(method, path, headers, body, deadline)
+            return await self._client.exchange(method, path, headers, body, deadline, once=once)
         except Unreachable as error:
             raise self._blame.unreachable(error) from error
         except HungUp as error:
             raise self._blame.hung_up(error) from error
+        except Oversized as error:
+            raise self._blame.oversized(error) from error
         except Nonsense as error:
             raise self._blame.nonsense(error) from error
         except Late as error:
-            raise self._blame.late() from error
+            raise self._blame.late(error) from error
 
     def _written(self, call: InferCall) -> tuple[bytes, list[Part]]:
         """The JSON of a request, and the tensors that follow it."""
@@ -196,6 +245,8 @@ class HttpRemote:
         match reply.status:
             case 404 | 501 if asked_for:
                 return NotFound(f"the server has no {asked_for}: {said or 'it does not say why'}")
+            case 400 | 409 if is_forgotten(said):
+                return self._blame.forgot(why)
             case 400 | 422:
                 return self._blame.refused(why)
             case 401 | 403:
@@ -203,7 +254,7 @@ class HttpRemote:
             case 413:
                 return self._blame.failed(why)  # half of the batch may fit
             case 429:
-                return self._blame.busy(why, _retry_after_s(reply))
+                return self._blame.busy(why, retry_after_s(reply.headers.get("retry-after", "")))
             case 500:  # of a model that raises, as a rule; whether it is the batch or the server, another server shows
                 return self._blame.failed(why)
             case 502 if said:  # without its words in the form of the protocol, a proxy says it of its server
@@ -211,11 +262,11 @@ class HttpRemote:
             case 503 if ANSWER_ID in reply.headers or is_unsure(said):
                 return self._blame.undecided(why)
             case 503 if is_full(said):
-                return self._blame.busy(why, _retry_after_s(reply))
+                return self._blame.busy(why, retry_after_s(reply.headers.get("retry-after", "")))
             case 503 if is_expired(said):
-                return self._blame.late()
+                return self._blame.late(why)
             case 504 if said:
-                return self._blame.late()
+                return self._blame.late(why)
         return self._blame.unwell(why)
 
 
@@ -303,8 +354,3 @@ def _error_in(body: bytes | bytearray) -> str:
     said = _json(body)
     found = (said.get("error") or said.get("detail")) if isinstance(said, dict) else None
     return found if isinstance(found, str) else ""
-
-
-def _retry_after_s(reply: HttpReply) -> float | None:
-    stated = reply.headers.get("retry-after", "")
-    return float(stated) if stated.isdecimal() and len(stated) < 6 else None

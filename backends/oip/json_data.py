@@ -44,31 +44,34 @@ def decode(claim: Claim, data: Any) -> Tensor:
             that the datatype cannot hold.
     """
     return Tensor(
-        claim.datatype, claim.shape, typed(claim.name, claim.datatype, _flatten(claim, data)).reshape(claim.shape)
+        claim.datatype,
+        claim.shape,
+        typed(claim.name, claim.datatype, _flatten(claim, data), claim.what).reshape(claim.shape),
     )
 
 
-def typed(name: str, datatype: Datatype, flat: list[Any]) -> HostArray:
-    """The elements *flat* (Any: JSON) of input *name* as an array of *datatype*, (len(flat),).
+def typed(name: str, datatype: Datatype, flat: list[Any], what: str = "input") -> HostArray:
+    """The elements *flat* (Any: JSON) of *name* as an array of *datatype*, (len(flat),).
 
     Many are read in pieces, as NumPy lets no other thread run while it converts a list.
 
     Raises:
-        InvalidInput: an element is of another type, or *datatype* cannot hold it.
+        InvalidInput: an element is of another type, or *datatype* cannot hold it; calls *name* what *what* says.
     """
+    named = f"{what} {name!r}"
     if len(flat) <= _PIECE:
-        return _typed(name, datatype, flat)
-    pieces = [_typed(name, datatype, flat[start : start + _PIECE]) for start in range(0, len(flat), _PIECE)]
+        return _typed(named, datatype, flat)
+    pieces = [_typed(named, datatype, flat[start : start + _PIECE]) for start in range(0, len(flat), _PIECE)]
     return np.concatenate(pieces)
 
 
-def _typed(name: str, datatype: Datatype, flat: list[Any]) -> HostArray:
+def _typed(named: str, datatype: Datatype, flat: list[Any]) -> HostArray:
     if datatype is Datatype.BF16:
-        raise InvalidInput(f"input {name!r} is BF16, which JSON cannot carry; send it as binary tensor data")
+        raise InvalidInput(f"{named} is BF16, which JSON cannot carry; send it as binary tensor data")
     dtype = datatype.numpy
     if strange := set(map(type, flat)) - _KINDS[dtype.kind]:
         wrong = next(element for element in flat if type(element) in strange)
-        raise InvalidInput(f"input {name!r} has element {shorten(wrong)}; {datatype} takes {_WORDS[dtype.kind]}")
+        raise InvalidInput(f"{named} has element {shorten(wrong)}; {datatype} takes {_WORDS[dtype.kind]}")
     if dtype.kind == "O":
         texts = np.empty(len(flat), dtype=object)
         texts[:] = [text.encode() for text in flat]
@@ -77,27 +80,27 @@ def _typed(name: str, datatype: Datatype, flat: list[Any]) -> HostArray:
         limits = np.iinfo(dtype)
         for extreme in (min(flat, default=0), max(flat, default=0)):
             if not limits.min <= extreme <= limits.max:
-                raise InvalidInput(f"input {name!r} has element {extreme}, which {datatype} cannot hold")
+                raise InvalidInput(f"{named} has element {extreme}, which {datatype} cannot hold")
     if dtype.kind == "f" and flat:
-        return _floats(name, datatype, flat)
+        return _floats(named, datatype, flat)
     return np.array(flat, dtype=dtype)
 
 
-def _floats(name: str, datatype: Datatype, flat: list[Any]) -> HostArray:
+def _floats(named: str, datatype: Datatype, flat: list[Any]) -> HostArray:
     # NumPy's own test of the result would need its warnings held back, which takes longer than all the rest.
     limit = _OVERFLOWS[datatype]
     wide = None if len(flat) <= _FEW else np.array(flat, dtype=np.float64)
     low, high = (min(flat), max(flat)) if wide is None else (wide.min(), wide.max())
     if not (-limit < low and high < limit):
         wrong = next(element for element in flat if not -limit < element < limit)
-        raise InvalidInput(f"input {name!r} has element {wrong}, which {datatype} cannot hold")
+        raise InvalidInput(f"{named} has element {wrong}, which {datatype} cannot hold")
     return np.asarray(flat if wide is None else wide, dtype=datatype.numpy)
 
 
 def _flatten(claim: Claim, data: Any) -> list[Any]:
     """The elements of *data*, of which there are `claim.count`; never builds more than *data* already holds."""
     if not isinstance(data, list):
-        raise InvalidInput(f"input {claim.name!r} has data {shorten(data)}; a list is needed")
+        raise InvalidInput(f"{claim.what} {claim.name!r} has data {shorten(data)}; a list is needed")
     if not data or not isinstance(data[0], list):
         _expect(claim, len(data), claim.count)
         return data
@@ -105,7 +108,7 @@ def _flatten(claim: Claim, data: Any) -> list[Any]:
     level = data
     for length in claim.shape[1:]:
         if set(map(type, level)) != {list}:
-            raise InvalidInput(f"input {claim.name!r} mixes lists and elements; shape is {list(claim.shape)}")
+            raise InvalidInput(f"{claim.what} {claim.name!r} mixes lists and elements; shape is {list(claim.shape)}")
         for found in set(map(len, level)) - {length}:
             _expect(claim, found, length)
         level = list(chain.from_iterable(level))
@@ -117,7 +120,7 @@ def _flatten(claim: Claim, data: Any) -> list[Any]:
 def _expect(claim: Claim, found: int, expected: int) -> None:
     if found != expected:
         raise InvalidInput(
-            f"input {claim.name!r} has {found} elements where shape {list(claim.shape)} needs {expected}"
+            f"{claim.what} {claim.name!r} has {found} elements where shape {list(claim.shape)} needs {expected}"
         )
 
 

@@ -6,8 +6,8 @@
     max_batch: 32
 
 What it takes and gives is what the server states when it is opened. The protocol says nothing about how many items a
-call may have, nor how many calls a server overlaps: the configuration does. For Triton, which says both, there is
-`backend: triton`.
+call may have, how many calls a server overlaps, or whether a model keeps state over sequences, and for how long: the
+configuration does. For Triton, which says all of this, there is `backend: triton`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from backends.contract import Backend, Datatype, Deadline, Limits
 from backends.errors import InvalidInput
 from backends.oip.http_remote import BINARY
-from backends.oip.options import ServerOptions, remote_of
+from backends.oip.options import SERVERS_RUNNING_ONLY, ServerOptions, remote_of
 from backends.oip.remote import Remote
+from backends.oip.sequences import step_parameters
 from backends.oip.served import Inline, Served, Terms, pinned_version, without_batch_axis
 from backends.registry import BackendType
 from backends.replicas import open_replicas
@@ -35,10 +36,18 @@ class OIPOptions(ServerOptions):
     Attributes:
         max_batch: most items in one call.
         max_in_flight: calls that each server overlaps.
+        sequence_idle_s: for how many seconds without a call the servers keep the state of a sequence, which they are
+            told of by Triton's parameters; such a model gets one item a call. By default it keeps no state.
     """
 
     max_batch: int = 64
     max_in_flight: int = 2
+    sequence_idle_s: float | None = None
+
+    def __post_init__(self) -> None:
+        ServerOptions.__post_init__(self)
+        if self.sequence_idle_s is not None and self.sequence_idle_s <= 0:
+            raise ValueError(f"sequence_idle_s is {self.sequence_idle_s}; it must be more than 0")
 
 
 async def open_oip(model_name: str, options: OIPOptions) -> Backend:
@@ -80,9 +89,14 @@ async def _served(model_name: str, options: OIPOptions, url: str, remote: Remote
         for spec in (*signature.inputs, *signature.outputs):
             if spec.datatype is Datatype.BF16:
                 raise InvalidInput(f"tensor {spec.name!r} is BF16, which this server's JSON cannot carry; use its gRPC")
-    limits = Limits(options.max_batch if is_batched else 1, options.max_in_flight)
+    idle_s = options.sequence_idle_s
+    most = options.max_batch if is_batched and idle_s is None else 1
+    limits = Limits(most, options.max_in_flight, sequence_idle_s=idle_s)
     version = pinned_version(found, options.version)
-    return Served(model_name, remote, Terms(options.model or model_name, version, signature, limits), Inline())
+    terms = Terms(options.model or model_name, version, signature, limits)
+    if idle_s is not None:
+        terms = replace(terms, parameters=lambda left_s: step_parameters())
+    return Served(model_name, remote, terms, Inline())
 
 
-OIP = BackendType("oip", OIPOptions, open_oip)
+OIP = BackendType("oip", OIPOptions, open_oip, SERVERS_RUNNING_ONLY | {"max_batch", "max_in_flight"})

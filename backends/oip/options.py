@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 
+from backends.credentials import certificates, key_in_environment
 from backends.errors import InvalidInput
 from backends.http_client import HttpClient
 from backends.oip.address import Address
@@ -65,6 +65,12 @@ class ServerOptions:
         return (self.url,) if isinstance(self.url, str) else self.url
 
 
+SERVERS_RUNNING_ONLY = frozenset(
+    {"url", "token_env", "ca", "connect_timeout_s", "open_timeout_s", "max_reply_bytes", "replicas"}
+)
+"""Of `ServerOptions`, those that decide how servers are asked, and not what they answer."""
+
+
 def remote_of(model_name: str, url: str, options: ServerOptions) -> Remote:
     """What speaks to the server at *url*; nothing is connected yet.
 
@@ -72,8 +78,8 @@ def remote_of(model_name: str, url: str, options: ServerOptions) -> Remote:
         InvalidInput: the token or the certificates are not there.
     """
     address = Address.parse(url)
-    token = _token(options.token_env)
-    ca = _certificates(options.ca)
+    token = key_in_environment(options.token_env, "token_env") if options.token_env else None
+    ca = certificates(options.ca)
     if address.is_grpc:
         credentials = grpc.ssl_channel_credentials(ca.encode() if ca else None) if address.is_secure else None
         return GrpcRemote(
@@ -92,28 +98,3 @@ def remote_of(model_name: str, url: str, options: ServerOptions) -> Remote:
         limit_bytes=options.max_reply_bytes,
     )
     return HttpRemote(model_name, client, address.base)
-
-
-def _token(variable: str) -> str | None:
-    if not variable:
-        return None
-    token = os.environ.get(variable, "").strip()
-    if not token:
-        raise InvalidInput(f"environment variable {variable!r}, named as `token_env`, is not set; set it to the token")
-    if not token.isascii() or not token.isprintable():
-        raise InvalidInput(f"environment variable {variable!r} holds more than a token; set it to the token alone")
-    return token
-
-
-def _certificates(file: Path | None) -> str | None:
-    if file is None:
-        return None
-    try:
-        found = file.read_bytes().decode("ascii", "ignore")  # bundles have names in them, as comments
-    except OSError as error:
-        raise InvalidInput(f"ca: {file} cannot be read: {error.strerror}") from error
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=found)
-    except (ssl.SSLError, ValueError) as error:  # of an empty file: what the system trusts must not stand in for it
-        raise InvalidInput(f"ca: {file} holds no certificates; write them as PEM") from error
-    return found

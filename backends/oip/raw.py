@@ -10,8 +10,9 @@ BF16 stays its bit pattern (uint16), as `backends.contract` has it.
 
 from __future__ import annotations
 
+import math
 import struct
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from backends.errors import InvalidInput
 Buffer: TypeAlias = bytes | memoryview
 
 _LENGTH = struct.Struct("<I")
+_LITTLE = {datatype: datatype.numpy.newbyteorder("<") for datatype in Datatype}
 
 
 @record
@@ -38,6 +40,11 @@ class Claim:
     count: int
     what: str = "input"
 
+    @classmethod
+    def of(cls, name: str, tensor: Tensor, what: str = "input") -> Self:
+        """The claim that *tensor* is sent under."""
+        return cls(name, tensor.datatype, tensor.shape, math.prod(tensor.shape), what)
+
 
 def decode(claim: Claim, data: Buffer) -> Tensor:
     """The tensor that *data* is.
@@ -51,12 +58,11 @@ def decode(claim: Claim, data: Buffer) -> Tensor:
     check_size(claim, len(data))
     if claim.datatype is Datatype.BYTES:
         return Tensor(claim.datatype, claim.shape, _decode_bytes(claim, data))
-    dtype = claim.datatype.numpy
-    array = np.frombuffer(data, dtype.newbyteorder("<"))
+    array = np.frombuffer(data, _LITTLE[claim.datatype])
     if claim.datatype is Datatype.BOOL and array.size and array.view(np.uint8).max() > 1:
         raise InvalidInput(f"{claim.what} {claim.name!r} has a BOOL byte that is neither 0 nor 1")
     if not (array.flags.aligned and array.dtype.isnative):
-        array = array.astype(dtype)
+        array = array.astype(claim.datatype.numpy)
     return Tensor(claim.datatype, claim.shape, array.reshape(claim.shape))
 
 
@@ -113,7 +119,7 @@ def encode(tensor: Tensor) -> Buffer:
         for element in elements(array):
             parts += (_LENGTH.pack(len(element)), element)
         return b"".join(parts)
-    little = np.ascontiguousarray(array, dtype=tensor.datatype.numpy.newbyteorder("<"))
+    little = np.ascontiguousarray(array, dtype=_LITTLE[tensor.datatype])
     return little.reshape(-1).view(np.uint8).data
 
 

@@ -21,6 +21,7 @@ from backends.errors import (
     Overloaded,
     PointsmanError,
     ReplicaFailed,
+    SequenceOver,
     Unavailable,
 )
 
@@ -57,6 +58,22 @@ class ServedModel:
     platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """A version of a model in a server's repository (Triton's extension `model_repository`).
+
+    Attributes:
+        version: "" where none was ever loaded.
+        state: READY, LOADING, UNLOADING, UNAVAILABLE; "" of a model that was never loaded.
+        reason: why it is so, in the server's words.
+    """
+
+    name: str
+    version: str
+    state: str
+    reason: str
 
 
 @record(eq=False)
@@ -125,16 +142,49 @@ class Remote(Protocol):
         """Have *call* answered."""
         ...
 
-    async def register(self, region: str, key: str, byte_size: int, deadline: Deadline) -> None:
+    async def register(self, region: str, key: str, byte_size: int, deadline: Deadline, offset: int = 0) -> None:
         """Tell the server of a region of system shared memory (Triton's extension).
 
         Args:
-            key: its name for `shm_open`.
+            key: the name of its object for `shm_open`.
+            offset: where in that it begins.
         """
         ...
 
     async def unregister(self, region: str, deadline: Deadline) -> None:
         """Have the server let go of it."""
+        ...
+
+    async def register_cuda(self, region: str, handle: bytes, device: int, byte_size: int, deadline: Deadline) -> None:
+        """Tell the server of a region of a CUDA device's memory (Triton's extension).
+
+        Args:
+            handle: `cudaIpcMemHandle_t`, 64 bytes.
+            device: as CUDA counts.
+
+        Raises:
+            InvalidInput, BackendFailed, NotFound: it cannot open it, or has no such extension.
+        """
+        ...
+
+    async def unregister_cuda(self, region: str, deadline: Deadline) -> None:
+        """Have the server let go of it."""
+        ...
+
+    async def index(self, deadline: Deadline) -> tuple[Indexed, ...]:
+        """Everything in the server's repository, loaded or not, as the server says it."""
+        ...
+
+    async def load(self, name: str, deadline: Deadline) -> None:
+        """Have the server load a model; returns when it has."""
+        ...
+
+    async def unload(self, name: str, deadline: Deadline) -> None:
+        """Have the server unload a model, and none of those that it is composed of; it goes on after this."""
+        ...
+
+    async def memory_bytes(self, name: str, deadline: Deadline) -> int | None:
+        """What the model takes by the server's own account; None where it keeps none, as most backends do not."""
         ...
 
     async def aclose(self) -> None:
@@ -168,9 +218,15 @@ class Blame:
         """It says itself that it cannot answer now."""
         return because(ReplicaFailed(f"{self._model}: its server cannot answer now; try again later"), why)
 
-    def late(self) -> DeadlineExceeded:
-        """It said nothing in time."""
-        return DeadlineExceeded(f"the deadline passed before the server of {self._model} answered; allow more time")
+    def late(self, why: object) -> DeadlineExceeded:
+        """It said nothing in time, or said so itself."""
+        told = DeadlineExceeded(f"the deadline passed before the server of {self._model} answered; allow more time")
+        return because(told, why)
+
+    def oversized(self, why: object) -> BackendFailed:
+        """Its answer is larger than is allowed, as it would be from any other; that to half of the batch may not be."""
+        told = BackendFailed(f"{self._model} gave a larger answer than `max_reply_bytes` allows; raise that")
+        return because(told, why)
 
     def busy(self, why: object, retry_after_s: float | None = None) -> Overloaded:
         """It has enough to do."""
@@ -183,6 +239,11 @@ class Blame:
             f"{self._model} refuses these values, though datatypes and shapes fit; check their ranges, and lengths "
             "that belong together"
         )
+        return because(told, why)
+
+    def forgot(self, why: object) -> SequenceOver:
+        """It has the state of a sequence no longer, or never had it."""
+        told = SequenceOver(f"the server of {self._model} has the state of this sequence no longer; begin a new one")
         return because(told, why)
 
     def failed(self, why: object) -> BackendFailed:

@@ -38,6 +38,7 @@ from backends.contract import (
 from backends.errors import DeadlineExceeded, InvalidInput, NotFound, ReplicaFailed, Unavailable
 from backends.in_flight import InFlight
 from backends.oip.remote import Blame, InferCall, InferReply, Remote, ServedModel
+from backends.told import Loaded
 
 
 class Transfer(Protocol):
@@ -49,6 +50,23 @@ class Transfer(Protocol):
 
     async def aclose(self, remote: Remote) -> None:
         """Let go of what was set up for it."""
+        ...
+
+
+class Stay(Protocol):
+    """A model's time in its server's memory, where opening has it loaded and closing has it unloaded."""
+
+    @property
+    def loaded(self) -> Loaded:
+        """What it takes there."""
+        ...
+
+    async def is_over(self, remote: Remote, deadline: Deadline) -> bool:
+        """Whether it is loaded no longer, and nobody is about to load it."""
+        ...
+
+    async def end(self, remote: Remote) -> None:
+        """Have it unloaded, where nobody else needs it; must not raise."""
         ...
 
 
@@ -84,14 +102,18 @@ class Terms:
 class Served:
     """A model on one server; `backends.oip.model` and `backends.triton.model` build it. Owns *remote*."""
 
-    def __init__(self, model_name: str, remote: Remote, terms: Terms, transfer: Transfer) -> None:
+    def __init__(
+        self, model_name: str, remote: Remote, terms: Terms, transfer: Transfer, stay: Stay | None = None
+    ) -> None:
         """Args:
         model_name: what the model is called here.
+        stay: ends when this is closed; None: the model stays on its server, whoever asks it.
         """
         self._name = model_name
         self._remote = remote
         self._terms = terms
         self._transfer = transfer
+        self._stay = stay
         self._blame = Blame(model_name)
         self._ids = map(f"{secrets.token_hex(6)}-{{:x}}".format, itertools.count(1))  # nobody else's, on any connection
         self._state = State.READY
@@ -120,6 +142,11 @@ class Served:
     def state(self) -> State:
         """Ready; failed when the server was seen to have the version no longer; closed."""
         return self._state
+
+    @property
+    def loaded(self) -> Loaded | None:
+        """What it takes on its server, where it was loaded there for this; else None."""
+        return None if self._stay is None else self._stay.loaded
 
     async def infer(self, batch: Batch, deadline: Deadline) -> Tensors:
         """Ask the server once; see `Backend.infer`."""
@@ -152,6 +179,7 @@ class Served:
             try:
                 is_ready = await self._remote.is_ready(self._terms.model, self._terms.version, deadline)
             except (NotFound, InvalidInput) as error:
+                await self._look_for_version(deadline)
                 raise self._blame.unwell(error) from error
             if not is_ready:
                 await self._look_for_version(deadline)
@@ -167,6 +195,8 @@ class Served:
     async def _close(self) -> None:
         await self._calls.wait_idle()
         await self._transfer.aclose(self._remote)
+        if self._stay is not None:
+            await self._stay.end(self._remote)
         await self._remote.aclose()
 
     def _admit(self) -> None:
@@ -176,7 +206,12 @@ class Served:
             raise Unavailable(f"model {self._name!r} is closed; send the request elsewhere")
 
     async def _look_for_version(self, deadline: Deadline) -> None:
-        """Fail for good where the server serves the model, and not this version of it."""
+        """Fail for good where the server serves the model, and not this version of it, or has unloaded what was to be
+        loaded for this.
+        """
+        if self._stay is not None and await self._stay.is_over(self._remote, deadline):
+            self._fail()
+            return
         try:
             found = await self._remote.model(self._terms.model, "", deadline)
         except (NotFound, InvalidInput, ReplicaFailed):

@@ -144,9 +144,10 @@ class WorkerProcess:
         self._fault: PointsmanError | None = None  # why it was killed, where that says whose fault it is
         self._region: Region | None = None
         self._is_new_region = False
+        self._is_called = False
         self._most_left = 0
         self._timers: set[asyncio.TimerHandle] = set()
-        self._statm: int | None = None
+        self._statm: int | None = None  # while it is there
         self._buffer = bytearray(MOST_PACKET_BYTES)
 
     def __repr__(self) -> str:
@@ -223,8 +224,7 @@ class WorkerProcess:
             undo.callback(_end_now, process)
             self._pidfd = os.pidfd_open(self.pid)
             undo.callback(os.close, self._pidfd)
-            if self._launch.memory_limit is not None:
-                self._statm = os.open(f"/proc/{self.pid}/statm", os.O_RDONLY)
+            self._statm = os.open(f"/proc/{self.pid}/statm", os.O_RDONLY)
             undo.pop_all()
         self._control.setblocking(False)
         self._output = Output(reading, f"process {self.pid} of model {name!r}")
@@ -269,14 +269,21 @@ class WorkerProcess:
         """
         if self.phase is not Phase.BUSY:
             raise NotAsked
+        self._is_called = True
         try:
             self._make_room(placed.end, self._expected_bytes(size))
             await self._fill(placed, arrays)
             return await self._asked_for(placed, size, deadline)
         finally:
-            self._answer = None
-            if self.phase is Phase.BUSY:
-                self._leave_behind() if self._asked else self._rest()
+            self._answer, self._is_called = None, False
+            self._called()
+
+    def _called(self) -> None:
+        """A call is over, in whatever phase it has come to meanwhile."""
+        if self.phase is Phase.ENDED:
+            self._drop_region()
+        elif self.phase is Phase.BUSY:
+            self._leave_behind() if self._asked else self._rest()
 
     async def _fill(self, placed: Placed, arrays: Mapping[str, HostArray]) -> None:
         memory = self._memory()  # which stays, even if the worker does not
@@ -288,8 +295,8 @@ class WorkerProcess:
         self._watch()
         reply = await self._replied(deadline)
         if isinstance(reply, NeedsRoom):
-            self._make_room(placed.end, self._allowed(reply.nbytes))
             try:
+                self._make_room(placed.end, self._allowed(reply.nbytes))
                 self._ask("write", placed.end)
                 reply = await self._replied(deadline)
             except NotAsked:  # the function has run
@@ -389,6 +396,8 @@ class WorkerProcess:
 
     def _make_room(self, inputs: int, outputs: int) -> None:
         """Have a region for both. Outputs never take the place of inputs, which they may be views of."""
+        if self.phase is Phase.ENDED:
+            raise NotAsked
         needed = inputs + min(outputs, MOST_BYTES)
         if self._region is not None and needed <= self._region.capacity:
             return
@@ -415,8 +424,8 @@ class WorkerProcess:
     # --- what it does meanwhile ---
 
     def own_bytes(self) -> int:
-        """Resident memory that is its own: not the region, not files that it has mapped. 0 where nobody asked for a
-        limit, and when it has ended.
+        """Resident memory that is its own: not the region, not files that it has mapped. 0 when it has
+        ended.
         """
         if self._statm is not None:
             with suppress(OSError, ValueError):
@@ -586,7 +595,8 @@ class WorkerProcess:
             os.close(self._statm)
             self._statm = None
         self._output.close()
-        self._drop_region()
+        if not self._is_called:  # else what it has answered may not have been copied yet
+            self._drop_region()
 
 
 class FunctionRaised(BackendFailed):

@@ -19,7 +19,7 @@ import logging
 import random
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backends.contract import Deadline, State
 from backends.errors import DeadlineExceeded, Unavailable
@@ -45,6 +45,8 @@ class PoolStatistics:
         died: that ended though nobody wanted them to, or that broke the protocol.
         hung: that were killed as a call did not end.
         failed_starts: workers that never became ready.
+        calls: that workers were given.
+        memory_bytes: of the workers that are there, without what they share with others.
     """
 
     workers: int
@@ -55,6 +57,19 @@ class PoolStatistics:
     died: int
     hung: int
     failed_starts: int
+    calls: int
+    memory_bytes: int
+
+    def after(self, past: PoolStatistics) -> PoolStatistics:
+        """As it is now, with what was counted before the model was last opened; see `backends.told.Statistics`."""
+        return replace(self, **{name: getattr(self, name) + getattr(past, name) for name in _COUNTED})
+
+    def at_rest(self) -> PoolStatistics:
+        """What stays of it when the model is unloaded."""
+        return replace(self, workers=0, idle=0, waiting=0, memory_bytes=0)
+
+
+_COUNTED = ("started", "recycled", "died", "hung", "failed_starts", "calls")
 
 
 class Pool:
@@ -82,6 +97,7 @@ class Pool:
         self._calls = InFlight()
         self._is_closed = False
         self._started = self._recycled = self._died = self._hung = self._failed_starts = 0
+        self._calls_of_ended = 0
 
     def __repr__(self) -> str:
         return f"<Pool of {self._launch.model_name!r}: {self.state}, {self.statistics()}>"
@@ -110,6 +126,8 @@ class Pool:
             died=self._died,
             hung=self._hung,
             failed_starts=self._failed_starts,
+            calls=self._calls_of_ended + sum(worker.calls for worker in self._workers),
+            memory_bytes=sum(worker.own_bytes() for worker in self._workers),
         )
 
     async def open(self) -> None:
@@ -224,7 +242,9 @@ class Pool:
             self._offer(worker)
 
     def _bury(self, worker: WorkerProcess) -> None:
-        self._workers.discard(worker)
+        if worker in self._workers:
+            self._workers.discard(worker)
+            self._calls_of_ended += worker.calls
         self._retiring.discard(worker)
         if worker in self._idle:
             self._idle.remove(worker)

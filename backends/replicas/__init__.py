@@ -11,7 +11,6 @@ from backends.replicas.report import (
     ReplicaState,
     ReplicaStatistics,
     RetryMade,
-    statistics_of,
 )
 
 __all__ = [
@@ -28,5 +27,4 @@ __all__ = [
     "ReplicasStatistics",
     "RetryMade",
     "open_replicas",
-    "statistics_of",
 ]

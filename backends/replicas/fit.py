@@ -19,7 +19,8 @@ class Common:
     Attributes:
         signature: of each.
         version: of each.
-        limits: the smallest max_batch, the sum of max_in_flight, the memory that all take.
+        limits: the smallest max_batch, the sum of max_in_flight, the memory that all take, and how long each keeps the
+            state of a sequence.
     """
 
     signature: Signature
@@ -34,6 +35,8 @@ class Common:
             return (
                 f"it takes batches of {backend.limits.max_batch}, the others {self.limits.max_batch}; reload the model"
             )
+        if (mine := self.limits.sequence_idle_s) is not None and (backend.limits.sequence_idle_s or 0.0) < mine:
+            return "it forgets sequences sooner than the others; configure the model alike everywhere"
         if missing := self.limits.memory - backend.limits.memory:
             return f"it does not take {', '.join(sorted(missing))} memory, the others do; reload the model"
         return None
@@ -57,6 +60,7 @@ def common(backends: Mapping[str, Backend]) -> tuple[Common, dict[str, str]]:
         max_batch=min(backend.limits.max_batch for backend in fitting),
         max_in_flight=sum(backend.limits.max_in_flight for backend in fitting),
         memory=memory,
+        sequence_idle_s=min((kept for b in fitting if (kept := b.limits.sequence_idle_s) is not None), default=None),
     )
     return Common(first.signature, first.version, limits), misfits
 
@@ -66,4 +70,6 @@ def _differs(model: Common | Backend, backend: Backend) -> str | None:
         return f"it has version {backend.version!r}, not {model.version!r}; serve the same version everywhere"
     if backend.signature != model.signature:
         return "its inputs or outputs differ; serve the same model everywhere"
+    if (backend.limits.sequence_idle_s is None) != (model.limits.sequence_idle_s is None):
+        return "only one of them keeps state over sequences; serve the same model everywhere"
     return None

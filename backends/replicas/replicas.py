@@ -28,6 +28,10 @@ for, so a replica must end cancelled calls at once (in-process functions, which 
 be 100, at another replica; the first answer wins, the other attempt is cancelled. At most 5 % of the calls are
 copied, and none while the replicas have half of what they overlap to do, where copies would only queue.
 
+**Sequences** (`SEQUENCE`). The first call of one goes where `balance` says, and may be tried again elsewhere, as
+nobody has any state yet. The others go to the server that has the state, whatever its health, once, without a retry, a
+second opinion or a copy. A server that was opened anew is another one.
+
 **None in service**: calls fail at once, with the time until one may be tried. That needs a pool of one, or replicas
 that cannot be reached at all; ejection alone leaves at least half of a pool in (`health`).
 
@@ -43,15 +47,30 @@ import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
-from backends.contract import Batch, Deadline, Limits, Signature, State, Tensors
+from backends.contract import (
+    SEQUENCE,
+    SERVER_CALLS,
+    TRACE,
+    Backend,
+    Batch,
+    Deadline,
+    Limits,
+    SequenceCall,
+    ServerCall,
+    Signature,
+    State,
+    Tensors,
+)
 from backends.errors import (
     BackendFailed,
     DeadlineExceeded,
     InvalidInput,
     PointsmanError,
     ReplicaFailed,
+    SequenceOver,
+    SequenceUnknown,
     Unavailable,
     error_of,
 )
@@ -64,6 +83,7 @@ from backends.replicas.pacing import attempt_s, backoff_s, was_enough
 from backends.replicas.pool import Pool
 from backends.replicas.replica import Opener, Probed, Replica
 from backends.replicas.report import HedgeMade, Logged, ReplicaObserver, ReplicasStatistics, RetryMade
+from backends.told import Loaded, loaded_of
 
 __all__ = ["Opener", "Probed", "Replicas", "open_replicas"]
 
@@ -78,7 +98,19 @@ class _Call:
     deadline: Deadline
     attempts_left: int
     tried: list[Replica]
+    sequence: SequenceCall | None
     doubted: tuple[Replica, BackendFailed] | None = None  # who says that the model failed on the batch
+
+
+class _Place(NamedTuple):
+    """Where the state of a sequence is."""
+
+    replica: Replica
+    backend: Backend
+
+    def is_there(self) -> bool:
+        """Whether it can still be reached."""
+        return self.replica.backend is self.backend and self.backend.state is State.READY
 
 
 class Replicas:
@@ -155,6 +187,13 @@ class Replicas:
             self._budget.hedges,
         )
 
+    @property
+    def loaded(self) -> Loaded | None:
+        """What the model takes on the server where it takes most, where it was loaded for this; else None."""
+        found = [one for replica in self._pool.replicas if (one := _loaded(replica)) is not None]
+        known = [one.nbytes for one in found if one.nbytes is not None]
+        return Loaded(max(known, default=None)) if found else None
+
     async def infer(self, batch: Batch, deadline: Deadline) -> Tensors:
         """Answer *batch* from whichever replica can; see `Backend.infer`.
 
@@ -165,8 +204,10 @@ class Replicas:
         now = self._clock()
         self._admit(batch, deadline, now)
         self._budget.call_came(now)
+        sequence = SEQUENCE.get()
+        call = _Call(batch, deadline, self._options.attempts, [], sequence)
         with self._calls:
-            return await self._answer(_Call(batch, deadline, self._options.attempts, []))
+            return await (self._answer(call) if sequence is None else self._go_on(call, sequence, now))
 
     async def aclose(self) -> None:
         """Refuse further calls, wait for those in flight, and close every replica."""
@@ -200,6 +241,18 @@ class Replicas:
             raise failed if call.doubted is None else call.doubted[1]
         finally:
             failed = call.doubted = None  # tracebacks lead here: a cycle would keep the tensors until a collection
+
+    async def _go_on(self, call: _Call, sequence: SequenceCall, now: float) -> Tensors:
+        """Answer the next call of *sequence* where its state is; the first one, where there is none, anywhere."""
+        place = sequence.home.place
+        is_there = isinstance(place, _Place) and place.is_there()
+        if isinstance(place, _Place) and is_there and not (sequence.starts and place.replica.health.is_out(now)):
+            return await self._attempt(call, place.replica, attempts_left=1)
+        if sequence.starts:
+            return await self._answer(call)
+        if place is None:
+            raise SequenceUnknown(f"model {self._name!r} has not begun this sequence; begin it")
+        raise SequenceOver(f"the server of model {self._name!r} that had the state of this sequence is gone")
 
     def _is_another(self, call: _Call) -> bool:
         return self._pool.choose(self._clock(), call.tried) not in (None, *call.tried)
@@ -266,13 +319,34 @@ class Replicas:
         call.attempts_left -= 1
         call.tried.append(replica)
         now = self._clock()
-        after_s = self._pool.hedge_after_s(now) if self._options.hedge and not replica.health.is_out(now) else None
+        may_copy = self._options.hedge and call.sequence is None and not replica.health.is_out(now)
+        after_s = self._pool.hedge_after_s(now) if may_copy else None
         if after_s is None:
             return await self._attempt(call, replica, attempts_left)
         return await self._hedged(call, replica, attempts_left, after_s)
 
     async def _attempt(self, call: _Call, replica: Replica, attempts_left: int) -> Tensors:
-        """One attempt, and what it teaches; ends early only with the replica's own end of it."""
+        """One attempt, which is a span of its own where the call is traced."""
+        trace = TRACE.get()
+        if trace is None:
+            return await self._try(call, replica, attempts_left)
+        began, failure, number = time.monotonic(), "cancelled", len(call.tried)
+        span = trace.child()
+        before = TRACE.set(span)
+        try:
+            outputs = await self._try(call, replica, attempts_left)
+            failure = ""
+            return outputs
+        except PointsmanError as error:
+            failure = error.code.value
+            raise
+        finally:
+            TRACE.reset(before)
+            if (entered := SERVER_CALLS.get()) is not None:
+                entered.append(ServerCall(span, replica.address, number, began, time.monotonic(), failure))
+
+    async def _try(self, call: _Call, replica: Replica, attempts_left: int) -> Tensors:
+        """An attempt, and what it teaches; ends early only with the replica's own end of it."""
         started = self._clock()
         p99_s = self._pool.quantile_s(replica, 0.99, started)
         limit_s = attempt_s(call.deadline - started, attempts_left, p99_s, self._options.attempt_timeout_s)
@@ -280,6 +354,8 @@ class Replicas:
         backend = replica.backend
         if backend is None:  # it was lost since it was chosen
             raise self._gone()
+        if call.sequence is not None:
+            call.sequence.home.place = _Place(replica, backend)
         ticket = self._pool.begin(replica, started)
         try:
             async with asyncio.timeout(limit_s) as timer:
@@ -353,6 +429,10 @@ class Replicas:
     def _keeper(self, replica: Replica) -> Keeper:
         misfit = self._shared.misfit
         return Keeper(self._name, replica, self._pool, self._options, self._clock, self._rng, misfit)
+
+
+def _loaded(replica: Replica) -> Loaded | None:
+    return None if replica.backend is None else loaded_of(replica.backend)
 
 
 async def _first_to_decide(attempts: Sequence[asyncio.Task[Tensors]]) -> asyncio.Task[Tensors]:

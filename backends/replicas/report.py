@@ -7,11 +7,10 @@ goes to a caller as it is.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
-from backends.contract import Backend
 from backends.replicas.health import Reason
 
 log = logging.getLogger("pointsman.replicas")
@@ -25,6 +24,7 @@ class ReplicaState(StrEnum):
     EJECTED = "ejected"
     HALF_OPEN = "half_open"  # one call at a time shows whether it is well
     RAMPING = "ramping"  # in service again, with less than its full share
+    UNLOADED = "unloaded"  # the model is in nobody's memory: nothing is asked of any replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,33 +108,6 @@ class ReplicaObserver(Protocol):
         ...
 
 
-@runtime_checkable
-class Replicated(Protocol):
-    """A backend that has replicas."""
-
-    def statistics(self) -> ReplicasStatistics:
-        """All replicas as they are now."""
-        ...
-
-
-@runtime_checkable
-class Wrapping(Protocol):
-    """A backend around another."""
-
-    @property
-    def inner(self) -> Backend:
-        """The other."""
-        ...
-
-
-def statistics_of(backend: Backend) -> ReplicasStatistics | None:
-    """How the replicas of *backend* are, or of the one that it is around; None where there are none."""
-    while isinstance(backend, Wrapping):
-        backend = backend.inner
-    found = backend.statistics() if isinstance(backend, Replicated) else None
-    return found if isinstance(found, ReplicasStatistics) else None
-
-
 class Logged:
     """The observer where nobody else watches: what an operator wants to read of it goes to the log."""
 
@@ -199,3 +172,34 @@ class ReplicasStatistics:
     retries: int
     retries_refused: int
     hedges: int
+
+    def after(self, past: ReplicasStatistics) -> ReplicasStatistics:
+        """As it is now, with what was counted before the model was last opened; see `backends.told.Statistics`."""
+        before = {replica.address: replica for replica in past.replicas}
+        return replace(
+            self,
+            replicas=tuple(
+                _added(replica, before[replica.address]) if replica.address in before else replica
+                for replica in self.replicas
+            ),
+            retries=self.retries + past.retries,
+            retries_refused=self.retries_refused + past.retries_refused,
+            hedges=self.hedges + past.hedges,
+        )
+
+    def at_rest(self) -> ReplicasStatistics:
+        """What stays of it when the model is unloaded."""
+        rest = (
+            replace(replica, state=ReplicaState.UNLOADED, reason=None, in_flight=0, latency_s=None)
+            for replica in self.replicas
+        )
+        return replace(self, replicas=tuple(rest), in_flight=0)
+
+
+def _added(now: ReplicaStatistics, past: ReplicaStatistics) -> ReplicaStatistics:
+    return replace(
+        now,
+        answered=now.answered + past.answered,
+        failures=now.failures + past.failures,
+        ejections=now.ejections + past.ejections,
+    )

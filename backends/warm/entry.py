@@ -12,6 +12,7 @@ from typing import Final
 
 from backends.contract import Backend, Limits, Signature
 from backends.errors import InvalidInput
+from backends.told import Statistics, lasting_statistics_of
 from backends.warm.histogram import KeepAlive
 from backends.warm.policy import Phase, Seen
 from backends.warm.report import Step
@@ -100,6 +101,7 @@ class Entry:
         "measured_bytes",
         "name",
         "options",
+        "past",
         "phase",
         "retry_at_s",
         "steps_s",
@@ -133,6 +135,7 @@ class Entry:
         self.drained = asyncio.Event()
         self.closing: asyncio.Future[None] | None = None
         self.error: BaseException | None = None
+        self.past: Statistics | None = None
 
     @property
     def nbytes(self) -> int:
@@ -158,6 +161,22 @@ class Entry:
         known_s = self.steps_s.get(step, duration_s)
         self.steps_s[step] = max(duration_s, known_s + _RECENT * (duration_s - known_s))
         self.load_s = sum(self.steps_s.values())
+
+    def statistics(self) -> Statistics | None:
+        """What its servers or processes have counted, over all the times that it was open; None where they do not."""
+        now = None if self.backend is None else lasting_statistics_of(self.backend)
+        if now is None or self.past is None:
+            return now or self.past
+        return now.after(self.past)
+
+    def leave(self) -> Backend:
+        """What is to be closed, which is counted no more."""
+        backend = self.backend
+        assert backend is not None, "a cold model was to be unloaded. This is a bug."
+        if (found := self.statistics()) is not None:
+            self.past = found.at_rest()
+        self.backend = None
+        return backend
 
     def began(self, now: float) -> None:
         """A call has come that will be answered."""
@@ -215,3 +234,11 @@ class Kind:
     def of(cls, backend: Backend) -> Kind:
         """What *backend* says of itself."""
         return cls(backend.signature, backend.version, backend.limits)
+
+    def has(self, other: Kind) -> bool:
+        """Whether *other* can take its place: how many calls it overlaps may differ, as where a server is away."""
+        return (
+            (other.signature, other.version) == (self.signature, self.version)
+            and other.limits.max_batch >= self.limits.max_batch
+            and other.limits.memory >= self.limits.memory
+        )

@@ -5,6 +5,9 @@ the model was loaded, if nothing else was loaded meanwhile, and `FACTOR` times i
 would not do: requests are answered beside the load, and memory that an earlier model has left is taken again without
 any growth at all. The largest figure seen so far counts, as a later load may find such memory.
 
+Of a model that is loaded on another server, what that server says counts. Most say nothing; then the operator must, if
+the pool has a limit.
+
 **Giving back.** glibc keeps what is freed in the arenas of the threads that took it. `malloc_trim` gives whole pages
 back to the system; without it the memory of an unloaded model stays with the process until something like it is
 loaded again, and a budget that counts it as free would be wrong. Elsewhere than on glibc this does nothing.

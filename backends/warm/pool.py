@@ -1,7 +1,8 @@
 """A pool of models under a memory budget: loaded ahead of demand where that can be known, at the first call otherwise.
 
 **The model.** Each model is a `Pooled` backend over what opens it. Its signature, version and limits are learnt when it
-is opened for the first time, and hold for good: an opening that comes to something else has failed. A *turn* looks at
+is opened for the first time, and hold for good: an opening that comes to something else has failed (one that overlaps
+fewer calls has not, as where a server is away). A *turn* looks at
 all models, asks `policy.plan` what to do, and starts the loads and unloads that it names, each a task of its own, so
 that none waits for another, nor for the event loop. Turns are taken when a model is asked for that is not warm, when a
 load or an unload has ended, and when idle times say so; a call of a warm model costs none.
@@ -38,6 +39,7 @@ from typing import Final, Self, TypeVar
 
 from backends.contract import Backend, Batch, Deadline, Limits, Signature, State, Tensors
 from backends.errors import DeadlineExceeded, InvalidInput, Unavailable
+from backends.told import Loaded, Statistics, loaded_of
 from backends.warm.entry import Entry, Kind, Ladder, WarmOptions, Warmth
 from backends.warm.memory import give_back, resident_bytes
 from backends.warm.policy import Phase, plan
@@ -116,6 +118,10 @@ class Pooled:
         if self._entry.backend is not None and self._entry.phase is Phase.WARM:
             return self._entry.backend.state
         return State.FAILED if self._pool.has_failed(self._entry) else State.READY
+
+    def statistics(self) -> Statistics | None:
+        """See `Entry.statistics`."""
+        return self._entry.statistics()
 
     @property
     def warmth(self) -> Warmth:
@@ -409,7 +415,9 @@ class WarmPool:
         except Exception as error:  # an adapter's own, too
             self._failed(entry, error)
         else:
-            if is_alone and number == self._loads:
+            if (loaded := loaded_of(backend)) is not None:
+                entry.measured_bytes.append(loaded.nbytes or 0)
+            elif is_alone and number == self._loads:
                 entry.measured_bytes.append(resident_bytes() - before_bytes)
             self._loaded(entry, backend)
         finally:
@@ -424,7 +432,8 @@ class WarmPool:
             if entry.is_closed:
                 raise _closed(entry.name)
             kind = Kind.of(backend)
-            if entry.kind not in (None, kind):
+            self._check_memory(entry, loaded_of(backend))
+            if entry.kind is not None and not entry.kind.has(kind):
                 raise InvalidInput(f"model {entry.name!r} is not what it was when it was opened first; load it anew")
             await self._step(entry, Step.WARM_UP, entry.ladder.warm_up(backend))
         except BaseException:
@@ -433,6 +442,16 @@ class WarmPool:
         if entry.kind is None:
             entry.kind, entry.usage = kind, Usage(entry.options.keep_alive, self._clock())
         return backend
+
+    def _check_memory(self, entry: Entry, loaded: Loaded | None) -> None:
+        """Refuse a model of which nobody says what it takes, where there is a limit."""
+        if loaded is None or loaded.nbytes is not None or entry.options.memory_bytes is not None:
+            return
+        if math.isfinite(self._budget_bytes):
+            raise InvalidInput(
+                f"model {entry.name!r} is loaded on a server that does not say how much memory it takes; write it as "
+                "`warm: {memory: 2GiB}`, or take `pool: {memory: ...}` out"
+            )
 
     async def _step(self, entry: Entry, step: Step, work: Awaitable[T]) -> T:
         started_s = self._clock()
@@ -466,8 +485,7 @@ class WarmPool:
         _tell(entry, error)
 
     async def _unload(self, entry: Entry) -> None:
-        backend, entry.backend = entry.backend, None
-        assert backend is not None, "a cold model was to be unloaded. This is a bug."
+        backend = entry.leave()
         error: BaseException | None = None
         try:
             await backend.aclose()

@@ -77,11 +77,6 @@ class Result:
     in_time_of: dict[str, int]
 
     @property
-    def goodput_per_s(self) -> float:
-        """Requests a second that were answered in time."""
-        return self.in_time / self.span_s if self.span_s else 0.0
-
-    @property
     def share_in_time(self) -> float:
         """The part of the offered requests that was answered in time."""
         return self.in_time / self.offered if self.offered else 0.0

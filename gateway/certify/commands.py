@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from backends.errors import InvalidInput, NotFound
 from gateway.certificates import digest_of, subject_of
 from gateway.certify.files import LabelledScores, ScoresError, read_scores
-from gateway.certify.labels import Evidence, Missing, evidence_of
+from gateway.certify.labels import Evidence, Missing, disagreement_of, evidence_of
 from gateway.certify.report import Report
 from gateway.compose import open_versions
 from gateway.settings import CertifiedSettings, RouteSettings, Settings
-from gateway.store import open_beside, open_store, verify_log_file
+from gateway.store import is_made, open_beside, open_store, verify_log_of
 from router.calibration import Calibration, expected_calibration_error, fit_isotonic
 from router.certificate import Certificate, Subject, issue
 from router.certification import DEFAULT_CONFIDENCE, Budget, Scores, at_look, select_threshold
@@ -39,6 +39,7 @@ class CertifyOptions:
         seed: of that choice.
         missing: what becomes of the store's items that have no label.
         people_only: callers' feedback is no label.
+        twice_only: of the store's items, only those that a second person was to label.
         valid_s: lifetime of a certificate, in seconds.
     """
 
@@ -47,6 +48,7 @@ class CertifyOptions:
     seed: int = 0
     missing: Missing = Missing.HOLD
     people_only: bool = False
+    twice_only: bool = False
     valid_s: float = 30 * _DAY_S
 
 
@@ -108,6 +110,9 @@ async def certify_route(settings: Settings, name: str, scores: Path | None, opti
         PointsmanError: the route, its models or the store cannot be opened.
     """
     route = settings.routes.get(name)
+    if route is None and (every := settings.versions_of(name)):
+        ids = ", ".join(version.id for version in every)
+        raise NotFound(f"route {name!r} has several versions, which are certified one by one; name one of {ids}")
     if route is None or not route.cascade:
         raise NotFound(f"there is no route {name!r} with models; known: {', '.join(settings.routes)}")
     budget = options.budget or _budget_of(route)
@@ -121,8 +126,21 @@ async def certify_route(settings: Settings, name: str, scores: Path | None, opti
     selection = await asyncio.to_thread(select_threshold, found.scores, tested)
     certificate = None
     if selection.threshold is not None:
-        certificate = issue(selection, subject, budget, time.time(), options.valid_s, found.words)
-    return Report(found.source, route.cascade, found.scores, budget, selection, certificate, tested, found.words)
+        disagreement = None
+        if found.evidence is not None:
+            disagreement = disagreement_of(found.evidence, selection.threshold, budget.confidence)
+        certificate = issue(selection, subject, budget, time.time(), options.valid_s, found.words, disagreement)
+    return Report(
+        found.source,
+        route.cascade,
+        found.scores,
+        budget,
+        selection,
+        certificate,
+        tested,
+        found.words,
+        from_store=found.evidence is not None,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,27 +151,36 @@ class _Found:
         source: what they are, in short.
         words: what a certificate says of them.
         look: which look at growing labels this is, from 1; None where they do not grow.
+        evidence: what the store says of them; None where they are a file's.
     """
 
     scores: Scores
     source: str
     words: str
     look: int | None = None
+    evidence: Evidence | None = None
 
 
 async def _from_store(settings: Settings, route: RouteSettings, subject: Subject, options: CertifyOptions) -> _Found:
     """The labels of the store, and which look at them this is; a log that was altered is no evidence."""
-    if faults := await verify_log_file(settings.store):
-        raise ScoresError(f"the decision log is broken ({faults[0]}), and proves nothing; see pointsman verify-log")
+    if faults := await verify_log_of(settings.store):
+        raise ScoresError(f"the decision log is broken ({faults[0]}), and proves nothing; see pointsman audit verify")
     digest = digest_of(subject)
     async with open_beside(settings.store) as store:
         items = await store.labelled(None, route.name)
-        evidence = evidence_of(items, route.cascade, digest, options.missing, people_only=options.people_only)
+        evidence = evidence_of(
+            items,
+            route.cascade,
+            digest,
+            options.missing,
+            people_only=options.people_only,
+            twice_only=options.twice_only,
+        )
         if evidence.scores is None:
             raise ScoresError(_nothing(route.name, evidence))
         look = await store.add_look(route.name, digest, _digest_of(evidence.scores))
     words = f"the store's labels: {evidence}; without a label: {evidence.unlabelled}, {options.missing}; look {look}"
-    return _Found(evidence.scores, f"the store's labels of route {route.name}", words, look)
+    return _Found(evidence.scores, f"the store's labels of route {route.name}", words, look, evidence)
 
 
 def _digest_of(scores: Scores) -> str:
@@ -167,7 +194,7 @@ async def keep(settings: Settings, certificate: Certificate) -> None:
     Raises:
         PointsmanError: the store cannot be opened, or written.
     """
-    if settings.store.path.exists():
+    if await asyncio.to_thread(is_made, settings.store):
         async with open_beside(settings.store) as store:
             await store.add_certificate(certificate)
     else:
@@ -206,6 +233,11 @@ def _nothing(route: str, evidence: Evidence) -> str:
         return (
             f"no item of route {route!r} can be used: {evidence.unlabelled} have no label yet; decide or label them, "
             "or say with --missing what becomes of them"
+        )
+    if evidence.twice_only:
+        return (
+            f"no item of route {route!r} was drawn to be labelled by a second person; set `second_opinion` of its "
+            "`human`, or leave out --labelled-twice"
         )
     if evidence.foreign:
         return (

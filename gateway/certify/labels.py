@@ -11,6 +11,12 @@ counts as wrong wherever the rule would have asked it (see `router.certification
 By default the sequence ends at the first item without a label, and that item counts as wrong: ending just before it
 would choose the end by what is not said yet. They can all be counted as wrong, or, where whoever labels picks items at
 random, dropped. An item whose labels disagree is never dropped and holds up nothing: it is wrong.
+
+**Second opinions.** Where a second person, asked blindly, has said something else than the one who decided, the item is
+wrong, unless somebody who adjudicated has upheld the decision. That can only make a proof harder. How often the two
+differ on what is accepted (`disagreement_of`) goes into the certificate beside its bound, since the labels of the other
+items are no better. To have it proven instead, only items that were drawn for a second opinion are taken
+(`twice_only`): a fair sample, as the draw knows nothing of an item; one whose second opinion is missing has no label.
 """
 
 from __future__ import annotations
@@ -21,9 +27,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gateway.answer import StageRecord
-from gateway.store.contract import LabelledItem
+from gateway.store.contract import LabelledItem, SecondLabel
+from router.binomial import upper_bound
+from router.certificate import Disagreement
 from router.certification import Scores
 from router.contract import Reason
 
@@ -47,6 +56,9 @@ class Evidence:
         unlabelled: of the others, those without a label.
         disputed: of the others, those with labels that disagree.
         by_people: labels that reviewers gave; the others are callers' feedback.
+        twice: (used,), bool, which two people have labelled.
+        differing: (used,), bool, which of those they labelled differently.
+        twice_only: others were left out.
     """
 
     scores: Scores | None
@@ -55,14 +67,41 @@ class Evidence:
     unlabelled: int
     disputed: int
     by_people: int
+    twice: NDArray[np.bool_]
+    differing: NDArray[np.bool_]
+    twice_only: bool = False
 
     def __str__(self) -> str:
         callers = self.used - self.by_people
-        return f"{self.used} items, {self.by_people} labelled by people and {callers} by callers, or by nobody"
+        people = f"{self.used} items, {self.by_people} labelled by people and {callers} by callers, or by nobody"
+        twice, differing = int(self.twice.sum()), int(self.differing.sum())
+        drawn = ", all drawn to be labelled twice" if self.twice_only else ""
+        return f"{people}{drawn}; {twice} labelled by a second person, {differing} of these differently"
+
+
+def disagreement_of(evidence: Evidence, threshold: float, confidence: float) -> Disagreement | None:
+    """How far people disagree about what is accepted from *threshold* on; None where nothing of it was labelled twice.
+
+    Args:
+        confidence: of the limit.
+    """
+    if evidence.scores is None:
+        return None
+    accepted = (evidence.scores.ran & (evidence.scores.confidence >= threshold)).any(axis=0)
+    items, differing = int((accepted & evidence.twice).sum()), int((accepted & evidence.differing).sum())
+    if not items:
+        return None
+    return Disagreement(items, differing, upper_bound(differing, items, confidence), evidence.twice_only)
 
 
 def evidence_of(
-    items: Sequence[LabelledItem], stages: Sequence[str], subject: str, missing: Missing, *, people_only: bool = False
+    items: Sequence[LabelledItem],
+    stages: Sequence[str],
+    subject: str,
+    missing: Missing,
+    *,
+    people_only: bool = False,
+    twice_only: bool = False,
 ) -> Evidence:
     """The scores of *items*, in their order.
 
@@ -70,9 +109,13 @@ def evidence_of(
         stages: models of the route, from cheap to strong.
         subject: digest of what is loaded.
         people_only: feedback of callers is no label.
+        twice_only: only items that a second person was to label count, and only with both labels.
     """
     own = [item for item in items if _is_of(item.trail, subject)]
-    labels = [item.label if item.by_person or not people_only else None for item in own]
+    foreign = len(items) - len(own)
+    if twice_only:
+        own = [item for item in own if item.second is not SecondLabel.NONE]
+    labels = [_label(item, people_only=people_only, twice_only=twice_only) for item in own]
     waits = [label is None and not item.disputed for item, label in zip(own, labels, strict=True)]
     used: Sequence[int]
     if missing is Missing.HOLD:
@@ -82,15 +125,25 @@ def evidence_of(
         used = [index for index, waiting in enumerate(waits) if not waiting]
     else:
         used = range(len(own))
-    scores = _scores([own[index] for index in used], [labels[index] for index in used], stages) if used else None
+    chosen = [own[index] for index in used]
+    relied_on = [None if own[index].second.is_in_doubt else labels[index] for index in used]
+    scores = _scores(chosen, relied_on, stages) if used else None
     return Evidence(
         scores=scores,
         used=len(used),
-        foreign=len(items) - len(own),
+        foreign=foreign,
         unlabelled=sum(waits),
         disputed=sum(item.disputed for item in own),
-        by_people=sum(own[index].by_person for index in used),
+        by_people=sum(item.by_person for item in chosen),
+        twice=np.array([item.second.is_given for item in chosen], dtype=bool),
+        differing=np.array([item.second.differs for item in chosen], dtype=bool),
+        twice_only=twice_only,
     )
+
+
+def _label(item: LabelledItem, *, people_only: bool, twice_only: bool) -> str | None:
+    is_missing = (people_only and not item.by_person) or (twice_only and not item.second.is_given)
+    return None if is_missing else item.label
 
 
 def _is_of(trail: Sequence[StageRecord], subject: str) -> bool:

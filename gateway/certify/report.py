@@ -37,6 +37,7 @@ class Report:
         certificate: where one was issued.
         tested: the budget that the threshold was chosen under: stricter where labels may be looked at again.
         evidence: what the labels are, as the certificate says it.
+        from_store: they are of the store, so that it is known who gave them.
     """
 
     source: str
@@ -47,6 +48,7 @@ class Report:
     certificate: Certificate | None = None
     tested: Budget | None = None
     evidence: str = ""
+    from_store: bool = False
 
     @property
     def coverage(self) -> float:
@@ -95,6 +97,8 @@ class Report:
             f"({selection.accepted:,} accepted, {selection.wrong:,} wrong, "
             f"{selection.wrong / selection.accepted:.2%}; upper limit there {selection.bound:.2%})"
         )
+        if self.from_store and self.certificate is not None:
+            lines.append(f"labels: {_told_of_labels(self.certificate)}")
         if len(self.stages) > 1:
             shares = zip(self.stages, self._shares(), strict=True)
             people = 1.0 - self.coverage
@@ -131,6 +135,23 @@ class Report:
             reliability(np.where(ran, confidence, np.nan), right)
             for confidence, right, ran in zip(self.scores.confidence, self.scores.right, self.scores.ran, strict=True)
         ]
+
+
+def _told_of_labels(certificate: Certificate) -> str:
+    """How far the labels can be relied on, in words."""
+    found = certificate.disagreement
+    if found is None:
+        return (
+            "no accepted item was labelled by a second person, so that nobody knows how often labels are wrong; "
+            "the error is one against these labels (see `second_opinion` of `human`)"
+        )
+    seen = f"of {found.items:,} accepted ones that a second person labelled, {found.differing:,} differ"
+    if found.is_proven:
+        return f"{seen}; all were to be labelled twice, and an item is wrong where the two differ: the limits count it"
+    return (
+        f"{seen} ({found.differing / found.items:.2%}; at most {found.limit:.2%}); the error is against the labels; "
+        f"against what both would say, its upper limit there is {certificate.bound_with_labels:.2%}"
+    )
 
 
 def _curve(curve: RiskCoverage) -> dict[str, list[float]]:

@@ -9,7 +9,8 @@ With API keys, the status page is for operators (a session of the inbox, or a ke
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -24,16 +25,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backends.errors import PermissionDenied, PointsmanError, Unauthenticated
 from gateway.control import pages
-from gateway.control.inbox import Inbox
+from gateway.control.inbox import Inbox, Waits
 from gateway.control.overview import Overview
 from gateway.control.plots import AXES, HEIGHT, WIDTH, model_plots
 from gateway.control.session import Session, Sessions
-from gateway.request import Role
+from gateway.request import Caller, Role
+from gateway.reviewers.figures import RECENT_S, read_figures
 from gateway.security import LOOPBACK_ONLY, Authenticator, TrustedHosts, require_role
 from gateway.status import refusal_of
 from gateway.store.contract import Store
 
 _HERE = Path(__file__).parent
+
+
+def _nobody_knows(tenant: str) -> Mapping[str, float]:
+    return {}
 
 
 def control_app(
@@ -43,6 +49,7 @@ def control_app(
     metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
     overview: Callable[[], Awaitable[Overview]],
     hosts: TrustedHosts = LOOPBACK_ONLY,
+    waits: Waits = _nobody_knows,
 ) -> Starlette:
     """The application of the control port.
 
@@ -51,6 +58,7 @@ def control_app(
         metrics: the exposition in the format that an Accept header asks for, and its content type.
         overview: what is served, at this moment.
         hosts: the Host headers that are answered.
+        waits: how long people of a tenant will take.
     """
     sessions = Sessions(authenticator)
     status = _StatusPage(store, authenticator, sessions, overview)
@@ -63,7 +71,7 @@ def control_app(
         routes=[
             Route("/", status.show, methods=["GET"]),
             Route("/metrics", expose, methods=["GET"]),
-            *Inbox(store, authenticator, sessions).routes(),
+            *Inbox(store, authenticator, sessions, waits).routes(),
             Mount("/static", StaticFiles(directory=_HERE / "static")),
         ],
         middleware=[Middleware(_Front, v1=v1, hosts=hosts)],
@@ -89,9 +97,10 @@ class _StatusPage:
         self._overview = overview
 
     async def show(self, request: Request) -> Response:
-        """Routes, models, review queues and the store."""
+        """Routes, models, review queues, reviewers of the operator's own tenant, and the store."""
         session = self._sessions.read(request.cookies)
-        if not self._is_operator(request, session):
+        operator = self._operator(request, session)
+        if operator is None:
             return RedirectResponse("/login?next=/", 303)
         overview = await self._overview()
         return pages.page(
@@ -103,11 +112,12 @@ class _StatusPage:
             plot_size=(WIDTH, HEIGHT),
             plot_axes=AXES,
             queues=await self._store.queue_depths(),
+            people=await read_figures(self._store, operator.tenant, None, time.time() - RECENT_S),
             store=self._store.statistics(),
         )
 
-    def _is_operator(self, request: Request, session: Session | None) -> bool:
-        """Whether an operator asks; False where nobody has said who they are.
+    def _operator(self, request: Request, session: Session | None) -> Caller | None:
+        """The operator who asks; None where nobody has said who they are.
 
         Raises:
             PermissionDenied: somebody has, and is none.
@@ -115,9 +125,9 @@ class _StatusPage:
         try:
             caller = session.caller if session else self._authenticator.authenticate(request.headers)
         except Unauthenticated:
-            return False
+            return None
         require_role(caller, Role.OPERATOR)
-        return True
+        return caller
 
 
 async def _no_page(request: Request, error: Exception) -> Response:

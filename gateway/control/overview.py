@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from backends.contract import State
+from backends.replicas import ReplicaState, ReplicaStatistics
 from batching.report import BatchingStatistics, Refusal, slowest
-from gateway.catalog import Catalog, Model
+from gateway.catalog import Model
 from gateway.explain import accept_text
+from gateway.observe import Mirrored
+from gateway.pipeline import Pipeline
+from gateway.shadow import Shadows
+from gateway.traffic import VersionShare
+from kernels.cost import Cost
 from router.contract import Route
 
 
@@ -27,13 +33,45 @@ class RouteRow:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionRow:
+    """A version of a route that has several, and what it gets.
+
+    Attributes:
+        share: of the route's requests, in [0, 1].
+        state: in words: what it gets and why, or that it is halted.
+        is_halted: it was, since it was worse.
+        requests: that it took.
+        troubles: of these, where a stage failed, came too late or had no room.
+        mirrored: what became of items that it was shown; none where it is shown nothing.
+        confidence_change: how much surer it was of them on average; None where that is not known.
+    """
+
+    route: str
+    version: str
+    share: float
+    state: str
+    is_halted: bool
+    requests: int
+    troubles: int
+    mirrored: Mapping[Mirrored, int]
+    confidence_change: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRow:
-    """A model and its batcher."""
+    """A model and its batcher.
+
+    Attributes:
+        replicas: its servers; none where it has none elsewhere.
+        costs: what an item takes in `preprocess` and `postprocess`, as far as it has been measured.
+    """
 
     name: str
     state: str
     version: str
     batching: BatchingStatistics
+    replicas: tuple[ReplicaStatistics, ...] = ()
+    costs: Mapping[str, Cost] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +98,7 @@ class Overview:
     Attributes:
         is_ready: whether new requests are welcome.
         workers: none where one process does everything.
+        versions: of routes that have several.
     """
 
     is_ready: bool
@@ -67,12 +106,19 @@ class Overview:
     routes: tuple[RouteRow, ...]
     models: tuple[ModelRow, ...]
     workers: tuple[WorkerRow, ...] = ()
+    versions: tuple[VersionRow, ...] = ()
 
 
-def overview(catalog: Catalog, *, is_ready: bool) -> Overview:
-    """What *catalog* serves at this moment."""
-    routes = tuple(_route(route) for route in catalog.routes.values())
-    return Overview(is_ready, catalog.version, routes, tuple(_model(model) for model in catalog.models.values()))
+def overview_of(pipeline: Pipeline) -> Overview:
+    """What *pipeline* serves at this moment."""
+    catalog = pipeline.catalog
+    return Overview(
+        is_ready=pipeline.is_ready(),
+        version=catalog.version,
+        routes=tuple(_route(route) for route in catalog.routes.values()),
+        models=tuple(_model(model) for model in catalog.models.values()),
+        versions=tuple(_version(one, pipeline.shadows) for one in pipeline.traffic.statistics(catalog)),
+    )
 
 
 def together(parts: Sequence[Overview], workers: Sequence[WorkerRow]) -> Overview:
@@ -91,6 +137,7 @@ def together(parts: Sequence[Overview], workers: Sequence[WorkerRow]) -> Overvie
         routes=tuple(replace(rows[0], accepts=_all_of(row.accepts for row in rows)) for rows in routes),
         models=tuple(_one_model(rows) for rows in models),
         workers=tuple(workers),
+        versions=tuple(_one_version(rows) for rows in zip(*(part.versions for part in parts), strict=True)),
     )
 
 
@@ -107,6 +154,7 @@ def _one_model(rows: Sequence[ModelRow]) -> ModelRow:
     return replace(
         first,
         version=_all_of(row.version for row in rows),
+        replicas=_all_replicas([row.replicas for row in rows if row.replicas]),
         batching=BatchingStatistics(
             queued_items=sum(part.queued_items for part in each),
             queued_bytes=sum(part.queued_bytes for part in each),
@@ -127,9 +175,67 @@ def _one_model(rows: Sequence[ModelRow]) -> ModelRow:
     )
 
 
+def _one_version(rows: Sequence[VersionRow]) -> VersionRow:
+    """A version over the workers that have it; where one has halted a canary, the others soon hear of it."""
+    changes = [row.confidence_change for row in rows if row.confidence_change is not None]
+    return replace(
+        rows[0],
+        share=sum(row.share for row in rows) / len(rows),
+        state=_all_of(row.state for row in rows),
+        is_halted=any(row.is_halted for row in rows),
+        requests=sum(row.requests for row in rows),
+        troubles=sum(row.troubles for row in rows),
+        mirrored={outcome: sum(row.mirrored[outcome] for row in rows) for outcome in rows[0].mirrored},
+        confidence_change=sum(changes) / len(changes) if changes else None,
+    )
+
+
+def _version(found: VersionShare, shadows: Shadows) -> VersionRow:
+    counts = shadows.counts(found.route, found.version)
+    parts = (["answers"] if found.share else []) + (["is shown requests"] if found.shadows else [])
+    return VersionRow(
+        route=found.route,
+        version=found.version,
+        share=found.share,
+        state=f"halted: {found.halted}" if found.halted else " and ".join(parts) or "only where it is named",
+        is_halted=found.halted is not None,
+        requests=found.requests,
+        troubles=found.failures + found.misses,
+        mirrored=counts.outcomes if found.shadows else {},
+        confidence_change=counts.confidence_change,
+    )
+
+
+_WORST_FIRST = (
+    ReplicaState.EJECTED,
+    ReplicaState.JOINING,
+    ReplicaState.HALF_OPEN,
+    ReplicaState.RAMPING,
+    ReplicaState.HEALTHY,
+    ReplicaState.UNLOADED,
+)
+
+
+def _all_replicas(each: Sequence[tuple[ReplicaStatistics, ...]]) -> tuple[ReplicaStatistics, ...]:
+    """The servers of a model over the workers that have it, which judge them alone: as the worst off finds each."""
+    return tuple(_one_replica(seen) for seen in zip(*each, strict=True))
+
+
+def _one_replica(seen: Sequence[ReplicaStatistics]) -> ReplicaStatistics:
+    worst = min(seen, key=lambda one: _WORST_FIRST.index(one.state))
+    return replace(
+        worst,
+        in_flight=sum(one.in_flight for one in seen),
+        latency_s=max((one.latency_s for one in seen if one.latency_s is not None), default=None),
+        answered=sum(one.answered for one in seen),
+        failures=sum(one.failures for one in seen),
+        ejections=sum(one.ejections for one in seen),
+    )
+
+
 def _route(route: Route) -> RouteRow:
     return RouteRow(
-        name=route.name,
+        name=route.id,
         stages=tuple(stage.model for stage in route.cascade),
         accepts=accept_text(route.accept),
         queue=route.human.queue if route.human else None,
@@ -137,5 +243,7 @@ def _route(route: Route) -> RouteRow:
 
 
 def _model(model: Model) -> ModelRow:
+    found = model.replicas()
     state = model.backend.state if model.loaded else "unloaded"
-    return ModelRow(model.name, state, model.backend.version, model.batcher.statistics())
+    replicas = () if found is None else found.replicas
+    return ModelRow(model.name, state, model.backend.version, model.batcher.statistics(), replicas, model.costs())

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
+from gateway.moments import rfc3339
 from router.contract import Reason
 
 HEADERS = {
     # No inline script or style, nothing from elsewhere, no frames: a payload that slipped through could do nothing.
     "content-security-policy": (
-        "default-src 'none'; img-src 'self'; script-src 'self'; style-src 'self'; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; connect-src 'self'; img-src 'self'; script-src 'self'; style-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -41,6 +44,7 @@ REASONS: Mapping[Reason, str] = {
     Reason.NO_CERTIFICATE: "nothing proves yet how sure a model must be",
     Reason.UNCERTIFIED_PATH: "a model was skipped that the certificate counts on",
     Reason.OBSERVED: "the route gathers labels",
+    Reason.PEOPLE_OVERLOADED: "people had no time for it",
 }
 """Why an item is here, after "Here because"."""
 
@@ -72,6 +76,11 @@ def is_overdue(at_s: float) -> bool:
     return at_s < time.time()
 
 
+def moment(at_s: float) -> str:
+    """*at_s* (Unix time) in UTC, to the second, for readers whose browser does not tell it in their own zone."""
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
 def percent(share: float) -> str:
     """*share* of 1: `87 %`, from 95 with a decimal, where it decides (`99.4 %`), and never rounded up to 100."""
     if 0.95 <= share < 1:
@@ -98,18 +107,50 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+_COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "skip": ("s", "ArrowRight"),
+    "leave": ("Escape",),
+    "undo": ("u", "Backspace"),
+    "zoom_in": ("z", "+"),
+    "zoom_out": ("Z", "-"),
+    "fit": ("f", "="),
+    "turn_right": ("r", "]"),
+    "turn_left": ("R", "["),
+    "alike": ("b", "&"),
+    "history": ("h", "!"),
+    "help": ("?",),
+}
+_LETTERS_OF_COMMANDS = {key.lower() for keys in _COMMANDS.values() for key in keys if key.isalpha() and len(key) == 1}
+_KEYCAPS = {"ArrowRight": "→", "Escape": "Esc", "Backspace": "⌫", "Z": "⇧ z", "R": "⇧ r"}
+
+
+def commands(taken: Collection[str]) -> Mapping[str, tuple[str, ...]]:
+    """The keys of every command, the best first, without those that are *taken* by labels."""
+    return {name: tuple(key for key in keys if key.lower() not in taken) for name, keys in _COMMANDS.items()}
+
+
+def keycap(key: str) -> str:
+    """*key*, which is named as browsers name it, as it stands on a keyboard."""
+    return _KEYCAPS.get(key, key)
+
+
 def shortcuts(labels: Sequence[str]) -> tuple[str, ...]:
     """The key that decides for each of *labels*; "" where there are more labels than keys.
 
     Labels that are single characters (digits, letters) are their own keys: to press 1 for the label 0 would be a trap.
-    Otherwise 1 to 9, then 0, then letters.
+    Otherwise 1 to 9, then 0, then the letters that are no command's.
     """
     if all(len(label) == 1 and label.isprintable() and not label.isspace() for label in labels):
         keys = [label.lower() for label in labels]
         if len(set(keys)) == len(keys):
             return tuple(keys)
-    supply = "1234567890abcdefghijklmnopqrstuvwxyz"
+    supply = "1234567890" + "".join(sorted(set("abcdefghijklmnopqrstuvwxyz") - _LETTERS_OF_COMMANDS))
     return tuple(supply[i] if i < len(supply) else "" for i in range(len(labels)))
+
+
+def segment(text: str) -> str:
+    """*text* as one segment of a path."""
+    return quote(text, safe="")
 
 
 def _environment() -> Environment:
@@ -122,7 +163,18 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.filters.update(
-        age=age, due=due, is_overdue=is_overdue, percent=percent, milliseconds=milliseconds, rate=rate, size=size
+        age=age,
+        due=due,
+        duration=duration,
+        is_overdue=is_overdue,
+        keycap=keycap,
+        milliseconds=milliseconds,
+        moment=moment,
+        percent=percent,
+        rate=rate,
+        rfc3339=rfc3339,
+        segment=segment,
+        size=size,
     )
     return environment
 

@@ -20,7 +20,7 @@ class Item:
     Attributes:
         route: the route that it belongs to.
         content_type: media type of the payload.
-        payload: a PNG file, or a text in UTF-8.
+        payload: a PNG or JPEG file, or a text in UTF-8.
         truth: the label that is right.
         votes: the label that each recorded person gave; empty where nobody's is recorded.
     """

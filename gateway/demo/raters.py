@@ -5,6 +5,7 @@
   and in fewer of those that no model was sure of.
 - digits: nobody's readings are recorded, so here stands a *simulated typist*, who reads the true digit and errs in 1 %
   of items. It is named so wherever it signs.
+- pages: a *simulated reader*, who turns the page until it can be read, and does not err.
 - intake: a *simulated clerk*, who writes what the thing is: a language, or a kind of file. An ordinary message that
   came to the desk all the same gets the answer that its route's people would give.
 
@@ -23,6 +24,7 @@ from typing import Any
 
 import aiohttp
 
+from gateway.demo import pages
 from gateway.demo.data import DIGIT_LABELS
 from gateway.demo.items import Item, payload_key
 from gateway.demo.mail import INTAKE
@@ -32,6 +34,7 @@ TYPING_ERROR = 0.01
 
 RECORDED_RATER = "recorded-rater"
 SIMULATED_TYPIST = "simulated-typist"
+SIMULATED_READER = "simulated-reader"
 SIMULATED_CLERK = "simulated-clerk"
 
 _SHORTEST_S, _LONGEST_S = 0.02, 0.12
@@ -57,6 +60,7 @@ RATERS = tuple(
     for queue, kind, count in (
         ("feedback", RECORDED_RATER, 3),
         ("digits", SIMULATED_TYPIST, 2),
+        (pages.ROUTE, SIMULATED_READER, 1),
         (INTAKE, SIMULATED_CLERK, 1),
     )
     for number in range(1, count + 1)

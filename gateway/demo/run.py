@@ -32,7 +32,7 @@ from gateway.demo.load import RATE_PER_S, Callers, pick
 from gateway.demo.mail import INTAKE
 from gateway.demo.packages import SetupFailed, cache_folder
 from gateway.demo.raters import RATERS, opinions, work
-from gateway.demo.server import Addresses, GatewayEnded, Listening, Server, serving
+from gateway.demo.server import ALONE, Addresses, GatewayEnded, Listening, Server, on_a_cluster, serving
 from gateway.demo.summary import Ended, Promise, Result, Summary, summarise, table
 from gateway.demo.train import CONFIG, ITEMS, export_scores, prepare
 from router.certificate import Certificate
@@ -55,6 +55,7 @@ class DemoOptions:
         prepare: only set up, and print the folder, labelled scores of all items that trained no model in it.
         as_json: print the summary as JSON on the last line.
         http_port, grpc_port, control_port: 0 means any that is free.
+        replicas: of a gateway on Ray Serve; 0: it is one process, without.
     """
 
     items: int = 600
@@ -65,6 +66,7 @@ class DemoOptions:
     http_port: int = 8000
     grpc_port: int = 8001
     control_port: int = 8002
+    replicas: int = 0
 
 
 def main(options: DemoOptions) -> int:
@@ -115,7 +117,9 @@ async def run_demo(options: DemoOptions, folder: Path, console: Console) -> int:
         config.write_text(yaml.safe_dump(own_configuration(folder, run), sort_keys=False))
         console.print("Starting the gateway.")
         listening = Listening(options.host, options.http_port, options.grpc_port, options.control_port)
-        async with serving(config, listening, run / "gateway.log") as server, _callers(server.addresses) as callers:
+        start = on_a_cluster(options.replicas, run / "ray") if options.replicas else ALONE
+        gateway = serving(config, listening, run / "gateway.log", start)
+        async with gateway as server, _callers(server.addresses) as callers:
             desk = _Desk(options, server.addresses, callers, console, run)
             items = read_items(folder / ITEMS)
             return await _unless_ended(server, desk.open(items, _promises(config)))
@@ -145,6 +149,8 @@ def _promises(config: Path) -> Mapping[str, Promise]:
 def _promise(route: Mapping[str, Any]) -> Promise:
     if "accept" not in route:
         return Promise(tuple(route["cascade"]), None)
+    if "certificate" not in route["accept"]:
+        return Promise(tuple(route["cascade"]), route["accept"]["max_error"])
     certificate = Certificate.from_dict(orjson.loads(Path(route["accept"]["certificate"]).read_bytes()))
     return Promise(tuple(route["cascade"]), certificate.max_error, certificate.bound)
 
@@ -244,8 +250,8 @@ _WIDTH = 120
 """Columns of a table that goes to no terminal."""
 
 _INVITATION = """
-People: feedback is decided by recorded raters, one of those who rated the message; digits by a simulated typist, what
-is foreign or of no known kind by a simulated clerk.
+People: feedback is decided by recorded raters, one of those who rated the message; digits by a simulated typist, pages
+by a simulated reader, what is foreign or of no known kind by a simulated clerk.
 
 Try it yourself:
   curl -H 'Content-Type: image/png' --data-binary @{picture} {a.http}/v1/routes/digits:decide

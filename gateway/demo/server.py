@@ -8,14 +8,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_READY_S = 60.0
+_READY_S = 180.0
 _STOP_S = 15.0
 _LOG_LINES = 12
 _READY = "pointsman ready "
+
+
+ALONE = ("serve",)
+"""Starts a gateway that is one process."""
+
+
+def on_a_cluster(replicas: int, folder: Path) -> Sequence[str]:
+    """Starts so many on a Ray Serve of their own, which keeps what it runs by in *folder*."""
+    return ("cluster", "up", "--replicas", str(replicas), "--folder", str(folder))
 
 
 class GatewayEnded(Exception):
@@ -64,13 +73,16 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def serving(config: Path, listening: Listening, log: Path) -> AsyncIterator[Server]:
+async def serving(config: Path, listening: Listening, log: Path, start: Sequence[str] = ALONE) -> AsyncIterator[Server]:
     """A gateway that serves *config* and writes what it has to say to *log*; ended on leaving.
+
+    Args:
+        start: the words of the command that starts it.
 
     Raises:
         GatewayEnded: it cannot start, or is not ready in time.
     """
-    command = [sys.executable, "-m", "gateway.cli", "serve", str(config), *listening.arguments()]
+    command = [sys.executable, "-m", "gateway.cli", *start, str(config), *listening.arguments()]
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             *command,

@@ -33,7 +33,7 @@ from backends.contract import Tensor
 from backends.ort import ort
 from gateway import certificates
 from gateway.certify.files import CERTIFY, FIT
-from gateway.demo import models
+from gateway.demo import models, pages
 from gateway.demo.data import (
     DIGIT_LABELS,
     FEEDBACK_LABELS,
@@ -56,6 +56,7 @@ from gateway.demo.packages import (
     Progress,
     SetupFailed,
     fetch,
+    fetch_together,
     sha256_of,
     write_atomically,
 )
@@ -84,7 +85,7 @@ _SEED = 20140601
 _BATCH = 32
 _MODEL_VERSION = "1"
 _MEASURE = Measure()
-_SOURCES = ("data", "items", "mail", "models", "train")
+_SOURCES = ("data", "items", "mail", "models", "pages", "train")
 _ROUTER_SOURCES = ("binomial", "calibration", "certificate", "certification", "confidence")
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "scikit-learn", "skl2onnx", "tokenizers")
 
@@ -146,12 +147,17 @@ def prepare(cache: Path, progress: Progress) -> Path:
     """The folder with the demo's configuration, models and items; made where it is missing.
 
     Raises:
-        SetupFailed: the data cannot be had.
+        SetupFailed: the data cannot be had; where it is that of the route `pages` alone, the demo does without.
     """
-    folder = cache / "models" / _key()
-    if folder.is_dir():
-        return folder
+    whole, without_pages = (cache / "models" / f"{_key()}{suffix}" for suffix in ("", "-without-pages"))
+    for folder in (whole, without_pages):
+        if folder.is_dir():
+            return folder
     files = {file: fetch(file, cache, progress) for file in (DIGITS, SNIPPETS, TOKENIZER, ENCODER)}
+    scans = _scans(cache, progress)
+    folder = without_pages if scans is None else whole
+    if scans is None:
+        progress(f"going on without the route {pages.ROUTE!r}; to try again later, delete {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as scratch:
         built = Path(scratch) / "built"
@@ -168,14 +174,38 @@ def prepare(cache: Path, progress: Progress) -> Path:
                 progress,
             ),
         }
-        write_items(built / ITEMS, [*(item for route in routes.values() for item in route.held_out), *odd_mail()])
-        write_configuration(built, routes)
+        sheets = () if scans is None else build_pages(built, *scans)
+        learnt = (item for route in routes.values() for item in route.held_out)
+        write_items(built / ITEMS, [*learnt, *sheets, *odd_mail()])
+        write_configuration(built, routes, with_pages=scans is not None)
         _put(built, folder)
     return folder
 
 
-def write_configuration(folder: Path, routes: Mapping[str, BuiltRoute]) -> None:
+def _scans(cache: Path, progress: Progress) -> tuple[Sequence[NDArray[np.uint8]], bytes] | None:
+    """The scanned pages, and the network that tells how they lie; None where they cannot be had."""
+    try:
+        (network,) = fetch_together((pages.ORIENTATION,), cache, progress)
+        found = fetch_together(tuple(pages.SCANS), cache, progress)
+        sheets = [pages.read_page(path, number) for path, number in zip(found, pages.SCANS.values(), strict=True)]
+    except (SetupFailed, ImportError) as error:
+        progress(str(error))
+        return None
+    return sheets, network.read_bytes()
+
+
+def build_pages(folder: Path, sheets: Sequence[NDArray[np.uint8]], network: bytes) -> Sequence[Item]:
+    """Write both stages of the route `pages` to *folder*; the items, worn from *sheets*."""
+    (folder / f"{pages.FAST}.onnx").write_bytes(pages.one_view(network))
+    (folder / f"{pages.STRONG}.onnx").write_bytes(pages.four_views(network))
+    return tuple(pages.items(sheets))
+
+
+def write_configuration(folder: Path, routes: Mapping[str, BuiltRoute], *, with_pages: bool = False) -> None:
     """Write the configuration of *routes* to *folder*, and a certificate for each about the models that it names.
+
+    Args:
+        with_pages: the models of the route `pages` are there too; it has no certificate.
 
     Raises:
         SetupFailed: a route cannot be certified.
@@ -191,7 +221,7 @@ def write_configuration(folder: Path, routes: Mapping[str, BuiltRoute]) -> None:
         evidence = f"calibration items of the demo, {name}"
         certificate = issue(route.selection, subject, route.budget, time.time(), VALID_S, evidence)
         (folder / _certificate_file(name)).write_text(json.dumps(certificate.to_dict(), indent=2) + "\n")
-    named = configuration(budgets, certified=True)
+    named = configuration(budgets, certified=True, with_pages=with_pages)
     (folder / CONFIG).write_text(yaml.safe_dump(named, sort_keys=False))
 
 
@@ -214,7 +244,7 @@ def _key() -> str:
     sources += [Path(router.__path__[0]) / f"{name}.py" for name in _ROUTER_SOURCES]
     sources += sorted(Path(kernels.__path__[0]).glob("*.py"))
     parts = [sha256_of(source.read_bytes()) for source in sources]
-    parts += [file.sha256 for file in (DIGITS, SNIPPETS, TOKENIZER, ENCODER)]
+    parts += [file.sha256 for file in (DIGITS, SNIPPETS, TOKENIZER, ENCODER, pages.ORIENTATION, *pages.SCANS)]
     parts += [version(name) for name in _LIBRARIES]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -404,21 +434,29 @@ def calibrate(name: str, rows: NDArray[np.float32], labels: NDArray[np.int64]) -
     return Calibration(temperature, _MEASURE, len(rows), name, _MODEL_VERSION)
 
 
-def configuration(budgets: Mapping[str, Budget], *, certified: bool = False) -> dict[str, Any]:
+def configuration(
+    budgets: Mapping[str, Budget], *, certified: bool = False, with_pages: bool = False
+) -> dict[str, Any]:
     """What `demo.yaml` holds for the routes of *budgets*; files are named relative to it. Any: YAML.
 
     Args:
         certified: the routes' certificates are named too.
+        with_pages: the route `pages` is there too.
     """
     foreign = {"content_type": "text/*", "traits": {"language": {"none_of": "en", "confidence": "90%"}}}
     rules = [
+        pages.RULE,
         {"when": {"content_type": "image/*"}, "route": "digits"},
         {"name": "foreign text", "when": foreign, "route": INTAKE, "to": "human"},
         {"when": {"content_type": "text/*"}, "route": "feedback"},
     ]
+    routes: dict[str, Any] = {name: _route(name, budget, certified) for name, budget in budgets.items()}
+    routes |= {pages.ROUTE: pages.SETTINGS} if with_pages else {}
+    routes[INTAKE] = _INTAKE
     return {
         "models": {
             **{name: _model(name) for name in _PREPROCESS if _route_of(name) in budgets},
+            **(pages.MODELS if with_pages else {}),
             "content": {"backend": "magika"},
             "language": {"backend": "langid"},
         },
@@ -426,9 +464,9 @@ def configuration(budgets: Mapping[str, Budget], *, certified: bool = False) -> 
             "content_type": {"model": "content", "min_confidence": 0.5},
             "language": {"model": "language", "decode": "utf8"},
         },
-        "routes": {**{name: _route(name, budget, certified) for name, budget in budgets.items()}, INTAKE: _INTAKE},
+        "routes": routes,
         "classify": [
-            *(rule for rule in rules if rule["route"] in (INTAKE, *budgets)),
+            *(rule for rule in rules if rule["route"] in routes),
             {"unsure": {"route": INTAKE, "to": "human"}},
             {"otherwise": {"route": INTAKE, "to": "human"}},
         ],

@@ -14,7 +14,8 @@ person: it is UNAVAILABLE, which clients with a retry policy repeat, and each re
 person, so its trailers are not `repeatable`, and each transport tells clients so in its own way.
 
 A conversation (requests and replies both in a stream) is admitted once. Each of its requests is then answered for
-itself, and refused in a reply of its own, so that one bad request does not end the others.
+itself, and refused in a reply of its own, so that one bad request does not end the others. Those of one *lane*, as the
+steps of a sequence are, are answered one after the other, in the order in which they came.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -30,7 +31,7 @@ import grpc
 from google.protobuf.descriptor import Descriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from backends.contract import NO_DEADLINE, Deadline
+from backends.contract import NO_DEADLINE, Deadline, record
 from backends.errors import InvalidInput, TooLarge, Unavailable
 from gateway.grpc_edge.wire import check_structure
 from gateway.request import Caller, Role
@@ -44,6 +45,12 @@ ERROR_DOMAIN = "pointsman"
 MAX_TALKING = 64
 """Requests of one conversation that are answered at the same time; the next is read when one of them is."""
 
+MOST_WAITING = 1024
+"""Further ones that wait for those before them in their lanes, so that these do not hold up other lanes' requests."""
+
+MOST_WAITING_BYTES = 64 * 1024 * 1024
+"""Bytes that the messages of these take."""
+
 INLINE_BYTES = 64 * 1024
 """Messages up to this size are read where they arrive, in a millisecond or so; longer ones in a thread."""
 
@@ -56,7 +63,7 @@ Pairs: TypeAlias = Iterable[tuple[str, str | bytes]]
 # Any: requests and replies are of the method's own message types.
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Call:
     """What a method knows of its call beside the message.
 
@@ -105,12 +112,14 @@ class Conversation:
         answer: makes the reply to one; raises PointsmanError to refuse it.
         refused: the reply that says so; its request is None where it could not be read.
         role: what the caller must be allowed to do; None: anybody, unauthenticated.
+        lane: that of a request; None: it has none.
     """
 
     request: type[Message]
     answer: Callable[[Call, Any], Awaitable[Message]]
     refused: Callable[[Any, Refusal], Message]
     role: Role | None = Role.CALLER
+    lane: Callable[[Any], Hashable] = lambda request: None
 
 
 Method: TypeAlias = Unary | Streaming | Conversation
@@ -149,7 +158,7 @@ class Trailers:
     repeatable: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GrpcExchange:
     """A call that ended.
 
@@ -255,6 +264,10 @@ class _Talk:
         self._write = write
         self._slots = asyncio.Semaphore(MAX_TALKING)
         self._writing = asyncio.Lock()  # transports take one message at a time
+        self._has_read = asyncio.Event()  # the latest message, where it is long
+        self._lanes: dict[Hashable, asyncio.Event] = {}  # what the latest request of each sets at its end
+        self._waiting = 0
+        self._waiting_bytes = 0
         self._listening: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
@@ -277,14 +290,17 @@ class _Talk:
         await self._slots.acquire()
         async for data in requests:
             group.create_task(self._reply(data))
+            if len(data) > INLINE_BYTES:  # or what comes behind it would be read before it
+                await self._has_read.wait()
+                self._has_read.clear()
             await self._slots.acquire()
 
     async def _reply(self, data: bytes) -> None:
         request = None
         try:
             try:
-                request = await _read(self._method.request, data)
-                reply = await self._method.answer(replace(self._call, size_bytes=len(data)), request)
+                request = await self._read(data)
+                reply = await self._answer(replace(self._call, size_bytes=len(data)), request)
             except Exception as error:
                 reply = self._method.refused(request, refusal_of(error))
             written = reply.SerializeToString()
@@ -292,6 +308,44 @@ class _Talk:
                 await self._write(written)
         finally:
             self._slots.release()
+
+    async def _read(self, data: bytes) -> Message:
+        try:
+            return await _read(self._method.request, data)
+        finally:
+            if len(data) > INLINE_BYTES:
+                self._has_read.set()
+
+    async def _answer(self, call: Call, request: Message) -> Message:
+        """The reply to *request*, once those are answered that came before in its lane."""
+        lane = self._method.lane(request)
+        if lane is None:
+            return await self._method.answer(call, request)
+        before, ended = self._lanes.get(lane), asyncio.Event()
+        self._lanes[lane] = ended
+        try:
+            if before is not None and not before.is_set():
+                await self._wait_for(before, call.size_bytes)
+            return await self._method.answer(call, request)
+        finally:
+            ended.set()
+            if self._lanes.get(lane) is ended:
+                del self._lanes[lane]
+
+    async def _wait_for(self, before: asyncio.Event, size_bytes: int) -> None:
+        """Wait for it without a slot, where there is room for that: others may have to go first."""
+        if self._waiting >= MOST_WAITING or self._waiting_bytes + size_bytes > MOST_WAITING_BYTES:
+            await before.wait()
+            return
+        self._waiting += 1
+        self._waiting_bytes += size_bytes
+        self._slots.release()
+        try:
+            await before.wait()
+        finally:
+            self._waiting -= 1
+            self._waiting_bytes -= size_bytes
+        await self._slots.acquire()
 
 
 def deadline_in(remaining_s: float | None, now_s: float) -> Deadline:

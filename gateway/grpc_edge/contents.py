@@ -51,13 +51,16 @@ def tensors(request: Any) -> dict[str, Tensor]:
     for tensor in inputs:
         if tensor.HasField("contents"):
             raise InvalidInput(f"input {tensor.name!r} has contents beside raw_input_contents; send one of the two")
-    return placed | {stated.name: raw.decode(stated, data) for stated, data in zip(claims, contents, strict=True)}
+    sent = {stated.name: raw.decode(stated, data) for stated, data in zip(claims, contents, strict=True)}
+    return placed | sent if placed else sent
 
 
 def _windows(request: Any) -> dict[str, SharedMemoryWindow]:
     """Where inputs lie that are in shared memory, by name."""
     found: dict[str, SharedMemoryWindow] = {}
     for tensor in request.inputs:
+        if not tensor.parameters:
+            continue
         place = window(parameters(tensor.parameters), tensor.name)
         if place is None:
             continue
@@ -83,6 +86,8 @@ def parameters(found: Any) -> dict[str, ParameterValue]:
     Raises:
         InvalidInput: one has no value, or there are more than `MAX_PARAMETERS`.
     """
+    if not found:
+        return {}
     if len(found) > MAX_PARAMETERS:
         raise InvalidInput(f"there are {len(found)} parameters; at most {MAX_PARAMETERS} are allowed")
     return {name: _value(name, parameter) for name, parameter in found.items()}

@@ -11,16 +11,18 @@ from backends.contract import ParameterValue, Tensor
 from backends.errors import InvalidInput, UnsupportedMedia
 from backends.oip import raw
 from backends.quoting import shorten
+from backends.trace_context import trace_in
 from gateway.answer import Answer, ItemAnswer, Status
 from gateway.grpc_edge.calls import INLINE_BYTES, Call, Method, Streaming, Unary
 from gateway.keys import parse_answer_id, parse_idempotency_key, parse_label
 from gateway.oip import fingerprint
 from gateway.oip.parameters import MAX_PARAMETERS, media_type
-from gateway.oip.render import take_on_defer, told
+from gateway.oip.render import subject_in, take_on_defer, told
 from gateway.oip.shapes import claim, route_name, unique
 from gateway.request import Payload, Protocol, RawBody, Request, TensorInputs
 from gateway.service import Service
 from pointsman_pb import gateway_pb2 as pb
+from router.contract import route_id
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Gateway"]
 
@@ -32,6 +34,8 @@ _STATUSES = {
     Status.FINAL: pb.STATUS_FINAL,
     Status.PROVISIONAL: pb.STATUS_PROVISIONAL,
     Status.PENDING: pb.STATUS_PENDING,
+    Status.CANCELLED: pb.STATUS_CANCELLED,
+    Status.EXPIRED: pb.STATUS_EXPIRED,
 }
 
 
@@ -41,6 +45,7 @@ def gateway_methods(service: Service, clock: Callable[[], float] = time.monotoni
     return {
         "Decide": Streaming(pb.DecideRequest, gateway.decide),
         "GetAnswer": Unary(pb.GetAnswerRequest, gateway.get_answer),
+        "Cancel": Unary(pb.CancelRequest, gateway.cancel),
         "SendFeedback": Unary(pb.SendFeedbackRequest, gateway.send_feedback),
     }
 
@@ -53,10 +58,11 @@ class _Gateway:
     clock: Callable[[], float]
 
     async def decide(self, call: Call, request: pb.DecideRequest) -> AsyncIterator[pb.Answer]:
-        """What is known at once, and the final answer where the caller waits and a person gives it in time.
+        """What is known at once, and, where the caller waits, every change until nothing of it is open.
 
-        Where nobody does, the stream ends without a final answer, and so it does when this gateway drains: the caller
-        has what is known, and the id under which the answer can be asked for.
+        Where that is not in time, the stream ends without it, and so it does when this gateway drains: the caller has
+        what is known, and the id under which the answer can be asked for. Of changes that come faster than the caller
+        reads, it gets the newest.
         """
         inline = call.size_bytes <= INLINE_BYTES
         asked = _request(call, request) if inline else await asyncio.to_thread(_request, call, request)
@@ -65,19 +71,22 @@ class _Gateway:
         if not request.wait:
             return
         until = min(call.deadline, self.clock() + MAX_WAIT_S)
-        while answer.open_items and (left_s := until - (asked_s := self.clock())) > 0:
-            wait_s = min(left_s, _POLL_S)
-            answer = await self.service.answer(call.caller, answer.id, wait_s)
-            if not answer.open_items:
+        while answer.open_items and not self.service.is_draining and (left_s := until - self.clock()) > 0:
+            found = await self.service.answer(call.caller, answer.id, min(left_s, _POLL_S), answer.revision)
+            if found.revision != answer.revision:
+                answer = found
                 yield await told(answer, answer_message, answer)
-            elif self.clock() - asked_s < wait_s / 2:  # far too early: the gateway drains, and no wait lasts any more
-                return
 
     async def get_answer(self, call: Call, request: pb.GetAnswerRequest) -> pb.Answer:
         """An answer's current state; waits, and at most so long that the reply still makes the call's deadline."""
         left_s = max(0.0, 0.9 * (call.deadline - self.clock()))
         wait_s = min(request.wait_ms / 1000, left_s, _POLL_S)
         answer = await self.service.answer(call.caller, parse_answer_id(request.answer_id), wait_s)
+        return await told(answer, answer_message, answer)
+
+    async def cancel(self, call: Call, request: pb.CancelRequest) -> pb.Answer:
+        """Ask people no more; the answer as it is then."""
+        answer = await self.service.cancel(call.caller, parse_answer_id(request.answer_id))
         return await told(answer, answer_message, answer)
 
     async def send_feedback(self, call: Call, request: pb.SendFeedbackRequest) -> pb.SendFeedbackResponse:
@@ -91,7 +100,8 @@ def _request(call: Call, request: pb.DecideRequest) -> Request:
     route = route_name(request.route)
     if len(request.parameters) > MAX_PARAMETERS:
         raise InvalidInput(f"there are {len(request.parameters)} parameters; at most {MAX_PARAMETERS} are allowed")
-    _, own = take_on_defer({name: _parameter(name, found) for name, found in request.parameters.items()})
+    given = {name: _parameter(name, found) for name, found in request.parameters.items()}
+    _, own = take_on_defer(given)
     key = parse_idempotency_key(request.idempotency_key or call.metadata.get("idempotency-key"))
     payload = _payload(request)
     return Request(
@@ -102,7 +112,10 @@ def _request(call: Call, request: pb.DecideRequest) -> Request:
         parameters=own,
         deadline=call.deadline,
         idempotency_key=key,
-        fingerprint=b"" if key is None else _fingerprint(route, payload, own),
+        fingerprint=b"" if key is None else _fingerprint(route, request.version, payload, own),
+        version=request.version,
+        trace=trace_in(call.metadata),
+        subject=subject_in(given, call.metadata),
     )
 
 
@@ -151,11 +164,11 @@ def _tensors(found: pb.Tensors) -> dict[str, Tensor]:
     return {stated.name: raw.decode(stated, tensor.data) for stated, tensor in zip(claims, found.tensors, strict=True)}
 
 
-def _fingerprint(route: str, payload: Payload, own: Mapping[str, ParameterValue]) -> bytes:
+def _fingerprint(route: str, version: str, payload: Payload, own: Mapping[str, ParameterValue]) -> bytes:
     if isinstance(payload, TensorInputs):
-        return fingerprint.of_tensors(route, "", own, payload.tensors)
+        return fingerprint.of_tensors(route, version, own, payload.tensors)
     assert isinstance(payload, RawBody)
-    return fingerprint.of_body(route, payload.content_type, payload.data, own)
+    return fingerprint.of_body(route_id(route, version), payload.content_type, payload.data, own)
 
 
 def answer_message(answer: Answer) -> pb.Answer:
@@ -168,6 +181,8 @@ def answer_message(answer: Answer) -> pb.Answer:
         revision=answer.revision,
         max_error=answer.max_error,
         certified=answer.certified,
+        version=answer.version or None,
+        predicted_wait_s=answer.predicted_wait_s,
     )
 
 

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2
 
-from backends.contract import SharedMemoryWindow
+from backends.contract import SharedMemoryWindow, record
 from backends.errors import InvalidInput, NotFound
 from backends.oip import raw
 from backends.oip.contents import set_parameter
+from backends.trace_context import trace_in
+from gateway.answer import Answer
 from gateway.grpc_edge.calls import Call, Conversation, Method, Unary
 from gateway.grpc_edge.contents import is_quick, parameters, tensors
-from gateway.keys import parse_idempotency_key
+from gateway.keys import SUBJECT_HEADER, parse_idempotency_key, parse_subject
 from gateway.oip.classification import class_count
 from gateway.oip.inference import Inference, infer
 from gateway.oip.metadata import SERVER_NAME, SERVER_VERSION, extensions, model_config
 from gateway.oip.parameters import deadline_of, sort
-from gateway.oip.render import Rendered, told
+from gateway.oip.render import Rendered, is_told_quickly
 from gateway.oip.repository import index, refuse_change, refuse_overrides, refuse_repository, with_dependents
 from gateway.oip.shapes import route_name, tensor_name, unique
 from gateway.oip.statistics import model_stats
@@ -41,6 +43,7 @@ SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 HINT = "ServerMetadata lists the extensions that are"
 """What a caller of a method that is not served is told."""
 
+_SEQUENCE_ID = "sequence_id"
 _FINAL = "triton_final_response"
 """The parameter of a stream's reply that says that no other follows for its request."""
 
@@ -73,7 +76,9 @@ def oip_methods(
         "RepositoryModelLoad": Unary(service_pb2.RepositoryModelLoadRequest, oip.load, changing),
         "RepositoryModelUnload": Unary(service_pb2.RepositoryModelUnloadRequest, oip.unload, changing),
         "ModelInfer": Unary(service_pb2.ModelInferRequest, oip.infer),
-        "ModelStreamInfer": Conversation(service_pb2.ModelInferRequest, oip.stream_infer, _stream_refused),
+        "ModelStreamInfer": Conversation(
+            service_pb2.ModelInferRequest, oip.stream_infer, _stream_refused, lane=oip.lane
+        ),
     }
 
 
@@ -166,6 +171,17 @@ class _Oip:
         set_parameter(reply.infer_response.parameters[_FINAL], True)
         return _as_message(reply)
 
+    def lane(self, request: Any) -> Hashable:
+        """The sequence of which a request of a stream is a step; None where its model keeps no state."""
+        if _SEQUENCE_ID not in request.parameters:
+            return None
+        try:
+            if self.service.metadata(route_name(request.model_name)).sequence_idle_s is None:
+                return None
+        except (InvalidInput, NotFound):
+            return None  # which is told where it is answered
+        return request.model_name, _stated(request.parameters[_SEQUENCE_ID])
+
     async def _infer(self, call: Call, request: Any, reply: Any) -> None:
         """Answer an inference request in *reply*, a ModelInferResponse."""
         sorted_parameters = sort(parameters(request.parameters))
@@ -182,17 +198,24 @@ class _Oip:
                 protocol=Protocol.OIP_GRPC,
                 deadline=min(call.deadline, deadline_of(self.clock(), sorted_parameters.timeout_s)),
                 key=parse_idempotency_key(call.metadata.get("idempotency-key")),
+                id=request.id,
                 caller=call.caller,
                 classes={name: want.classes for name, want in wanted.items() if want.classes},
                 windows={name: want.window for name, want in wanted.items() if want.window is not None},
+                trace=trace_in(call.metadata),
+                subject=parse_subject(call.metadata.get(SUBJECT_HEADER)),
             ),
             self.memory,
         )
-        await told(answer, _fill, reply, request, answer.route, rendered)
+        filling = (reply, request, answer, rendered)
+        if is_told_quickly(answer):
+            _fill(*filling)
+        else:
+            await asyncio.to_thread(_fill, *filling)
 
 
-def _fill(reply: Any, request: Any, route: str, rendered: Rendered) -> None:
-    reply.model_name, reply.model_version, reply.id = route, request.model_version or ROUTE_VERSION, request.id
+def _fill(reply: Any, request: Any, answer: Answer, rendered: Rendered) -> None:
+    reply.model_name, reply.model_version, reply.id = answer.route, answer.version or ROUTE_VERSION, request.id
     for name, value in rendered.parameters.items():
         set_parameter(reply.parameters[name], value)
     for name, tensor in rendered.outputs.items():
@@ -209,7 +232,7 @@ def _stream_refused(request: Any, refusal: Refusal) -> Message:
     return _as_message(reply)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Wanted:
     """How an output is wanted.
 
@@ -224,6 +247,8 @@ class _Wanted:
 
 def _wanted(request: Any) -> dict[str, _Wanted]:
     """The outputs asked for, in order."""
+    if not request.outputs:
+        return {}
     unique([tensor_name(output.name, "output") for output in request.outputs], "output")
     found: dict[str, _Wanted] = {}
     for output in request.outputs:

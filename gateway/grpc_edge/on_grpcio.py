@@ -1,10 +1,18 @@
 """The gRPC transport on grpcio's asyncio server, which serves every kind of call.
 
+Floods of calls that are reset as soon as they are made (CVE-2023-44487) must not cost others their calls. The asyncio
+server takes calls one after the other, and what waits for it beyond a limit is dropped, whoever sent it, as CANCELLED;
+calls that were reset wait too. So a connection may have `MAX_STREAMS` calls at a time, each reset is answered with a
+ping, without whose answer the reset call still counts as one of them, and more may wait than a few connections have.
+Calls beyond the limit are refused as UNAVAILABLE; a client that keeps to the limit, as grpcio's does, may meet that
+too, while calls of its that have ended are being cleared away.
+
 Its log line on metadata that is no UTF-8 is dropped, as it quotes them, and they may be a key.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
@@ -13,6 +21,7 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 from grpc import aio
 
+from backends.contract import Deadline
 from gateway.grpc_edge.calls import (
     CallServer,
     Conversation,
@@ -27,6 +36,22 @@ from gateway.grpc_edge.calls import (
 
 _NO_RETRY = ("grpc-retry-pushback-ms", "-1")
 """Keeps clients with a retry policy from repeating the call (gRFC A6)."""
+
+HOLD_S = 0.05
+"""For how long replies are held back before the end, and as long again: some round trips of a busy client."""
+
+MAX_STREAMS = 1024
+"""Calls of one connection at a time."""
+
+_MAX_WAITING = 16 * MAX_STREAMS
+"""Calls that wait to be taken, from which on some are dropped; at twice as many all are."""
+
+_AGAINST_FLOODS = (
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
+    ("grpc.http2.ping_on_rst_stream_percent", 100),
+    ("grpc.server.max_pending_requests", _MAX_WAITING),
+    ("grpc.server.max_pending_requests_hard_limit", 2 * _MAX_WAITING),
+)
 
 logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: not str(record.msg).startswith("Invalid encoding"))
 
@@ -52,6 +77,7 @@ class GrpcioListener:
         self._message_bytes = message_bytes
         self._reuse_port = reuse_port
         self._server: aio.Server | None = None
+        self._released: asyncio.Event | None = None
 
     async def start(self) -> int:
         """Listen; the port.
@@ -64,6 +90,8 @@ class GrpcioListener:
                 ("grpc.max_receive_message_length", self._message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", int(self._reuse_port)),
+                # Behind a Unix socket is our own front, which has the calls of all clients on one connection.
+                *(() if self._address.startswith("unix:") else _AGAINST_FLOODS),
             )
         )
         server.add_generic_rpc_handlers([self._handlers(offer) for offer in self._offers])
@@ -80,6 +108,29 @@ class GrpcioListener:
         server, self._server = self._server, None
         if server is not None:
             await server.stop(grace_s)
+
+    async def hand_over(self, grace_s: float) -> None:
+        """As `stop`, where others listen on the port too, and so that callers go on with them.
+
+        A call that arrives just when grpcio stops, before its client has heard of that (GOAWAY), is cancelled, and no
+        client repeats it. So replies are held back for a moment before, after which whoever calls again as soon as it
+        is answered is waiting for one, and for a moment after, in which clients hear that their next calls go
+        elsewhere. Calls whose deadlines would not bear it are answered at once.
+        """
+        if self._server is None:
+            return
+        self._released = asyncio.Event()
+        await asyncio.sleep(HOLD_S)
+        stopping = asyncio.ensure_future(self.stop(grace_s))
+        await asyncio.sleep(HOLD_S)
+        self._released.set()
+        await stopping
+
+    async def _may_leave(self, deadline: Deadline) -> None:
+        """Wait until a reply may leave."""
+        released = self._released
+        if released is not None and not released.is_set() and deadline - self._calls.clock() > 4 * HOLD_S:
+            await released.wait()
 
     def _handlers(self, offer: Offer) -> grpc.GenericRpcHandler:
         """Handlers of every method of the service: those that are served, and a refusal for all others."""
@@ -108,6 +159,8 @@ class GrpcioListener:
             try:
                 deadline = deadline_in(context.time_remaining(), started)
                 ended = await calls.answer(method, data, context.invocation_metadata() or (), deadline)
+                if self._released is not None:
+                    await self._may_leave(deadline)
                 if isinstance(ended, Trailers):
                     code = ended.code
                     await _abort(context, ended)

@@ -31,6 +31,7 @@ from typing import Any, TypeAlias
 import grpc
 from pygrpc_native import EVENT_CANCEL, STREAM_CLOSED, STREAM_FULL, NativeGrpcFront
 
+from gateway.folders import private_folder
 from gateway.grpc_edge.calls import (
     CallServer,
     Offer,
@@ -44,7 +45,6 @@ from gateway.grpc_edge.calls import (
     trailers_of,
 )
 from gateway.grpc_edge.on_grpcio import GrpcioListener
-from gateway.ports import private_folder
 from gateway.status import refusal_of
 
 log = logging.getLogger("pointsman.grpc")
@@ -55,7 +55,7 @@ _BATCH = 256
 _ROOM_S, _MOST_ROOM_S = 0.005, 0.2
 """Between two looks at whether a slow reader has made room: at first, and at most."""
 
-_MOST_PATH = 90
+_MOST_PATH = 95
 """Longest name of the folder of a Unix socket; that of the socket may have 103 characters on every system."""
 
 _LOOK_S = 0.01
@@ -99,7 +99,7 @@ class NativeListener:
         ]
         self._names = [name for name, _ in native]
         async with AsyncExitStack() as stack:
-            socket = stack.enter_context(private_folder("pointsman-grpc-", _MOST_PATH)) / "calls"
+            socket = stack.enter_context(private_folder("grpc", _MOST_PATH)) / "calls"
             self._front = self._bind()
             stack.callback(self._front.close)  # twice is harmless
             self._serve: list[_Serve] = [
@@ -151,6 +151,10 @@ class NativeListener:
             await asyncio.sleep(_LOOK_S)
         await asyncio.sleep(_FLUSH_S)
         await self._open.aclose()
+
+    async def hand_over(self, grace_s: float) -> None:
+        """As `stop`: the front can tell nobody to go elsewhere, so callers that come meanwhile are refused."""
+        await self.stop(grace_s)
 
     def _unsent(self) -> int:
         """Calls whose replies their readers have not made room for: a close would cut them off."""

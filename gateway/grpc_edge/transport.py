@@ -8,7 +8,7 @@ the event loop in batches: a fraction of the time per call. It cannot take grpci
 | sends more than `max_body` | refused by its length prefix | taken into memory, up to 4 GiB, then refused (1) |
 | sends gzip of gigabytes | refused at the limit | unpacked whole, then refused (1) |
 | floods with pings | the connection ends | answered; neighbours are served (1) |
-| resets calls as fast as it makes them | goes on, and drops neighbours' calls (2) | the connection ends |
+| resets calls as fast as it makes them | goes on; neighbours are served (2) | the connection ends |
 | compresses with deflate | read | UNIMPLEMENTED: gzip, or nothing |
 | names a compression that nobody knows | INTERNAL | UNIMPLEMENTED |
 | claims 4 GiB, and sends nothing | RESOURCE_EXHAUSTED | INTERNAL: the message is missing |
@@ -16,10 +16,9 @@ the event loop in batches: a fraction of the time per call. It cannot take grpci
 | must not repeat a call by itself | pushback metadata says so | headers ahead of the trailers say so (3) |
 | connects while the gateway drains | refused by the kernel | each call is UNAVAILABLE until the end |
 
-(1) What protects instead: `auto` takes grpcio where other machines can connect. (2) Calls that wait to be taken are
-dropped as CANCELLED while they are more than a thousand, and those that were reset wait too; they are worked off in
-seconds. (3) A call is committed once its headers have come (gRFC A6). `tests/faults/test_grpc.py` holds both transports
-to this table.
+(1) What protects instead: `auto` takes grpcio where other machines can connect. (2) Of sixteen connections that do so
+at a time; see `on_grpcio`. (3) A call is committed once its headers have come (gRFC A6). `tests/faults/test_grpc.py`
+holds both transports to this table.
 
 So `auto` is native where only this machine can connect (loopback, as beside a proxy that bounds messages) and the
 package is installed, and grpcio otherwise. `native` takes it anywhere, for a network of friends. Neither speaks TLS.
@@ -61,6 +60,10 @@ class Listener(Protocol):
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, give those in flight *grace_s* seconds, and end what is left then."""
+        ...
+
+    async def hand_over(self, grace_s: float) -> None:
+        """As `stop`, where others listen on the port too, and callers are to go on with them."""
         ...
 
 

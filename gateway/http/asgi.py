@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, TypeAlias
+from contextlib import suppress
+from typing import Any, TypeAlias, TypeVar
 
 from backends.errors import InvalidInput, PointsmanError, RequestTimeout, TooLarge
 from gateway.http.handler import Handler
-from gateway.http.messages import HttpRequest, HttpResponse
+from gateway.http.messages import HttpRequest, HttpResponse, Parts
+
+_T = TypeVar("_T")
+
+_WRITE_TIMEOUT_S = 30.0
+"""For a client to take a part of a reply that is made while it is sent."""
 
 # Any: what ASGI 3.0 puts into scopes and events.
 _Scope: TypeAlias = MutableMapping[str, Any]
@@ -52,9 +58,29 @@ class AsgiApp:
             response: HttpResponse | None = self._handler.refuse(head, error)
         else:
             whole = HttpRequest(head.method, head.path, head.query, head.headers, body)
-            response = await _unless_gone(self._handler.handle(whole), receive)
-        if response is not None:
+            response = await self._answer(whole, receive)
+        if response is not None and response.parts is not None:
+            try:
+                with suppress(TimeoutError):  # the server ends what is not finished
+                    await _unless_gone(_send_parts(response, response.parts, head.method, send), receive)
+            finally:
+                await response.parts.aclose()
+        elif response is not None:
             await _send(response, head.method, send)
+
+    async def _answer(self, request: HttpRequest, receive: _Receive) -> HttpResponse | None:
+        """The response to *request*; None where its client has left. One that nobody gets is closed."""
+        answering = asyncio.ensure_future(self._handler.handle(request))
+        response = None
+        try:
+            response = await _unless_gone(answering, receive)
+        finally:
+            # It may have been made in the very moment in which the client left, or the server gave up.
+            if response is None and answering.done() and not answering.cancelled():
+                unsent = answering.result()
+                if unsent.parts is not None:
+                    await unsent.parts.aclose()
+        return response
 
     async def _body(self, head: HttpRequest, receive: _Receive) -> bytes:
         """The body; never holds more than the limit, and no declared excess at all.
@@ -119,7 +145,7 @@ def _declared(head: HttpRequest) -> int:
     return int(value) if len(value) < 20 else 10**20
 
 
-async def _unless_gone(work: Awaitable[HttpResponse], receive: _Receive) -> HttpResponse | None:
+async def _unless_gone(work: Awaitable[_T], receive: _Receive) -> _T | None:
     """The result of *work*, or None and *work* cancelled, once the client has left."""
     answering = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_left(receive))
@@ -138,10 +164,24 @@ async def _left(receive: _Receive) -> None:
 
 
 async def _send(response: HttpResponse, method: str, send: _Send) -> None:
-    fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+    fields = _fields(response)
     fields.append((b"content-length", str(len(response.body)).encode()))
     await send({"type": "http.response.start", "status": response.status, "headers": fields})
     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else response.body})
+
+
+async def _send_parts(response: HttpResponse, parts: Parts, method: str, send: _Send) -> None:
+    """Send a body as it is made, no faster than the client takes it; one that does not take a part is left."""
+    await send({"type": "http.response.start", "status": response.status, "headers": _fields(response)})
+    if method != "HEAD":
+        async for part in parts:
+            async with asyncio.timeout(_WRITE_TIMEOUT_S):
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _fields(response: HttpResponse) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
 
 
 async def _lifespan(receive: _Receive, send: _Send) -> None:

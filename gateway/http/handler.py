@@ -4,7 +4,8 @@
                                                                                    └ error -> status.TABLE -> response
 
 Every transport (our own listener, ASGI) reads a request whole, calls `Handler.handle`, and writes
-what it returns. Nothing but cancellation leaves `handle`: errors are responses.
+what it returns. Nothing but cancellation leaves `handle`: errors are responses. A response can be made while it is
+written (`messages.Parts`): then it is the transport that asks for each part, when the one before it has left.
 
 Errors read as their readers expect: on `/v1` as problem details (RFC 9457), elsewhere as `{"error": "..."}`, which is
 what clients of the Open Inference Protocol look for; the problem details have an `error` member as well.
@@ -15,14 +16,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from backends.contract import record
 from backends.errors import Code, PointsmanError, TooLarge
 from gateway.http.content_coding import decoded
-from gateway.http.messages import HttpRequest, HttpResponse, json_response
+from gateway.http.messages import HttpRequest, HttpResponse, Parts, json_response
 from gateway.http.paths import UNMATCHED, PathEntry, PathTable, WrongMethod
 from gateway.request import Caller
 from gateway.security import ANYBODY, LOOPBACK_ONLY, Authenticator, TrustedHosts, refuse_foreign_pages, require_role
@@ -44,12 +45,16 @@ class HttpLimits:
             thread run while it reads: 4 MiB take it 50 ms at most (see also `strict_json.MAX_NODES`).
         body_timeout_s: for a body to arrive whole.
         wait_s: longest long poll.
+        streams_per_caller: event streams that one caller can have open, in one process.
+        streams_per_tenant: those of one tenant.
     """
 
     body_bytes: int = 64 * 1024 * 1024
     json_bytes: int = 4 * 1024 * 1024
     body_timeout_s: float = 30.0
     wait_s: float = 60.0
+    streams_per_caller: int = 256
+    streams_per_tenant: int = 1024
 
 
 @record
@@ -100,22 +105,31 @@ class Handler:
         The response to HEAD is GET's, body included: the transport leaves it out, and keeps its length.
         """
         started = self._clock()
-        template, status = UNMATCHED, 499
+        template, status, parts = UNMATCHED, 499, None
         try:
             try:
                 match = self._table.match(request.method, request.path)
                 template = match.entry.template
                 caller = self._admit(match.entry, request)
-                response = await match.entry.endpoint(caller, await self._unpacked(request), match.parameters)
+                if len(request.body) > self.limits.body_bytes or "content-encoding" in request.headers:
+                    request = await self._unpacked(request)
+                response = await match.entry.endpoint(caller, request, match.parameters)
             except WrongMethod as error:
                 template = error.template
                 response = _refused(request, error, [("allow", ", ".join(error.allowed))])
             except Exception as error:
                 response = _refused(request, error)
-            status = response.status
-            return response
+            status, parts = response.status, response.parts
+            if parts is None:
+                return response
+
+            def ended() -> None:
+                self._observer.on_http(HttpExchange(template, status, self._clock() - started))
+
+            return replace(response, parts=_Observed(parts, ended))
         finally:
-            self._observer.on_http(HttpExchange(template, status, self._clock() - started))
+            if parts is None:
+                self._observer.on_http(HttpExchange(template, status, self._clock() - started))
 
     def refuse(self, request: HttpRequest, error: PointsmanError) -> HttpResponse:
         """The response to a request that its transport could not read whole (too large, too slow)."""
@@ -145,6 +159,25 @@ class Handler:
         else:
             body = await asyncio.to_thread(decoded, request.body, coding, self.limits.body_bytes)
         return replace(request, body=body)
+
+
+class _Observed:
+    """Parts with whose end their exchange ends; implements `messages.Parts`."""
+
+    def __init__(self, parts: Parts, on_end: Callable[[], None]) -> None:
+        self._parts = parts
+        self._on_end: Callable[[], None] | None = on_end
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return aiter(self._parts)
+
+    async def aclose(self) -> None:
+        on_end, self._on_end = self._on_end, None
+        try:
+            await self._parts.aclose()
+        finally:
+            if on_end is not None:
+                on_end()
 
 
 def _refused(request: HttpRequest, error: Exception, headers: Iterable[tuple[str, str]] = ()) -> HttpResponse:

@@ -28,17 +28,21 @@ class MediaType:
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
+_USUAL = {name: MediaType(name) for name in ("", "application/json", "application/octet-stream")}
+
+
 def content_type(headers: Mapping[str, str]) -> MediaType:
     """What the body says it is.
 
     Raises:
         UnsupportedMedia: the header is not a media type.
     """
-    value = headers.get("content-type", "").strip()
+    value = headers.get("content-type", "")
+    if usual := _USUAL.get(value):
+        return usual
+    value = value.strip()
     if not value:
         return MediaType("")
-    if value in ("application/json", "application/octet-stream"):
-        return MediaType(value)
     found = _MEDIA.fullmatch(value.lower())
     if found is None:
         raise UnsupportedMedia(f"Content-Type {shorten(value)} is not a media type")

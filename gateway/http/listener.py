@@ -13,8 +13,14 @@ Phases, and what ends each when it takes too long:
     HEAD       a part of its head is here                    408
     BODY       its head is here                              408
     ANSWERING  it is at work; the handler has the time       the probe of a client that may have left, see `_probe`
+    STREAMING  its reply is being made; the handler has the  aborted, where the client does not take a part of it
+               time, and the client to take each part
     WRITING    the client does not read its reply            aborted, unless it has taken a fair part of it
     ENDING     nothing more is read; the rest goes out       aborted
+
+A reply that is made while it is sent (`messages.Parts`) is asked for its next part when the client has taken the one
+before it, so that one that reads slowly is not written to ahead. Such a reply may go on for an hour, so a client that
+ends its side meanwhile has left: it cannot be asked whether it has, as another could (see `_probe`), in mid-reply.
 
 Nothing here knows what a request means.
 """
@@ -22,26 +28,26 @@ Nothing here knows what a request means.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import math
 import socket
 import ssl
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from types import TracebackType
 from typing import Any, Self, cast
 
 from backends.errors import PointsmanError, RequestTimeout
 from gateway.http.handler import Handler
-from gateway.http.messages import HttpRequest, HttpResponse
+from gateway.http.messages import HttpRequest, HttpResponse, Parts
 from gateway.http.protocol import (
     CONTINUE,
+    LAST_CHUNK,
     Dates,
-    HeadTooLarge,
+    Heads,
     RequestReader,
-    UnmetExpectation,
     WireLimits,
+    encode_chunk,
     encode_head,
     is_last,
 )
@@ -50,12 +56,9 @@ log = logging.getLogger("pointsman.http")
 
 _BACKLOG = 2048
 _ACCEPTS_A_TURN = 64
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _JOINED_BYTES = 16 * 1024
 """Up to here head and body are copied into one write; a longer body goes out as it is."""
 
-_TABLE_HAS_NO_CODE = {HeadTooLarge: 431, UnmetExpectation: 417}
-"""Statuses of the wire alone; metrics count such refusals under the code that they inherit, as 413 and 400."""
 _NOTHING_READ = HttpRequest("", "")
 
 
@@ -90,6 +93,7 @@ class _Phase(Enum):
     HEAD = auto()
     BODY = auto()
     ANSWERING = auto()
+    STREAMING = auto()
     WRITING = auto()
     ENDING = auto()
 
@@ -109,6 +113,8 @@ class HttpListener:
         self.handler = handler
         self.limits = limits or ConnectionLimits()
         self.dates = Dates()
+        self.heads = Heads(self.limits.wire)
+        self.retired = False
         self.closing = False
         self.connections: set[Connection] = set()
         self._bound = bound
@@ -146,16 +152,33 @@ class HttpListener:
         if self._cancelled:
             await asyncio.wait(self._cancelled)
 
-    def close(self) -> None:
-        """Stop accepting now, and end every connection with its reply; closing twice is harmless."""
-        if self.closing:
+    def use_tls(self, context: ssl.SSLContext) -> None:
+        """Greet new connections by *context*; those that are here go on with what they were greeted by."""
+        self._tls = context
+
+    def retire(self) -> None:
+        """Stop accepting now, and end every connection with its next reply; one that is idle may still ask.
+
+        For a port that others listen on too: who asks again reaches them. What has connected and was not accepted yet
+        is, as its connection would be reset otherwise.
+        """
+        if self.retired:
             return
-        self.closing = True
-        self._closed_at = self._loop.time()
+        while self._accept():
+            pass
+        self.retired = True
         self._loop.remove_reader(self._bound)
         if self._retry is not None:
             self._retry.cancel()
         self._bound.close()
+
+    def close(self) -> None:
+        """Stop accepting now, and end every connection with its reply; closing twice is harmless."""
+        if self.closing:
+            return
+        self.retire()
+        self.closing = True
+        self._closed_at = self._loop.time()
         for connection in tuple(self.connections):
             connection.close_if_idle()
 
@@ -181,22 +204,24 @@ class HttpListener:
         if not self.connections:
             self._empty.set()
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Accept who has connected, some at a time; whether there may be more."""
         for _ in range(_ACCEPTS_A_TURN):
             try:
                 accepted, _ = self._bound.accept()
             except BlockingIOError:
                 self._exhausted = False
-                return
+                return False
             except ConnectionAbortedError:
                 continue
             except OSError as error:
                 self._pause(error)
-                return
+                return False
             accepted.setblocking(False)
             joining = self._loop.create_task(self._join(accepted))
             self._joining.add(joining)
             joining.add_done_callback(self._joining.discard)
+        return True
 
     def _pause(self, error: OSError) -> None:
         """Accept nothing for a while: what has run out comes back only when something else ends."""
@@ -227,15 +252,15 @@ class HttpListener:
 class Connection(asyncio.Protocol):
     """One client. The listener makes it, and its event loop calls it."""
 
-    __slots__ = ("_deadline", "_eof", "_held_back", "_limits", "_listener", "_loop", "_phase", "_reader", "_timer",
-                 "_timer_at", "_transport", "_unsent", "_wait_s", "_writable", "task")  # fmt: skip
+    __slots__ = ("_deadline", "_eof", "_held_back", "_limits", "_listener", "_loop", "_phase", "_reader", "_room",
+                 "_timer", "_timer_at", "_transport", "_unsent", "_wait_s", "_writable", "task")  # fmt: skip
 
     def __init__(self, listener: HttpListener, loop: asyncio.AbstractEventLoop) -> None:
         self.task: asyncio.Task[None] | None = None
         self._listener = listener
         self._limits = listener.limits
         self._loop = loop
-        self._reader = RequestReader(listener.limits.wire, listener.handler.limits.body_bytes)
+        self._reader = RequestReader(listener.limits.wire, listener.handler.limits.body_bytes, listener.heads)
         self._phase = _Phase.IDLE
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -243,6 +268,7 @@ class Connection(asyncio.Protocol):
         self._eof = False
         self._held_back = False
         self._writable = True
+        self._room: asyncio.Future[None] | None = None
         self._unsent = math.inf
         self._wait_s = 0.0
         self._transport: asyncio.Transport
@@ -270,7 +296,7 @@ class Connection(asyncio.Protocol):
         match self._phase:
             case _Phase.ENDING:
                 return
-            case _Phase.ANSWERING | _Phase.WRITING:
+            case _Phase.ANSWERING | _Phase.STREAMING | _Phase.WRITING:
                 self._reader.hold(data)
                 if not self._held_back and self._reader.held_bytes > self._limits.held_bytes:
                     self._held_back = True
@@ -281,7 +307,9 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client sends nothing more; whether it may still be told something."""
         self._eof = True
-        if self._phase is _Phase.ANSWERING:
+        if self._phase is _Phase.STREAMING:
+            self._transport.abort()
+        elif self._phase is _Phase.ANSWERING:
             self._watch()
         return self._phase in (_Phase.ANSWERING, _Phase.WRITING) and self._transport.can_write_eof()
 
@@ -292,7 +320,9 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """It has read most of it."""
         self._writable = True
-        if self._phase is _Phase.WRITING:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+        elif self._phase is _Phase.WRITING:
             self._go_on()
 
     # --- called by the listener ---
@@ -336,10 +366,8 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, error: PointsmanError) -> None:
         """Tell the client why its request is not read to the end, and end the connection."""
-        status = _TABLE_HAS_NO_CODE.get(type(error))
-        head = self._reader.head if status is None else None
-        response = self._listener.handler.refuse(head or _NOTHING_READ, error)
-        self._write(replace(response, status=status) if status else response, close=True)
+        response = self._listener.handler.refuse(self._reader.head or _NOTHING_READ, error)
+        self._write(response, close=True)
         self._end(unread=True)
 
     # --- answering ---
@@ -347,21 +375,61 @@ class Connection(asyncio.Protocol):
     async def _answer(self, request: HttpRequest) -> None:
         try:
             response = await self._listener.handler.handle(request)
-            self.task = None
-            if self._phase is _Phase.ANSWERING:
-                self._reply(response, without_body=request.method == "HEAD")
+            without_body = request.method == "HEAD"
+            close = not self._reader.keep_alive or self._listener.retired or is_last(response)
+            if response.parts is not None:
+                close = await self._stream(response, response.parts, close=close, without_body=without_body)
+            elif self._phase is _Phase.ANSWERING:
+                self._write(response, close=close, without_body=without_body)
+            self.task = None  # what follows may make the next one
+            if self._phase in (_Phase.ANSWERING, _Phase.STREAMING):
+                self._written(close=close)
         except Exception:  # a bug, here or in the handler: the client learns by the end of the connection
             log.exception("a reply could not be written")
             self._transport.abort()
         except BaseException:
             self._transport.abort()
             raise
-        finally:
-            self.task = None
 
-    def _reply(self, response: HttpResponse, *, without_body: bool) -> None:
-        close = not self._reader.keep_alive or self._listener.closing or is_last(response)
-        self._write(response, close=close, without_body=without_body)
+    async def _stream(self, response: HttpResponse, parts: Parts, *, close: bool, without_body: bool) -> bool:
+        """Write a reply as it is made, no faster than its client takes it; whether it is the connection's last."""
+        try:
+            chunked = self._reader.is_1_1
+            close = close or not chunked
+            date = self._listener.dates.line()
+            self._transport.write(encode_head(response, date, close=close, chunked=chunked))
+            if without_body:
+                return close
+            if self._eof:
+                self._transport.abort()
+                return True
+            self._phase, self._deadline = _Phase.STREAMING, math.inf
+            self._transport.set_write_buffer_limits(0)
+            async for part in parts:
+                if part:
+                    self._transport.write(encode_chunk(part) if chunked else part)
+                    await self._taken()
+            if chunked:
+                self._transport.write(LAST_CHUNK)
+            self._transport.set_write_buffer_limits()
+            return close or self._listener.retired
+        finally:
+            await parts.aclose()
+
+    async def _taken(self) -> None:
+        """Return when the client has taken what was written; one that does not in time is cut off."""
+        if self._writable:
+            return
+        self._unsent = self._transport.get_write_buffer_size()
+        self._move(self._loop.time() + self._limits.write_timeout_s)
+        self._room = self._loop.create_future()
+        try:
+            await self._room
+        finally:
+            self._room, self._deadline = None, math.inf
+
+    def _written(self, *, close: bool) -> None:
+        """The reply is written, as far as the client takes it."""
         if close:
             self._end(unread=not self._reader.is_between_requests)
         elif self._writable:
@@ -449,7 +517,7 @@ class Connection(asyncio.Protocol):
                 self._refuse(RequestTimeout(f"the body did not arrive within {limit_s:g} s"))
             case _Phase.ANSWERING:
                 self._probe()
-            case _Phase.WRITING | _Phase.ENDING:
+            case _Phase.STREAMING | _Phase.WRITING | _Phase.ENDING:
                 self._unread()
 
     def _unread(self) -> None:

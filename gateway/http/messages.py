@@ -6,9 +6,9 @@ one of these into the other, so that every transport serves the same data plane 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import orjson
 
@@ -42,13 +42,30 @@ class HttpRequest:
         return bytes(self.body)
 
 
+class Parts(Protocol):
+    """A body that is made while it is sent. Whoever is given one closes it, however far it was read."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Its parts; each may take its time, and goes out at once."""
+        ...
+
+    async def aclose(self) -> None:
+        """Free what it holds; closing twice is harmless."""
+        ...
+
+
 @record(eq=False)
 class HttpResponse:
-    """A response to write; the transport adds Content-Length, Date and Connection, and withholds the body from HEAD."""
+    """A response to write; the transport adds Content-Length, Date and Connection, and withholds the body from HEAD.
+
+    Attributes:
+        parts: the body, where it is made while it is sent, and has no length; None: it is `body`.
+    """
 
     status: int
     headers: Sequence[tuple[str, str]] = ()
     body: bytes = b""
+    parts: Parts | None = None
 
 
 PathParameters: TypeAlias = Mapping[str, str]

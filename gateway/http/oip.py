@@ -11,12 +11,12 @@ from typing import Any
 from backends.contract import TensorSpec
 from backends.errors import InvalidInput, TooLarge, UnsupportedMedia
 from backends.quoting import shorten
+from backends.trace_context import trace_in
 from gateway.http import headers
 from gateway.http.handler import HttpLimits
 from gateway.http.messages import HttpRequest, HttpResponse, PathParameters, json_response
 from gateway.http.oip_body import (
     HEADER_LENGTH,
-    InferBody,
     coding_wanted,
     header_length,
     is_packed_quickly,
@@ -31,11 +31,11 @@ from gateway.http.paths import PathEntry
 from gateway.http.shared_memory import shared_memory_endpoints
 from gateway.http.strict_json import loads, members
 from gateway.http.strict_json import parameters as json_parameters
-from gateway.keys import parse_idempotency_key
+from gateway.keys import SUBJECT_HEADER, parse_idempotency_key, parse_subject
 from gateway.oip.inference import Inference, infer
 from gateway.oip.metadata import SERVER_NAME, SERVER_VERSION, extensions, model_config
 from gateway.oip.parameters import deadline_of
-from gateway.oip.render import told
+from gateway.oip.render import is_told_quickly
 from gateway.oip.repository import index, refuse_change, refuse_overrides, wants_ready, with_dependents
 from gateway.oip.shapes import route_name
 from gateway.oip.statistics import model_stats
@@ -45,6 +45,7 @@ from gateway.shared_memory import SharedMemory
 
 _REPOSITORY_BYTES = 4096
 _EMPTY = HttpResponse(200)
+_JSON: Sequence[tuple[str, str]] = (("content-type", "application/json"),)
 _BODY_TYPES = ("", "application/json", "application/octet-stream")
 
 
@@ -166,43 +167,44 @@ class _Oip:
             raise UnsupportedMedia("inference requests are application/json, or application/octet-stream behind JSON")
         timeout_s = headers.timeout_s(request.headers)
         key = parse_idempotency_key(request.headers.get("idempotency-key"))
-        body = await self._parsed(request, route, version)
+        json_bytes = header_length(request.headers.get(HEADER_LENGTH), len(request.body))
+        if json_bytes == 0:
+            body = parse_raw(request.body, self.service.metadata(route, version).inputs)
+        elif is_quick(request.body, json_bytes):
+            body = parse(request.body, json_bytes, self.limits.json_bytes)
+        else:
+            body = await asyncio.to_thread(parse, request.body, json_bytes, self.limits.json_bytes)
         answer, rendered = await infer(
             self.service,
             Inference(
                 route=route,
                 version=version,
                 tensors=body.tensors,
-                wanted=tuple(want.name for want in body.wanted),
+                wanted=tuple([want.name for want in body.wanted]),
                 parameters=body.parameters,
                 protocol=Protocol.OIP_HTTP,
                 deadline=deadline_of(started, timeout_s, body.parameters.timeout_s),
                 key=key,
+                id=body.id,
                 caller=caller,
                 classes={want.name: want.classes for want in body.wanted if want.classes},
                 windows={want.name: want.window for want in body.wanted if want.window is not None},
+                trace=trace_in(request.headers),
+                subject=parse_subject(request.headers.get(SUBJECT_HEADER)),
             ),
             self.memory,
         )
-        said = (answer.route, version or ROUTE_VERSION, body, rendered.outputs, rendered.parameters)
-        text, json_bytes = await told(answer, write, *said)
-        fields = [("content-type", "application/json")]
+        said = (answer.route, answer.version or ROUTE_VERSION, body, rendered.outputs, rendered.parameters)
+        text, json_bytes = write(*said) if is_told_quickly(answer) else await asyncio.to_thread(write, *said)
+        fields = _JSON
         if json_bytes is not None:
-            fields = [("content-type", "application/octet-stream"), (HEADER_LENGTH, str(json_bytes))]
+            fields = (("content-type", "application/octet-stream"), (HEADER_LENGTH, str(json_bytes)))
         if not pays(text) or not (coding := coding_wanted(request.headers.get("accept-encoding"))):
             return HttpResponse(200, fields, text)
         shorter = packed(text, coding) if is_packed_quickly(text) else await asyncio.to_thread(packed, text, coding)
         if shorter is None:
             return HttpResponse(200, fields, text)
-        return HttpResponse(200, [*fields, ("content-encoding", coding)], shorter)
-
-    async def _parsed(self, request: HttpRequest, route: str, version: str) -> InferBody:
-        json_bytes = header_length(request.headers.get(HEADER_LENGTH), len(request.body))
-        if json_bytes == 0:
-            return parse_raw(request.body, self.service.metadata(route, version).inputs)
-        if is_quick(request.body, json_bytes):
-            return parse(request.body, json_bytes, self.limits.json_bytes)
-        return await asyncio.to_thread(parse, request.body, json_bytes, self.limits.json_bytes)
+        return HttpResponse(200, (*fields, ("content-encoding", coding)), shorter)
 
 
 def _described(spec: TensorSpec) -> dict[str, Any]:

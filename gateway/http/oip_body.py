@@ -35,7 +35,7 @@ from gateway.http.messages import Body
 from gateway.http.strict_json import loads
 from gateway.http.strict_json import parameters as json_parameters
 from gateway.oip.classification import class_count
-from gateway.oip.parameters import Parameters, sort
+from gateway.oip.parameters import NONE, Parameters, sort
 from gateway.oip.shapes import MAX_TENSORS, claim, tensor_name, unique
 from gateway.oip.windows import output_window, window
 
@@ -86,7 +86,10 @@ class InferBody:
 
     def is_binary(self, output: str) -> bool:
         """Whether *output* goes raw."""
-        return next((want.binary for want in self.wanted if want.name == output), self.parameters.binary_output)
+        for want in self.wanted:
+            if want.name == output:
+                return want.binary
+        return self.parameters.binary_output
 
 
 def header_length(value: str | None, body_bytes: int) -> int | None:
@@ -141,11 +144,13 @@ def parse(body: Body, json_bytes: int | None, json_limit_bytes: int) -> InferBod
     message = loads(bytes(body[:length]))
     if not isinstance(message, dict):
         raise InvalidInput(f"the body must be a JSON object with 'inputs', not {shorten(message)}")
-    parameters = sort(json_parameters(message.get("parameters", {})))
+    parameters = sort(json_parameters(message["parameters"])) if "parameters" in message else NONE
     tail = None if json_bytes is None else memoryview(body)[json_bytes:]
     tensors = _inputs(_objects(message, "inputs"), tail)
-    wanted = tuple(_wanted(output, parameters.binary_output) for output in _objects(message, "outputs"))
-    unique([want.name for want in wanted], "output")
+    wanted: tuple[WantedOutput, ...] = ()
+    if "outputs" in message:
+        wanted = tuple([_wanted(output, parameters.binary_output) for output in _objects(message, "outputs")])
+        unique([want.name for want in wanted], "output")
     return InferBody(_id(message.get("id", "")), tensors, wanted, parameters)
 
 
@@ -201,7 +206,7 @@ def _id(value: Any) -> str:
 
 def _objects(message: Mapping[str, Any], member: str) -> Sequence[Mapping[str, Any]]:
     found = message.get(member, [])
-    if not isinstance(found, list) or not all(isinstance(element, dict) for element in found):
+    if type(found) is not list or set(map(type, found)) - {dict}:
         raise InvalidInput(f"{member!r} must be a list of JSON objects")
     if member == "inputs" and not found:
         raise InvalidInput("'inputs' is missing or empty; an inference request needs at least one")

@@ -148,7 +148,13 @@ def parameters(value: Any, what: str = "parameters") -> dict[str, ParameterValue
         raise InvalidInput(f"{what} must be a JSON object, not {shorten(value)}")
     if len(value) > MAX_PARAMETERS:
         raise InvalidInput(f"{what} has {len(value)} members; at most {MAX_PARAMETERS} are allowed")
-    return {key: scalar(member, f"parameter {shorten(key)}") for key, member in value.items()}
+    return {
+        key: member if type(member) in _AS_IT_IS else scalar(member, f"parameter {shorten(key)}")
+        for key, member in value.items()
+    }
+
+
+_AS_IT_IS = frozenset({bool, int, str})
 
 
 def scalar(value: Any, what: str) -> ParameterValue:

@@ -21,6 +21,7 @@ from backends.contract import Datatype, HostArray, Tensor
 from backends.errors import InvalidInput
 from backends.quoting import shorten
 from gateway.oip.shapes import MAX_BYTES_ELEMENTS
+from kernels.images import from_bfloat16
 
 _NO_NUMBERS = (Datatype.BYTES, Datatype.BOOL)
 
@@ -84,9 +85,7 @@ def classified(output: str, tensor: Tensor, k: int, labels: Sequence[str] = ()) 
 def _numbers(tensor: Tensor) -> HostArray:
     """The elements, of a type that NumPy can order."""
     array = tensor.numpy()
-    if tensor.datatype is Datatype.BF16:  # the upper half of an FP32
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array
+    return from_bfloat16(array) if tensor.datatype is Datatype.BF16 else array
 
 
 def _descending(rows: HostArray) -> HostArray:

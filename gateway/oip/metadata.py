@@ -19,6 +19,7 @@ EXTENSIONS = (
     "model_configuration",
     "parameters",
     "schedule_policy",
+    "sequence",
     "statistics",
 )
 """The protocol's extensions that always work here."""
@@ -54,7 +55,7 @@ def model_config(found: ModelMetadata) -> dict[str, Any]:
         "name": found.name,
         "platform": found.platform,
         "backend": found.platform,
-        "version_policy": {"latest": {"num_versions": 1}},
+        "version_policy": {"latest": {"num_versions": 1}} if len(found.versions) == 1 else {"all": {}},
         "max_batch_size": found.max_batch,
         "input": [
             {**tensor, "format": "FORMAT_NONE", "allow_ragged_batch": False, "optional": False}
@@ -71,7 +72,12 @@ def model_config(found: ModelMetadata) -> dict[str, Any]:
         "model_warmup": [],
         "model_transaction_policy": {"decoupled": False},
     }
-    if found.max_delay_s is not None:
+    if found.sequence_idle_s is not None:
+        config["sequence_batching"] = {
+            "max_sequence_idle_microseconds": round(found.sequence_idle_s * 1e6),
+            "direct": {},
+        }
+    elif found.max_delay_s is not None:
         config["dynamic_batching"] = {
             "preferred_batch_size": [found.max_batch],
             "max_queue_delay_microseconds": round(found.max_delay_s * 1e6),

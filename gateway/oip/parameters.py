@@ -1,9 +1,10 @@
 """What an inference request says beside its tensors: whose business each parameter is.
 
-Some names belong to the protocol or its extensions. Those that change what a correct answer is, and that nothing here
-serves, are refused: a sequence that is answered as single requests is a wrong answer. Triton's `timeout` counts only
-while a request queues; here it is a deadline like every other. `priority` is Triton's too: 1 is the highest, and 0, or
-a level that a model does not have, its default (`batching: {priority_levels: ...}`); where it has none, all are alike.
+Some names belong to the protocol or its extensions. Triton's `timeout` counts only while a request queues; here it is
+a deadline like every other. `priority` is Triton's too: 1 is the highest, and 0, or a level that a model does not have,
+its default (`batching: {priority_levels: ...}`); where it has none, all are alike. `sequence_id` (a number or a text; 0
+and "" stand for none), `sequence_start` and `sequence_end` are for models that keep state; others pay no attention to
+them, in Triton as here.
 
 `content_type` is ours: tensors have no media type, so a client that wants to be routed by one (rules of `classify` for
 `auto`) says here of what it made them, or what its BYTES are. It is taken out of the caller's own parameters, since
@@ -18,9 +19,11 @@ from collections.abc import Mapping
 from dataclasses import field
 
 from backends.contract import NO_DEADLINE, Deadline, ParameterValue, record
-from backends.errors import InvalidInput, Unimplemented
+from backends.errors import InvalidInput
 from backends.quoting import shorten
+from gateway.keys import SUBJECT, parse_subject
 from gateway.oip.render import take_on_defer
+from gateway.request import SequencePlace
 from router.contract import OnDefer
 
 MAX_TIMEOUT_S = 24 * 3600.0
@@ -29,7 +32,9 @@ MAX_TIMEOUT_S = 24 * 3600.0
 MAX_PARAMETERS = 256
 """Most parameters of one request, and of one tensor."""
 
-_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+_SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+_LONGEST_ID = 128  # characters of a sequence's id; Triton's limit
+_LARGEST_ID = 2**64 - 1
 _RESERVED = "triton_"
 _EMPTY_FINAL = "triton_enable_empty_final_response"  # every request has one reply here, which is its final one
 _MEDIA_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]{1,127}/[a-z0-9!#$&^_.+-]{1,127}")
@@ -46,6 +51,8 @@ class Parameters:
         binary_output: outputs go raw, where not said otherwise for one.
         content_type: what the tensors were made of, lower-case, for rules; "" where the caller does not say.
         priority: the caller's; 0 where there is none.
+        sequence: what the request is in one; None where it names none.
+        subject: whom the request is about; "" where they do not say.
     """
 
     own: Mapping[str, ParameterValue] = field(default_factory=dict)
@@ -54,6 +61,8 @@ class Parameters:
     binary_output: bool = False
     content_type: str = ""
     priority: int = 0
+    sequence: SequencePlace | None = None
+    subject: str = ""
 
 
 NONE = Parameters()
@@ -65,14 +74,12 @@ def sort(parameters: Mapping[str, ParameterValue]) -> Parameters:
 
     Raises:
         InvalidInput: a reserved parameter has a value that it cannot have.
-        Unimplemented: one asks for an extension that is not served.
     """
     if not parameters:
         return NONE
     on_defer, own = take_on_defer(parameters)
-    for name in _SEQUENCE:
-        if own.pop(name, None):
-            raise Unimplemented(f"parameter {name!r}: sequences are not served; send requests that stand alone")
+    subject = "" if SUBJECT not in parameters else parse_subject(parameters[SUBJECT])
+    sequence = None if _SEQUENCE.isdisjoint(own) else _sequence(own)
     binary_output = own.pop("binary_data_output", False)
     if not isinstance(binary_output, bool):
         raise InvalidInput(f"binary_data_output is {shorten(binary_output)}; it can be true or false")
@@ -82,7 +89,26 @@ def sort(parameters: Mapping[str, ParameterValue]) -> Parameters:
         raise InvalidInput(f"parameter {shorten(reserved)} is unknown; {_RESERVED}* are reserved by the protocol")
     content_type = media_type(own.pop("content_type", ""))
     timeout_s, priority = _timeout_s(own.pop("timeout", None)), _priority(own.pop("priority", 0))
-    return Parameters(own, on_defer, timeout_s, binary_output, content_type, priority)
+    return Parameters(own, on_defer, timeout_s, binary_output, content_type, priority, sequence, subject)
+
+
+def _sequence(own: dict[str, ParameterValue]) -> SequencePlace | None:
+    """What *own*, from which it is taken, says of a sequence."""
+    id_, starts, ends = own.pop("sequence_id", 0), own.pop("sequence_start", False), own.pop("sequence_end", False)
+    for name, flag in (("sequence_start", starts), ("sequence_end", ends)):
+        if not isinstance(flag, bool):
+            raise InvalidInput(f"{name} is {shorten(flag)}; it can be true or false")
+    if id_ == "" or (type(id_) is int and id_ == 0):
+        return None
+    is_text = isinstance(id_, str) and len(id_) <= _LONGEST_ID
+    is_number = type(id_) is int and 0 < id_ <= _LARGEST_ID
+    if not (is_text or is_number):
+        raise InvalidInput(
+            f"sequence_id is {shorten(id_)}; it is a whole number below 2**64, or a text of at most {_LONGEST_ID} "
+            "characters"
+        )
+    assert isinstance(id_, int | str)
+    return SequencePlace(id_, starts is True, ends is True)
 
 
 def media_type(value: ParameterValue) -> str:
@@ -115,5 +141,6 @@ def _priority(value: ParameterValue) -> int:
 
 def deadline_of(now: float, *timeouts_s: float | None) -> Deadline:
     """The earliest deadline that *timeouts_s* set from *now*, on the monotonic clock; None sets none."""
-    stated = [timeout_s for timeout_s in timeouts_s if timeout_s is not None]
-    return Deadline(now + min(*stated, MAX_TIMEOUT_S)) if stated else NO_DEADLINE
+    if timeouts_s.count(None) == len(timeouts_s):
+        return NO_DEADLINE
+    return Deadline(now + min([MAX_TIMEOUT_S, *[timeout_s for timeout_s in timeouts_s if timeout_s is not None]]))

@@ -15,16 +15,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 import orjson
 
-from backends.contract import Datatype, ParameterValue, Ragged, Tensor, record
-from backends.errors import InvalidInput, Unavailable
+from backends.contract import Datatype, ParameterValue, Ragged, SharedMemoryWindow, Tensor, fit_in, record
+from backends.errors import Conflict, InvalidInput, Unavailable
 from backends.quoting import shorten
-from gateway.answer import Answer, ItemAnswer, Status
+from gateway.answer import GIVEN_UP, Answer, ItemAnswer, Status
+from gateway.keys import SUBJECT, SUBJECT_HEADER, parse_subject
 from gateway.oip.classification import classified
 from gateway.status import AwaitsPerson
 from router.contract import OnDefer
@@ -88,51 +90,61 @@ def render(
     Raises:
         AwaitsPerson: it waits for a person, and this client cannot be told so in a reply.
         Unavailable: no model was sure enough, there is no person to ask, and the client wants no uncertain answer.
+        Conflict: it was given up before a person decided it, and this client wants no uncertain answer, or has none.
         InvalidInput: an output that is wanted does not exist, or the rows' outputs do not fit into one tensor.
     """
-    if any(item.outputs is None and item.status is not Status.FINAL for item in answer.items):
-        raise AwaitsPerson(answer.id, "no model answered this request")
-    if answer.on_defer is OnDefer.ERROR and answer.status is not Status.FINAL:
-        if not answer.open_items:
-            raise Unavailable(
-                f"no model was sure enough of this request, and route {answer.route!r} has no person to ask"
-            )
-        raise AwaitsPerson(answer.id, "no model was sure enough of this request")
+    if answer.status is not Status.FINAL:
+        _check_tellable(answer)
     outputs = _outputs(answer, wanted)
-    for name in classes.keys() & outputs.keys():
-        outputs[name] = classified(name, outputs[name], classes[name], labels)
+    if classes:
+        for name in classes.keys() & outputs.keys():
+            outputs[name] = classified(name, outputs[name], classes[name], labels)
     return Rendered(outputs, _parameters(answer))
 
 
-async def told(answer: Answer, tell: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """What *tell* returns, which renders or writes *answer*; runs it in a thread unless it takes a millisecond or so.
+def _check_tellable(answer: Answer) -> None:
+    """Refuse to tell of an answer that is not final where nothing can be told yet, or its client wants to hear none."""
+    is_told = all(item.outputs is not None or item.status is Status.FINAL for item in answer.items)
+    if answer.status in GIVEN_UP and (not is_told or answer.on_defer is OnDefer.ERROR):
+        raise Conflict(f"answer {answer.id} is {answer.status}: no person decided it; ask anew, with a new key")
+    if not is_told:
+        raise AwaitsPerson(answer.id, "no model answered this request", answer.predicted_wait_s)
+    if answer.on_defer is OnDefer.ERROR:
+        if not answer.open_items:
+            raise Unavailable(
+                f"no model was sure enough of this request, and route {answer.route!r} has no person to ask now"
+            )
+        raise AwaitsPerson(answer.id, "no model was sure enough of this request", answer.predicted_wait_s)
 
-    Many rows take longer, and so do outputs of many elements in JSON.
-    """
-    if _is_quick(answer):
+
+async def told(answer: Answer, tell: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """What *tell* returns, which renders or writes *answer*; runs it in a thread unless `is_told_quickly`."""
+    if is_told_quickly(answer):
         return tell(*args, **kwargs)
     return await asyncio.to_thread(tell, *args, **kwargs)
 
 
-def _is_quick(answer: Answer) -> bool:
+def is_told_quickly(answer: Answer) -> bool:
+    """Whether to render or write *answer* takes a millisecond or so; else use a thread.
+
+    Many rows take longer, and so do outputs of many elements in JSON.
+    """
     if len(answer.items) > _QUICK_ROWS:
         return False
     elements = 0
     texts: list[Tensor] = []
     for item in answer.items:
         for tensor in item.outputs.values() if item.outputs else ():
-            elements += _elements(tensor)
+            elements += tensor.data.size if isinstance(tensor.data, np.ndarray) else _elements(tensor)
             if tensor.datatype is Datatype.BYTES:
                 texts.append(tensor)
-    if elements > _QUICK_ELEMENTS:  # first: sizes of texts are counted one by one
-        return False
-    return not texts or sum(text.nbytes for text in texts) <= _QUICK_BYTES
+    return elements <= _QUICK_ELEMENTS and fit_in(_QUICK_BYTES, texts)
 
 
 def _elements(tensor: Tensor) -> int:
     if isinstance(tensor.data, Ragged):
         return sum(row.size for row in tensor.data.rows)
-    return tensor.numpy().size
+    return 0 if isinstance(tensor.data, SharedMemoryWindow) else tensor.numpy().size
 
 
 def summarise(answer: Answer) -> Summary:
@@ -171,18 +183,22 @@ def row(item: ItemAnswer) -> dict[str, str | float | None]:
 
 def _parameters(answer: Answer) -> dict[str, ParameterValue]:
     summary = summarise(answer)
-    found: dict[str, ParameterValue | None] = {
-        "pointsman_status": summary.status.value,
-        "pointsman_answer_id": answer.id,
-        "pointsman_stage": summary.stage,
-        "pointsman_label": summary.label,
-        "pointsman_confidence": summary.confidence,
-        "pointsman_decided_by": summary.decided_by,
-        "pointsman_reason": summary.reason and str(summary.reason),
-    }
+    found: dict[str, ParameterValue] = {"pointsman_status": str(summary.status), "pointsman_answer_id": answer.id}
+    if summary.stage is not None:
+        found["pointsman_stage"] = summary.stage
+    if summary.label is not None:
+        found["pointsman_label"] = summary.label
+    if summary.confidence is not None:
+        found["pointsman_confidence"] = summary.confidence
+    if summary.decided_by is not None:
+        found["pointsman_decided_by"] = summary.decided_by
+    if summary.reason is not None:
+        found["pointsman_reason"] = str(summary.reason)
+    if answer.predicted_wait_s is not None:
+        found["pointsman_predicted_wait_s"] = answer.predicted_wait_s
     if len(answer.items) > 1:
         found["pointsman_items"] = orjson.dumps([row(item) for item in answer.items]).decode()
-    return {name: value for name, value in found.items() if value is not None}
+    return found
 
 
 def _outputs(answer: Answer, wanted: Sequence[str]) -> dict[str, Tensor]:
@@ -191,8 +207,9 @@ def _outputs(answer: Answer, wanted: Sequence[str]) -> dict[str, Tensor]:
         return {}
     names = wanted or tuple(rows[0])
     for name in names:
-        if any(name not in outputs for outputs in rows):
-            raise unknown_output(name, rows[0])
+        for outputs in rows:
+            if name not in outputs:
+                raise unknown_output(name, rows[0])
     return {name: _joined(name, [outputs[name] for outputs in rows]) for name in names}
 
 
@@ -206,6 +223,9 @@ def _joined(name: str, rows: Sequence[Tensor]) -> Tensor:
     first = rows[0]
     if len(rows) == 1 and not isinstance(first.data, Ragged):
         return first
+    if isinstance(first.data, SharedMemoryWindow):  # rows of what a model's server wrote there as one
+        size = first.data.byte_size * len(rows)
+        return Tensor(first.datatype, (len(rows), *first.shape[1:]), replace(first.data, byte_size=size))
     arrays = [part for tensor in rows for part in _parts(tensor)]
     if len({array.shape[1:] for array in arrays}) != 1:
         raise InvalidInput(f"output {name!r} has rows of several shapes; send the items one by one")
@@ -220,17 +240,27 @@ def _parts(tensor: Tensor) -> list[np.ndarray[tuple[int, ...], np.dtype[np.gener
 
 
 def take_on_defer(parameters: Mapping[str, ParameterValue]) -> tuple[OnDefer | None, dict[str, ParameterValue]]:
-    """Separate our own parameter from the caller's.
+    """Separate our own parameters from the caller's; `subject_in` reads the other one.
 
     Raises:
         InvalidInput: an unknown `pointsman_*` parameter, or a value that `pointsman_on_defer` does not have.
     """
     others = {name: value for name, value in parameters.items() if not name.startswith(_PREFIX)}
-    for name in parameters.keys() - others.keys() - {ON_DEFER}:
-        raise InvalidInput(f"parameter {shorten(name)} is unknown; of {_PREFIX}* a request can have {ON_DEFER}")
+    for name in parameters.keys() - others.keys() - {ON_DEFER, SUBJECT}:
+        known = f"{ON_DEFER} and {SUBJECT}"
+        raise InvalidInput(f"parameter {shorten(name)} is unknown; of {_PREFIX}* a request can have {known}")
     value = parameters.get(ON_DEFER)
     if value is None:
         return None, others
     if value not in tuple(OnDefer):
         raise InvalidInput(f"{ON_DEFER} is {shorten(value)}; it can be {' or '.join(map(repr, map(str, OnDefer)))}")
     return OnDefer(value), others
+
+
+def subject_in(parameters: Mapping[str, ParameterValue], sent: Mapping[str, str]) -> str:
+    """Whom a request is about, by its *parameters*, else by its headers or metadata *sent*; "" where neither says.
+
+    Raises:
+        InvalidInput: it is no name of a subject.
+    """
+    return parse_subject(parameters.get(SUBJECT, sent.get(SUBJECT_HEADER)))

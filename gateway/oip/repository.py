@@ -13,11 +13,11 @@ name, and is not listed, since callers have no business with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from backends.contract import ParameterValue
-from backends.errors import InvalidInput, Unimplemented
+from backends.errors import InvalidInput, Unavailable, Unimplemented
 from backends.quoting import shorten
 from gateway.service import DataPlane
 
@@ -25,7 +25,7 @@ _DEPENDENTS = "unload_dependents"
 
 
 def index(service: DataPlane, *, ready_only: bool) -> list[dict[str, Any]]:
-    """`inference.RepositoryIndexResponse.models` in JSON (hence Any): every route and exposed model."""
+    """`inference.RepositoryIndexResponse.models` in JSON (hence Any): each version of each route and exposed model."""
     return [
         {
             "name": name,
@@ -33,9 +33,16 @@ def index(service: DataPlane, *, ready_only: bool) -> list[dict[str, Any]]:
             **({"state": "READY"} if why is None else {"state": "UNAVAILABLE", "reason": why}),
         }
         for name in service.names()
-        if (why := service.why_not_ready(name)) is None or not ready_only
-        for version in service.metadata(name).versions
+        for version in _versions(service, name)
+        if (why := service.why_not_ready(name, version)) is None or not ready_only
     ]
+
+
+def _versions(service: DataPlane, name: str) -> Sequence[str]:
+    try:
+        return service.metadata(name).versions
+    except Unavailable:  # nothing is known of it yet; Triton too lists such a model without a version
+        return ("",)
 
 
 def wants_ready(value: ParameterValue | None) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from backends.contract import Datatype
@@ -31,6 +32,7 @@ MAX_BYTES_ELEMENTS = 64 * MAX_ITEMS
 """Most elements of one BYTES tensor; reading that many takes about 60 ms."""
 
 _MAX_COUNT = 2**48
+_DATATYPES = dict(Datatype.__members__)
 _ROUTE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
@@ -44,11 +46,12 @@ def claim(name: Any, datatype: Any, shape: Any, what: str = "input") -> Claim:
         InvalidInput: says which part is missing, of the wrong type, or beyond a limit.
     """
     name = tensor_name(name, what)
-    if not isinstance(datatype, str) or datatype not in Datatype.__members__:
+    known = _DATATYPES.get(datatype) if isinstance(datatype, str) else None
+    if known is None:
         raise InvalidInput(
-            f"{what} {name!r} has datatype {shorten(datatype)}; known datatypes: {', '.join(Datatype.__members__)}"
+            f"{what} {name!r} has datatype {shorten(datatype)}; known datatypes: {', '.join(_DATATYPES)}"
         )
-    if not isinstance(shape, Sequence) or isinstance(shape, str):
+    if type(shape) is not list and (not isinstance(shape, Sequence) or isinstance(shape, str)):
         raise InvalidInput(f"{what} {name!r} has shape {shorten(shape)}; a list of integers is needed")
     if len(shape) > MAX_RANK:
         raise InvalidInput(f"{what} {name!r} has {len(shape)} dimensions; at most {MAX_RANK} are served")
@@ -65,11 +68,11 @@ def claim(name: Any, datatype: Any, shape: Any, what: str = "input") -> Claim:
         raise InvalidInput(
             f"{what} {name!r} has {shape[0]} items; at most {MAX_ITEMS} fit in one request: send several"
         )
-    if datatype == Datatype.BYTES and count > MAX_BYTES_ELEMENTS:
+    if known is Datatype.BYTES and count > MAX_BYTES_ELEMENTS:
         raise InvalidInput(
             f"{what} {name!r} has {count} BYTES elements; at most {MAX_BYTES_ELEMENTS} fit in one request: send several"
         )
-    return Claim(name, Datatype(datatype), tuple(shape), count)
+    return Claim(name, known, tuple(shape), count)
 
 
 def tensor_name(name: Any, what: str) -> str:
@@ -98,6 +101,7 @@ def unique(names: Sequence[str], what: str) -> None:
         raise InvalidInput(f"{what} {shorten(twice)} is there twice; every {what} needs a name of its own")
 
 
+@lru_cache(1024)
 def route_name(name: str) -> str:
     """*name*, if a route or a model can be called so.
 

@@ -3,7 +3,8 @@
 A route's requests are counted where they end, in the pipeline: `success` are those that were answered, provisionally
 too, and `fail` all others, cancelled ones included; durations are from the edge's call to the end. What happens between
 is the models': `queue` and `compute_*` are those of the models of the route's cascade, in one sum. A model that several
-routes share counts for each of them.
+routes share counts for each of them. Of a route that has versions each has its own; what ended before one was chosen
+counts for none.
 
 As in Triton, every caller of a batch has spent the whole of the batch's time, so `ns / count` is what one caller sees,
 while the rows of `batch_stats` count each batch once. Counters only grow, from the start of the process on.

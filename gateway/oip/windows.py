@@ -4,7 +4,8 @@
 
 An input with these has no data in the request; an output with these has none in the reply. Until `loaded`, such a
 tensor's data is a `SharedMemoryWindow`, and after `stored` such an output's is again: what is on the way between them
-is ordinary host memory, a copy of its moment (`gateway.shared_memory` says why).
+is ordinary host memory, a copy of its moment (`gateway.shared_memory` says why), or the window of a region that can be
+passed on (`gateway.passing`).
 
 As Triton, the offset is 0 where it is left out, of region and size neither can stand without the other, and an output
 in shared memory is neither told by its classes nor as binary data. As Triton's replies, ours name such outputs with
@@ -19,9 +20,8 @@ Triton 2.51 answers.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import NoReturn, TypeVar
@@ -97,6 +97,11 @@ def any_window(tensors: Tensors) -> bool:
     return False
 
 
+def is_window(tensor: Tensor) -> bool:
+    """Whether *tensor* lies in shared memory."""
+    return isinstance(tensor.data, SharedMemoryWindow)
+
+
 async def loaded(memory: SharedMemory, tenant: str, tensors: Tensors) -> Tensors:
     """*tensors* with those that lie in *tenant*'s regions copied into host memory, as they are now.
 
@@ -151,7 +156,7 @@ def _read_of(memory: SharedMemory, tenant: str, name: str, tensor: Tensor) -> _R
     window = tensor.data
     assert isinstance(window, SharedMemoryWindow)
     region = memory.window(tenant, window)
-    claim = Claim(name, tensor.datatype, tensor.shape, math.prod(tensor.shape))
+    claim = Claim.of(name, tensor)
     raw.check_size(claim, window.byte_size)
     if claim.datatype is Datatype.BYTES and window.byte_size > memory.heap_bytes:
         raise TooLarge(
@@ -187,22 +192,48 @@ def places(memory: SharedMemory, tenant: str, windows: Mapping[str, SharedMemory
         Unimplemented: shared memory is off.
         NotFound: *tenant* has no such region.
         InvalidInput: a window is beyond its region, or two of them have bytes in common.
+        Unavailable: a call that was given up may still write there.
     """
     ordered = sorted(windows.items(), key=lambda one: (one[1].region, one[1].offset))
     for (name, window), (other, following) in pairwise(ordered):
         if window.region == following.region and window.offset + window.byte_size > following.offset:
             raise InvalidInput(f"outputs {name!r} and {other!r} go to places in shared memory that overlap; move one")
-    return {name: Place(memory.window(tenant, window), window) for name, window in windows.items()}
+    found = {name: Place(memory.window(tenant, window), window) for name, window in windows.items()}
+    for place in found.values():
+        place.region.check_place(place.window)
+    return found
+
+
+def located(memory: SharedMemory, tenant: str, tensors: Tensors) -> Tensors:
+    """*tensors*, those that lie in *tenant*'s regions with their region, for whom it can be passed on to.
+
+    Raises:
+        Unimplemented, NotFound, InvalidInput: as `loaded`.
+    """
+    return {name: _located(memory, tenant, name, tensor) for name, tensor in tensors.items()}
+
+
+def _located(memory: SharedMemory, tenant: str, name: str, tensor: Tensor) -> Tensor:
+    window = tensor.data
+    if not isinstance(window, SharedMemoryWindow):
+        return tensor
+    region = memory.window(tenant, window)
+    raw.check_size(Claim.of(name, tensor), window.byte_size)
+    return Tensor(tensor.datatype, tensor.shape, replace(window, of=region))
 
 
 async def stored(found: Mapping[str, Place], outputs: Tensors) -> Tensors:
     """*outputs* with those that have a place written there, which then have windows of what was written as their data.
 
+    Those that the model's server has written there itself have them already.
+
     Raises:
         InvalidInput: an output is longer than its place; then none is written.
         Unavailable: this machine has no shared memory left; what was written before stays.
     """
-    wanted = {name: outputs[name] for name in found if name in outputs}
+    wanted = {name: outputs[name] for name in found if name in outputs and not is_window(outputs[name])}
+    if not wanted:
+        return outputs
     size = sum(tensor.nbytes for tensor in wanted.values())
     is_quick = size <= _QUICK_TEXT_BYTES or all(t.datatype is not Datatype.BYTES for t in wanted.values())
     return {**outputs, **await _done(partial(_write_all, found, wanted), is_quick, size)}

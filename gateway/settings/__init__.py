@@ -6,10 +6,11 @@
 """
 
 from gateway.settings.document import Fault
-from gateway.settings.load import SettingsError, load_settings
+from gateway.settings.load import SettingsError, load_api_keys, load_settings
 from gateway.settings.options import (
     MAX_WORKERS,
     CertifiedSettings,
+    ClusterOptions,
     ControlMode,
     DetectorSettings,
     ModelSettings,
@@ -22,6 +23,7 @@ from gateway.settings.schema import settings_schema
 __all__ = [
     "MAX_WORKERS",
     "CertifiedSettings",
+    "ClusterOptions",
     "ControlMode",
     "DetectorSettings",
     "Fault",
@@ -30,6 +32,7 @@ __all__ = [
     "ServerOptions",
     "Settings",
     "SettingsError",
+    "load_api_keys",
     "load_settings",
     "settings_schema",
 ]

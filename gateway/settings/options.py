@@ -12,18 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from backends.contract import TensorSpec
+from backends.ray_serve.options import DeploymentOptions
 from backends.warm.entry import WarmOptions
-from batching.options import BatchingOptions
+from batching.options import BatchingOptions, SequenceOptions
 from gateway.grpc_edge.transport import Transport
+from gateway.masking import MaskOptions
+from gateway.notices.options import NotifyOptions, SmtpOptions
+from gateway.people.options import QueueOptions
 from gateway.security import SecurityOptions
 from gateway.shared_memory import SharedMemoryOptions
 from gateway.store.options import StoreOptions
+from gateway.tracing.options import TracesOptions
+from gateway.webhooks.options import WebhookOptions
+from kernels.devices import KernelOptions
 from router.calibration import Calibration, Calibrator, Identity
 from router.certificate import Certificate
 from router.certification import Budget
 from router.confidence import Measure
-from router.contract import AcceptRule, HumanPolicy, OnDefer
+from router.contract import AcceptRule, HumanPolicy, OnDefer, route_id
 from router.table import RouteTable
+from router.versions import Traffic
 
 
 class ControlMode(StrEnum):
@@ -53,6 +61,10 @@ class ModelSettings:
         cost: of an item; only ratios matter.
         expose: reachable under its own name too.
         warm: whether it is always in memory, and what it takes there.
+        required: False where the gateway starts without it, if it cannot be reached then.
+        sequences: of a model that keeps state, how many are answered.
+        kernels: how the image steps of `preprocess` are run.
+        serve: how it is deployed on a Ray cluster, if it is to be apart from the gateway there; elsewhere it is not.
     """
 
     name: str
@@ -68,6 +80,10 @@ class ModelSettings:
     cost: float
     expose: bool
     warm: WarmOptions = field(default_factory=lambda: WarmOptions(keep=1))
+    required: bool = True
+    sequences: SequenceOptions = field(default_factory=SequenceOptions)
+    kernels: KernelOptions = field(default_factory=KernelOptions)
+    serve: DeploymentOptions | None = None
 
     @property
     def calibrator(self) -> Calibrator:
@@ -107,13 +123,15 @@ class CertifiedSettings:
 
 @dataclass(frozen=True, slots=True)
 class RouteSettings:
-    """One entry of `routes`: a `router.contract.Route`, but for the outputs, which the models will tell.
+    """One entry of `routes`, or one version of it: a `router.contract.Route`, but for the outputs, which models tell.
 
     Attributes:
         inputs: as callers send them, before decoding, without the batch axis.
         cascade: names of models, from cheap to strong; empty where people decide everything.
         labels: what all its stages answer with, by index; None where they have none.
         accept: the rule, or where it comes from.
+        version: which of the route's versions this is; "" where it has only one.
+        id_as_key: the `id` of a request of the Open Inference Protocol is its idempotency key, where it has no other.
     """
 
     name: str
@@ -126,6 +144,13 @@ class RouteSettings:
     on_defer: OnDefer
     deadline_s: float
     max_error: float | None
+    version: str = ""
+    id_as_key: bool = False
+
+    @property
+    def id(self) -> str:
+        """What tells it from every other one, as `router.contract.Route.id`."""
+        return route_id(self.name, self.version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +188,7 @@ class ServerOptions:
         grpc_transport: what carries the gRPC data plane.
         workers: processes that share the data plane's ports; 1: everything is in one process.
         model_control: whether operators load and unload models by the Open Inference Protocol.
+        is_replica: other gateways of a cluster have the same ports and the same store.
     """
 
     host: str = "127.0.0.1"
@@ -177,23 +203,40 @@ class ServerOptions:
     grpc_transport: Transport = Transport.AUTO
     workers: int = 1
     model_control: ControlMode = ControlMode.NONE
+    is_replica: bool = False
+
+    @property
+    def has_siblings(self) -> bool:
+        """Whether other processes listen on the same ports, and write to the same store."""
+        return self.workers > 1 or self.is_replica
 
     def why_not_workers(self) -> str | None:
         """What keeps `workers` processes from serving as these options say, and the remedy; None: nothing."""
         if self.workers == 1:
             return None
+        if (why := self._why_not_shared()) is not None:
+            return f"{why}, or workers: 1"
+        if sys.platform != "linux":
+            return "needs Linux, which spreads connections over processes that listen on one port; set workers: 1"
+        return None
+
+    def why_not_replicas(self) -> str | None:
+        """As `why_not_workers`, for the replicas of a cluster."""
+        if self.workers > 1:
+            return "has workers, and a replica is one process; leave `workers` out and say how many replicas"
+        return self._why_not_shared()
+
+    def _why_not_shared(self) -> str | None:
         if self.shared_memory.enabled:
             return (
                 "shares the ports among processes, but a client's shared memory is registered with one of them; "
-                "set shared_memory: {enabled: false}, or workers: 1"
+                "set shared_memory: {enabled: false}"
             )
         if self.model_control is ControlMode.EXPLICIT:
             return (
                 "shares the ports among processes, and a client that loads a model reaches one of them; "
-                "set model_control: none, or workers: 1"
+                "set model_control: none"
             )
-        if sys.platform != "linux":
-            return "needs Linux, which spreads connections over processes that listen on one port; set workers: 1"
         return None
 
 
@@ -209,16 +252,38 @@ class PoolOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """The gateway on a Ray cluster.
+
+    Attributes:
+        replicas: of the gateway.
+        num_cpus: cores that Ray sets aside for each.
+        targets: a folder, on every node, in which each replica tells Prometheus of its control port; None: it does not.
+    """
+
+    replicas: int = 1
+    num_cpus: float = 1.0
+    targets: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """A whole configuration without faults.
 
     Attributes:
         file: where it was read.
         models: by name, in the order of the file.
-        routes: by name, in the order of the file.
+        routes: by id, in the order of the file: a route that has versions is here once for each.
         detectors: by trait, in the order of the file.
         pool: the memory of models.
+        webhooks: in the order of the file.
+        queues: of people, by name: those that are written, and those that routes name.
+        traces: where spans go; None: none are recorded.
         table: the rules of `classify`; its names are those of `routes` and of the exposed models.
+        traffic: what the versions of a route get, by its name; of those that have versions.
+        masks: in the order of the file, as `notify`.
+        smtp: takes mail; there where `notify` names mailboxes.
+        cluster: what counts on a Ray cluster alone.
     """
 
     file: Path
@@ -230,3 +295,27 @@ class Settings:
     store: StoreOptions
     security: SecurityOptions
     pool: PoolOptions = field(default_factory=PoolOptions)
+    traffic: Mapping[str, Traffic] = field(default_factory=dict)
+    webhooks: tuple[WebhookOptions, ...] = ()
+    traces: TracesOptions | None = None
+    queues: Mapping[str, QueueOptions] = field(default_factory=dict)
+    masks: tuple[MaskOptions, ...] = ()
+    notify: tuple[NotifyOptions, ...] = ()
+    smtp: SmtpOptions | None = None
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
+
+    def labels_of(self, name: str) -> frozenset[str]:
+        """What can be chosen of the route, or the exposed model, *name*, in any version; nothing of a stranger."""
+        found = [route.labels or () for route in self.versions_of(name)]
+        if (model := self.models.get(name)) is not None and model.expose:
+            found.append(model.labels or ())
+        return frozenset(label for labels in found for label in labels)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the routes, in the order of the file."""
+        return tuple(dict.fromkeys(route.name for route in self.routes.values()))
+
+    def versions_of(self, name: str) -> tuple[RouteSettings, ...]:
+        """The route *name*, once for each of its versions; none where there is no such route."""
+        return tuple(route for route in self.routes.values() if route.name == name)

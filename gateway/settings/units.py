@@ -1,4 +1,4 @@
-"""Numbers with units as people write them: durations, sizes, shares, and ranges of sizes or numbers.
+"""Numbers with units as people write them: durations, sizes, shares, ranges of sizes or numbers, and working hours.
 
 A bare number is refused where a unit is needed (`2` of what?), except 0, which needs none.
 """
@@ -9,11 +9,14 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import TypeAlias
 
+from gateway.people.hours import WEEKDAYS, Span
 from router.table import Range
 
 _QUANTITY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-zµ%]*)", re.ASCII)
+_DAY_SPAN = re.compile(r"([0-9]{1,2}):([0-9]{2}) ?- ?([0-9]{1,2}):([0-9]{2})", re.ASCII)
 _COMPARISON = re.compile(r"(<=|>=|<|>) ?([^<>,]+)")
 
 DURATIONS: Mapping[str, float] = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -51,15 +54,86 @@ def share(value: object) -> float:
     Raises:
         ValueError: *value* is something else; says how to write it.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        number = float(value)
-    else:
-        number = _quantity(value, {"%": 1.0, "": 1.0}, "a share", "2% or 0.02")
-        if str(value).endswith("%"):
-            number /= 100.0  # and not times 0.01, which makes 95% more than 0.95
+    number = _part(value)
     if not 0.0 < number < 1.0:
         raise ValueError(f"is {value!r}; use a share between 0% and 100%, such as 2%")
     return number
+
+
+def portion(value: object) -> float:
+    """`2%` or 0.02 as 0.02; from 0 (none) to 1 (all).
+
+    Raises:
+        ValueError: *value* is something else; says how to write it.
+    """
+    number = _part(value)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"is {value!r}; use a share from 0% to 100%, such as 2%")
+    return number
+
+
+def share_or_all(value: object) -> float:
+    """As `share`, or `100%` for 1.0: above 0, up to 1.
+
+    Raises:
+        ValueError: *value* is something else; says how to write it.
+    """
+    number = _part(value)
+    if not 0.0 < number <= 1.0:
+        raise ValueError(f"is {value!r}; use a share above 0%, up to 100%, such as 5%")
+    return number
+
+
+def unix_time_s(value: object) -> float:
+    """Unix time in seconds of `2026-11-26T10:00:00Z`, in any zone that is stated.
+
+    Raises:
+        ValueError: *value* is something else; says how to write it.
+    """
+    try:
+        moment = datetime.fromisoformat(value if isinstance(value, str) else "")
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise ValueError(f"is {value!r}, which is no moment; write it with its zone, like 2026-11-26T10:00:00Z")
+    return moment.timestamp()
+
+
+def day_span(value: object) -> Span:
+    """`08:00-17:00` as minutes of the day; 24:00 is its end.
+
+    Raises:
+        ValueError: *value* is something else; says how to write it.
+    """
+    match = _DAY_SPAN.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"is {value!r}, which is no time of the day; write it like 08:00-17:00")
+    opens, closes = (int(match[i]) * 60 + int(match[i + 1]) for i in (1, 3))
+    if max(int(match[2]), int(match[4])) > 59 or not opens < closes <= 1440:
+        remedy = "write a later time behind the earlier one, up to 24:00; hours over midnight belong to both days"
+        raise ValueError(f"is {value!r}; {remedy}")
+    return opens, closes
+
+
+def weekdays(value: object) -> tuple[int, ...]:
+    """`mon`, or `mon-fri`, as days from 0 (Monday) to 6; a range may go over the end of the week.
+
+    Raises:
+        ValueError: *value* is something else; says how to write it.
+    """
+    first, dash, last = value.partition("-") if isinstance(value, str) else ("", "", "")
+    last = last if dash else first
+    if first not in WEEKDAYS or last not in WEEKDAYS:
+        raise ValueError(f"has {value!r}, which is no day; write mon, tue, wed, thu, fri, sat or sun, or mon-fri")
+    start = WEEKDAYS.index(first)
+    return tuple((start + i) % 7 for i in range((WEEKDAYS.index(last) - start) % 7 + 1))
+
+
+def _part(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    number = _quantity(value, {"%": 1.0, "": 1.0}, "a share", "2% or 0.02")
+    return number / 100.0 if str(value).endswith("%") else number  # not times 0.01, which makes 95% more than 0.95
 
 
 def _quantity(value: object, units: Mapping[str, float], what: str, examples: str) -> float:

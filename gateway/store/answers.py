@@ -5,48 +5,51 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from sqlalchemy import Connection, RowMapping, bindparam, select
+from sqlalchemy import Connection, RowMapping, bindparam, delete, select
 
-from backends.contract import record
+from backends.contract import Datatype, Ragged, record
 from backends.errors import InvalidInput, NotFound, PointsmanError
-from gateway.answer import Answer, AnswerId, ItemAnswer, Status, new_answer_id
-from gateway.store import codec, keys
-from gateway.store.bulk import Row, insert_rows
-from gateway.store.contract import RequestKey, ReviewState, ReviewTask
+from gateway.answer import Answer, AnswerId, ItemAnswer, Status
+from gateway.store import codec, draws, gold, keys, opinions
+from gateway.store.asking import new_review
+from gateway.store.bulk import Existing, Row, insert_rows
+from gateway.store.contract import RequestKey, ReviewTask
+from gateway.store.key import StoreKey
 from gateway.store.log import Event, LogEntry
-from gateway.store.schema import ANSWER_ITEMS, ANSWERS, FEEDBACK, QUEUES, REVIEWS
+from gateway.store.schema import ANSWER_ITEMS, ANSWERS, FEEDBACK, QUEUES, REVIEWS, SKILL_SETS, SUBJECTS
 from gateway.store.transaction import Transaction
 from router.contract import Reason
 
 
 @record
 class Commit:
-    """An answer to keep, the people's tasks in it, and the key that it finishes."""
+    """An answer to keep, the people's tasks in it, the key that it finishes, and what its inputs are digested with.
+
+    Attributes:
+        digests: of its inputs, where these are not in the answer any more.
+    """
 
     answer: Answer
     tasks: Sequence[ReviewTask] = ()
     key: RequestKey | None = None
     fence: int = 0
+    store_key: StoreKey | None = None
+    digests: tuple[bytes | None, ...] = ()
 
 
 @dataclass(slots=True)
 class _Rows:
-    """The rows of one commit, or of many."""
+    """The rows of many commits."""
 
     answers: list[Row] = field(default_factory=list)
     items: list[Row] = field(default_factory=list)
     queues: set[Row] = field(default_factory=set)
+    skill_sets: set[Row] = field(default_factory=set)
     reviews: list[Row] = field(default_factory=list)
+    subjects: list[Row] = field(default_factory=list)
     log: list[LogEntry] = field(default_factory=list)
-
-    def add(self, other: _Rows) -> None:
-        self.answers += other.answers
-        self.items += other.items
-        self.queues |= other.queues
-        self.reviews += other.reviews
-        self.log += other.log
 
 
 KEPT_BYTES = 64 * 1024
@@ -62,21 +65,27 @@ def commit_answers(transaction: Transaction, commits: Sequence[Commit]) -> list[
     connection = transaction.connection
     known = set(connection.execute(_KNOWN, {"ids": [c.answer.id for c in commits]}).scalars())
     outcomes: list[PointsmanError | None] = [None] * len(commits)
-    built: dict[int, _Rows] = {}
+    encoded: dict[int, list[bytes | None]] = {}
     for i, commit in enumerate(commits):
         try:
-            built[i] = _Rows() if commit.answer.id in known else _rows(commit, transaction.now_s)
+            encoded[i] = [] if commit.answer.id in known else _outputs(commit.answer)
         except InvalidInput as error:
             outcomes[i] = error
-    _finish_keys(transaction, {i: commits[i] for i in built if commits[i].key is not None}, outcomes)
+    _finish_keys(transaction, {i: commits[i] for i in encoded if commits[i].key is not None}, outcomes)
     rows = _Rows()
-    for i, one in built.items():
-        if outcomes[i] is None:
-            rows.add(one)
+    kept = [i for i, outputs in encoded.items() if outcomes[i] is None and outputs]
+    secret = draws.secret_for(connection, [task for i in kept for task in commits[i].tasks])
+    for i in kept:
+        _add(rows, commits[i], encoded[i], transaction.now_s, secret)
     insert_rows(connection, ANSWERS, rows.answers)
     insert_rows(connection, ANSWER_ITEMS, rows.items)
-    insert_rows(connection, QUEUES, sorted(rows.queues), replace=True)
+    insert_rows(connection, QUEUES, sorted(rows.queues), Existing.KEPT)
+    insert_rows(connection, SKILL_SETS, sorted(rows.skill_sets), Existing.KEPT)
     insert_rows(connection, REVIEWS, rows.reviews)
+    insert_rows(connection, SUBJECTS, rows.subjects)
+    if secret:
+        for i in kept:
+            gold.weave(transaction, secret, commits[i].answer, commits[i].tasks)
     transaction.append(rows.log)
     return outcomes
 
@@ -92,9 +101,10 @@ def read_answer(connection: Connection, tenant: str, answer_id: AnswerId) -> Ans
     return Answer(answer_id, tenant, first["route"], first["created_s"], items, first["revision"], *promise)
 
 
-def closed(connection: Connection, ids: Sequence[AnswerId]) -> list[AnswerId]:
-    """Which of *ids* nothing is undecided about."""
-    return [AnswerId(found) for found in connection.execute(_CLOSED, {"ids": ids}).scalars()]
+def revisions_of(connection: Connection, ids: Sequence[AnswerId]) -> dict[AnswerId, tuple[int, bool]]:
+    """The revisions of *ids*, as far as these exist, and whether nothing is undecided about them."""
+    found = connection.execute(_REVISIONS, {"ids": ids})
+    return {AnswerId(row.id): (row.revision, row.closed_s is not None) for row in found}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +134,14 @@ def add_feedback(transaction: Transaction, feedback: Feedback, route: str | None
         route = answered_route(found, feedback)
     f = feedback
     row: Row = (f.answer_id, f.item, f.source, f.tenant, route, f.label, transaction.now_s)
-    insert_rows(transaction.connection, FEEDBACK, [row], replace=True)
+    insert_rows(transaction.connection, FEEDBACK, [row], Existing.REPLACED)
+
+
+def forget_feedback(transaction: Transaction, answer_id: AnswerId, item: int, source: str) -> None:
+    """Forget what *source* has said of an item."""
+    c = FEEDBACK.c
+    said = delete(FEEDBACK).where(c.answer_id == answer_id, c.item == item, c.source == source)
+    transaction.connection.execute(said)
 
 
 def answered_route(answer: Answer | None, feedback: Feedback) -> str:
@@ -154,7 +171,7 @@ def _finish_keys(
     transaction: Transaction, commits: Mapping[int, Commit], outcomes: list[PointsmanError | None]
 ) -> None:
     finishes = [
-        keys.Finish(c.key, c.fence, c.answer.id, None if c.tasks else transaction.now_s + keys.KEEP_S)
+        keys.Finish(c.key, c.fence, c.answer.id, None if c.tasks else transaction.key_ends_s)
         for c in commits.values()
         if c.key is not None
     ]
@@ -162,23 +179,43 @@ def _finish_keys(
         outcomes[i] = outcome
 
 
-def _rows(commit: Commit, now_s: float) -> _Rows:
-    answer, tasks = commit.answer, {task.item: task for task in commit.tasks}
-    if len(tasks) != len(commit.tasks) or not set(tasks) <= set(answer.open_items):
+def _outputs(answer: Answer) -> list[bytes | None]:
+    """Every item's outputs, encoded; None where it has none.
+
+    Raises:
+        InvalidInput: they, or its label, cannot be kept.
+    """
+    for item in answer.items:
+        if item.label is not None and not item.label.isprintable():
+            check_label(item.label)
+    return [None if item.outputs is None else codec.encode_tensors(item.outputs) for item in answer.items]
+
+
+def _tasks_by_item(commit: Commit) -> dict[int, ReviewTask]:
+    tasks = {task.item: task for task in commit.tasks}
+    open_items = commit.answer.open_items
+    if len(tasks) != len(commit.tasks) or not set(tasks) <= set(open_items):
         raise ValueError(
-            f"tasks are for items {[task.item for task in commit.tasks]}, open are {answer.open_items}. This is a bug.",
+            f"tasks are for items {[task.item for task in commit.tasks]}, open are {open_items}. This is a bug.",
         )
-    rows = _Rows()
+    return tasks
+
+
+def _add(rows: _Rows, commit: Commit, encoded: Sequence[bytes | None], now_s: float, secret: bytes) -> None:
+    """Add the rows of *commit*, whose items' outputs are *encoded*; *secret* draws, see `gateway.store.draws`."""
+    answer = commit.answer
+    tasks = _tasks_by_item(commit) if commit.tasks else {}
     created_s = float(answer.created_s)
     closed_s = None if tasks else now_s
     promise = (_finite(answer.max_error), answer.certified)
     rows.answers.append((answer.id, answer.tenant, answer.route, created_s, answer.revision, *promise, closed_s))
-    for i, item in enumerate(answer.items):
+    if answer.subject is not None:
+        rows.subjects.append((answer.id, answer.tenant, answer.subject, created_s))
+    for i, (item, outputs) in enumerate(zip(answer.items, encoded, strict=True)):
         trail = codec.encode_trail(item.trail)
-        outputs = None if item.outputs is None else codec.encode_tensors(item.outputs)
         confidence = _finite(item.confidence)
-        reason = None if item.reason is None else item.reason.value
-        said = (item.status.value, item.stage, item.label, confidence, item.decided_by, reason)
+        reason = None if item.reason is None else str(item.reason)
+        said = (str(item.status), item.stage, item.label, confidence, item.decided_by, reason)
         task = tasks.get(i)
         is_kept = outputs is None or len(outputs) <= KEPT_BYTES or task is not None or commit.key is not None
         rows.items.append((answer.id, i, *said, trail, outputs if is_kept else None))
@@ -196,20 +233,37 @@ def _rows(commit: Commit, now_s: float) -> _Rows:
                 reason=reason,
                 trail=trail,
                 outputs_sha256=None if outputs is None else hashlib.sha256(outputs).digest(),
-                payload_sha256=None if task is None else hashlib.sha256(task.payload).digest(),
+                payload_sha256=commit.digests[i] if commit.digests else _digest(commit, i),
             ),
         )
         if task is not None:
-            rows.queues.add((task.queue,))
-            rows.reviews.append(_review(answer, task, now_s))
-    return rows
+            rows.queues |= {(queue,) for queue in (task.queue, task.quality.adjudicate) if queue is not None}
+            if task.skills:
+                rows.skill_sets.add((codec.encode_labels(task.skills),))
+            wants_second = draws.wants_second(secret, answer, task)
+            panel = opinions.columns_of(task.quality, wants_second=wants_second)
+            rows.reviews.append(new_review(answer, task, panel, now_s))
 
 
-def _review(answer: Answer, task: ReviewTask, now_s: float) -> Row:
-    place = (answer.id, task.item, answer.tenant, answer.route, task.queue, float(task.due_s), now_s)
-    state = (ReviewState.OPEN.value, 0, None, None, None, None)
-    shown = (codec.encode_labels(task.labels), codec.encode_proposals(task.proposals), task.payload)
-    return (new_answer_id(now_s), *place, *state, task.reason.value, task.content_type, *shown)
+def with_digests(commit: Commit) -> Commit:
+    """*commit* with the digests of its inputs instead of these."""
+    digests = tuple(_digest(commit, index) for index in range(len(commit.answer.items)))
+    return replace(commit, answer=replace(commit.answer, inputs=None), digests=digests)
+
+
+def _digest(commit: Commit, index: int) -> bytes | None:
+    """Of the item's input as it was sent; None where it was not seen."""
+    inputs, key = commit.answer.inputs, commit.store_key
+    if inputs is None or key is None:
+        return None
+    if len(inputs.inputs) == 1:  # one run of bytes, the usual case: as `sha256sum` would have it
+        (tensor,) = inputs.inputs.values()
+        if tensor.datatype is Datatype.BYTES and not isinstance(tensor.data, Ragged):
+            elements = tensor.numpy()
+            if elements.size == inputs.size:
+                return key.of_input(bytes(elements.reshape(-1)[index]))
+    own = {name: tensor.rows(index, index + 1) for name, tensor in inputs.inputs.items()}
+    return key.of_input(*codec.encoded_parts(own))
 
 
 def _item(row: RowMapping) -> ItemAnswer:
@@ -231,7 +285,9 @@ def _finite(number: float | None) -> float | None:
 
 
 _KNOWN = select(ANSWERS.c.id).where(ANSWERS.c.id.in_(bindparam("ids", expanding=True)))
-_CLOSED = _KNOWN.where(ANSWERS.c.closed_s.is_not(None))
+_REVISIONS = select(ANSWERS.c.id, ANSWERS.c.revision, ANSWERS.c.closed_s).where(
+    ANSWERS.c.id.in_(bindparam("ids", expanding=True))
+)
 _ANSWER = (
     select(*(ANSWERS.c[name] for name in ("route", "created_s", "revision", "max_error", "certified")), ANSWER_ITEMS)
     .join(ANSWER_ITEMS, ANSWER_ITEMS.c.answer_id == ANSWERS.c.id)

@@ -13,7 +13,8 @@ import time
 import orjson
 from sqlalchemy import Connection, LargeBinary, RowMapping, cast, func, select
 
-from gateway.store.bulk import Row, insert_rows
+from gateway.store.bulk import Existing, Row, insert_rows
+from gateway.store.database import hold
 from gateway.store.schema import CERTIFICATES, CERTIFICATION_LOOKS
 from router.certificate import Certificate
 
@@ -26,15 +27,13 @@ _LAST_LOOK = select(_L.look, _L.evidence).order_by(_L.look.desc()).limit(1)
 
 def add(connection: Connection, certificate: Certificate) -> None:
     """Keep *certificate*, within *connection*'s transaction; one that is there stays as it is."""
-    known = connection.execute(select(_C.id).where(_C.id == certificate.id)).first()
-    if known is None:
-        body = orjson.dumps(certificate.to_dict(), option=orjson.OPT_SORT_KEYS).decode()
-        insert_rows(connection, CERTIFICATES, [(*_columns(certificate), body)])
+    body = orjson.dumps(certificate.to_dict(), option=orjson.OPT_SORT_KEYS).decode()
+    insert_rows(connection, CERTIFICATES, [(*_columns(certificate), body)], Existing.KEPT)
 
 
 def read(connection: Connection, route: str | None) -> list[Certificate]:
     """The certificates of *route*, or all, newest first; those that were altered are left out."""
-    query = _CERTIFICATES.order_by(_C.created_s.desc(), _C.id)
+    query = _CERTIFICATES[connection.dialect.name].order_by(_C.created_s.desc(), _C.id)
     if route is not None:
         query = query.where(_C.route == route)
     found = [_certificate(row) for row in connection.execute(query).mappings()]
@@ -43,6 +42,7 @@ def read(connection: Connection, route: str | None) -> list[Certificate]:
 
 def add_look(connection: Connection, route: str, subject: str, evidence: str) -> int:
     """Count a look, within *connection*'s transaction, unless the last one was at the same *evidence*; its number."""
+    hold(connection, "look", route, subject)
     last = connection.execute(_LAST_LOOK.where(_L.route == route, _L.subject == subject)).first()
     if last is not None and last.evidence == evidence:
         return int(last.look)
@@ -74,5 +74,8 @@ def _columns(certificate: Certificate) -> Row:
 
 
 _SEARCHED = ("id", "route", "max_error", "created_s", "valid_until_s")
-# The body as bytes: of a text that is none, the driver would fail the query, and with it every other certificate.
-_CERTIFICATES = select(*(_C[name] for name in _SEARCHED), cast(_C.body, LargeBinary).label("body"))
+# SQLite's as bytes: of a text that is none, the driver would fail the query, and with it every other certificate.
+_CERTIFICATES = {
+    "sqlite": select(*(_C[name] for name in _SEARCHED), cast(_C.body, LargeBinary).label("body")),
+    "postgresql": select(*(_C[name] for name in _SEARCHED), _C.body),
+}

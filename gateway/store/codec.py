@@ -19,18 +19,22 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import orjson
 
 from backends.contract import Datatype, HostArray, Ragged, Tensor, Tensors
 from backends.errors import InvalidInput
-from gateway.answer import StageRecord
+from gateway.answer import StageRecord, StageRun
 from gateway.store.contract import Proposal
 from router.contract import Decision, Reason
 
 _VERSION = 1
 _ARRAY, _RAGGED = 0, 1
+_COPIED_BYTES = 4096
+_LITTLE = {datatype: datatype.numpy.newbyteorder("<") for datatype in Datatype}
 _U8, _U16, _U32, _U64 = (struct.Struct(f) for f in ("<B", "<H", "<I", "<Q"))
 
 
@@ -40,18 +44,21 @@ def encode_tensors(tensors: Tensors) -> bytes:
     Raises:
         InvalidInput: elements are not in host memory, or a BYTES element is neither bytes nor text.
     """
-    parts = [_U8.pack(_VERSION), _U16.pack(len(tensors))]
+    return b"".join(encoded_parts(tensors))
+
+
+def encoded_parts(tensors: Tensors) -> Sequence[bytes | memoryview]:
+    """What `encode_tensors` joins; of large tensors, views of their elements."""
+    parts: list[bytes | memoryview] = [_U8.pack(_VERSION), _U16.pack(len(tensors))]
     for name, tensor in tensors.items():
-        encoded, datatype = name.encode(), tensor.datatype.encode()
-        parts += (_U16.pack(len(encoded)), encoded, _U8.pack(len(datatype)), datatype)
         if isinstance(tensor.data, Ragged):
-            parts += (_U8.pack(_RAGGED), _shape(tensor.shape), _U32.pack(len(tensor.data.rows)))
+            parts += (_head(name, tensor.datatype, _RAGGED, tensor.shape), _U32.pack(len(tensor.data.rows)))
             for row in tensor.data.rows:
                 parts += (struct.pack(f"<{row.ndim}q", *row.shape), *_block(name, tensor.datatype, row))
         else:
             array = tensor.numpy()
-            parts += (_U8.pack(_ARRAY), _shape(array.shape), *_block(name, tensor.datatype, array))
-    return b"".join(parts)
+            parts += (_head(name, tensor.datatype, _ARRAY, array.shape), *_block(name, tensor.datatype, array))
+    return parts
 
 
 def decode_tensors(data: bytes) -> dict[str, Tensor]:
@@ -95,6 +102,8 @@ def decode_trail(text: str) -> tuple[StageRecord, ...]:
             Decision(record["decision"]),
             None if record["reason"] is None else Reason(record["reason"]),
             record.get("detail", ""),
+            _run_in(record["run"]) if "run" in record else None,
+            record.get("traits"),
         )
         for record in orjson.loads(text)
     )
@@ -120,8 +129,13 @@ def decode_labels(text: str) -> tuple[str, ...]:
     return tuple(orjson.loads(text))
 
 
-def _stage(record: StageRecord) -> dict[str, str | float | None]:
-    said: dict[str, str | float | None] = {
+def encode_work(human_s: float | None) -> str:
+    """What a decision's row of the log says: the seconds that its review was held; as JSON."""
+    return "[]" if human_s is None else orjson.dumps([{"human_s": round(human_s, 3)}]).decode()
+
+
+def _stage(record: StageRecord) -> dict[str, Any]:  # Any: JSON
+    said: dict[str, Any] = {
         "stage": record.stage,
         "version": record.version,
         "label": record.label,
@@ -131,7 +145,30 @@ def _stage(record: StageRecord) -> dict[str, str | float | None]:
     }
     if record.detail:
         said["detail"] = record.detail
+    if record.run is not None:
+        said["run"] = _run(record.run)
+    if record.traits is not None:
+        said["traits"] = record.traits
     return said
+
+
+def _run(run: StageRun) -> dict[str, Any]:
+    """Times to the microsecond, in milliseconds."""
+    return {
+        "took_ms": round(1e3 * run.took_s, 3),
+        "model_ms": None if run.model_s is None else round(1e3 * run.model_s, 3),
+        "batch": run.batch,
+        "batch_size": run.batch_size,
+        "cost": None if run.cost_ms is None else round(run.cost_ms, 3),
+        "threshold": run.threshold,
+        "certificate": run.certificate,
+    }
+
+
+def _run_in(said: dict[str, Any]) -> StageRun:
+    took, model = said["took_ms"] / 1e3, said["model_ms"]
+    batch = (None if model is None else model / 1e3, said["batch"], said["batch_size"], said["cost"])
+    return StageRun(took, *batch, said["threshold"], said["certificate"])
 
 
 class _Reader:
@@ -158,16 +195,23 @@ class _Reader:
         return struct.unpack(f"<{rank}q", self.view(8 * rank))
 
 
-def _shape(shape: tuple[int, ...]) -> bytes:
-    return struct.pack(f"<B{len(shape)}q", len(shape), *shape)
+@lru_cache(512)  # one answer's outputs are named and shaped as the last one's
+def _head(name: str, datatype: Datatype, kind: int, shape: tuple[int, ...]) -> bytes:
+    """What stands before a tensor's blocks."""
+    encoded, wire = name.encode(), datatype.encode()
+    rank = len(shape)
+    layout = f"<H{len(encoded)}sB{len(wire)}sBB{rank}q"
+    return struct.pack(layout, len(encoded), encoded, len(wire), wire, kind, rank, *shape)
 
 
-def _block(name: str, datatype: Datatype, array: HostArray) -> tuple[bytes, bytes]:
+def _block(name: str, datatype: Datatype, array: HostArray) -> tuple[bytes, bytes | memoryview]:
     if datatype is Datatype.BYTES:
         raw = b"".join(_prefixed(name, element) for element in array.ravel().tolist())
-    else:
-        raw = array.astype(datatype.numpy.newbyteorder("<"), copy=False).tobytes()
-    return _U64.pack(len(raw)), raw
+        return _U64.pack(len(raw)), raw
+    little = array.astype(_LITTLE[datatype], copy=False)
+    if little.nbytes <= _COPIED_BYTES:  # which takes less than a view
+        return _U64.pack(little.nbytes), little.tobytes()
+    return _U64.pack(little.nbytes), np.ascontiguousarray(little).reshape(-1).view(np.uint8).data
 
 
 def _prefixed(name: str, element: object) -> bytes:

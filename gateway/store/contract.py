@@ -1,28 +1,42 @@
 """What the gateway asks of its store, whatever database is behind it.
 
-**An acknowledgement means committed.** When `commit`, `decide`, `finish_key` or `add_certificate` has returned, the
-effect survives `kill -9` and power loss. When one raises, the effect may or may not be there, and calling again is
-safe.
+**An acknowledgement means committed.** When `commit`, `decide`, `correct`, `undo`, `cancel`, `finish_key` or
+`add_certificate` has returned, the effect survives `kill -9` and power loss. When one raises, the effect may or may not
+be there, and calling again is safe.
 
 **State machines.** A review is open → claimed → decided; a claim that is released, or whose lease runs out, reopens it
-under a new fence. An idempotency key is absent → in progress (under a lease and a fence) → done. CHECK constraints and
-fenced updates hold both; no caller can skip a state.
+under a new fence, and so do its reviewer who takes the decision back in time, and an opinion that does not decide it
+yet (see `Panel`). One that is due and undecided moves on to another queue, or is marked as overdue; neither decides it.
+Undecided, it can also be cancelled, by who asked for the answer, or expire; both are for good. An idempotency key is
+absent → in progress (under a lease and a fence) → done. CHECK constraints and fenced updates hold both; no caller can
+skip a state.
+
+**Revisions.** Whatever changes an answer after its first reply makes a revision of it, numbered from 2; who changed
+what, and what was there before, is kept as long as the answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
-from backends.errors import Code
-from gateway.answer import Answer, AnswerId, StageRecord
+from backends.errors import Code, Conflict
+from gateway.answer import Answer, AnswerId, Revision, StageRecord
+from gateway.people.scope import EVERYTHING, Scope
+from gateway.store.audit import LogRow
 from router.certificate import Certificate
-from router.contract import Reason
+from router.contract import ONE_PERSON, USUAL_PRIORITY, LabelQuality, Reason
+
+Known: TypeAlias = Callable[[str], Collection[str]]
+"""The labels that can be chosen of a route, by its name."""
 
 KEY_LEASE_S = 60.0
 """Seconds that an idempotency key is held after `claim_key` and after each `renew_key`."""
+
+UNDO_LEASE_S = 300.0
+"""Seconds that a review is claimed for whoever has taken their decision about it back; it does not expire sooner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +87,21 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True)
+class CanaryHalt:
+    """A version of a route that gets no traffic any more, as it was worse than the stable one; see `gateway.halts`.
+
+    Attributes:
+        at_s: when it was halted, Unix time in seconds.
+        why: in words.
+    """
+
+    route: str
+    version: str
+    at_s: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReviewTask:
     """An item handed to people.
 
@@ -81,7 +110,11 @@ class ReviewTask:
         due_s: Unix time by which a person should have decided, in seconds.
         labels: what can be chosen, in order; empty for free text.
         payload: the input as its sender sent it (an image file, a text), for the person to see.
-        content_type: media type of the payload.
+        content_type: media type of the payload; "" where that is not kept any more (`is_forgotten`).
+        expires_s: Unix time from which on nobody is asked any more, in seconds; None: it waits for ever.
+        priority: 1 is decided first.
+        skills: what whoever decides it must have, beside the skills that its queue asks for.
+        quality: how many people are asked, and how they are checked.
     """
 
     item: int
@@ -92,6 +125,65 @@ class ReviewTask:
     content_type: str
     proposals: tuple[Proposal, ...]
     reason: Reason
+    expires_s: float | None = None
+    priority: int = USUAL_PRIORITY
+    skills: tuple[str, ...] = ()
+    quality: LabelQuality = ONE_PERSON
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether what was shown is gone, by its retention or an erasure."""
+        return not self.content_type
+
+
+class SaidBefore(Conflict):
+    """A reviewer wants a review of an item that they have given an opinion on."""
+
+
+class Purpose(StrEnum):
+    """What becomes of a review's label."""
+
+    DECIDE = "decide"  # it is the item's answer
+    SECOND = "second"  # it is compared with the label of the one who decided
+    GOLD = "gold"  # it is compared with the known answer
+
+
+class SecondOpinion(StrEnum):
+    """How far the second opinion on an item is that one person decided."""
+
+    NONE = "none"
+    DRAWN = "drawn"  # to be asked for once the item is decided
+    ASKED = "asked"
+    GIVEN = "given"
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Whom a review is asked of.
+
+    Attributes:
+        subject: what opinions are about: the answer, or the gold item; of one subject's item nobody is asked twice.
+        needed: how many must give the same label.
+        of: how many are asked at most.
+        adjudicate: the queue of the one who decides where they differ; None: see `LabelQuality` and `Purpose.SECOND`.
+        adjudicating: they have differed, and that one is asked.
+        blind: neither proposals nor anybody's label may be shown.
+        second: of an item that one person decides.
+    """
+
+    purpose: Purpose = Purpose.DECIDE
+    subject: str = ""
+    needed: int = 1
+    of: int = 1
+    adjudicate: str | None = None
+    adjudicating: bool = False
+    blind: bool = False
+    second: SecondOpinion = SecondOpinion.NONE
+
+    @property
+    def is_asked_of_others(self) -> bool:
+        """Whether somebody may have given an opinion on it who must not give another."""
+        return self.needed > 1 or self.purpose is not Purpose.DECIDE
 
 
 class ReviewState(StrEnum):
@@ -100,6 +192,13 @@ class ReviewState(StrEnum):
     OPEN = "open"
     CLAIMED = "claimed"
     DECIDED = "decided"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether somebody can still decide it."""
+        return self in (ReviewState.OPEN, ReviewState.CLAIMED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +210,13 @@ class Review:
         reviewer: who holds or decided it; None while open.
         lease_s: seconds left of the claim, as of the read; None unless claimed.
         label: what was decided; None before.
-        created_s: Unix time, in seconds.
+        created_s: Unix time, in seconds, as `overdue_s`.
+        escalations: how often it has moved on to another queue.
+        recalled: it is due, and moves on when its holder's lease ends, which is not renewed any more.
+        overdue_s: since when it is known to be due and undecided, with no other queue to go to; None where it is not.
+        panel: whom it is asked of.
+        opinions: the labels that differ, for the one who adjudicates; none before, and none in lists.
+        claimed_s: since when its holder holds it, as a Unix time; None where nobody does.
     """
 
     id: str
@@ -125,6 +230,211 @@ class Review:
     label: str | None
     created_s: float
     task: ReviewTask
+    escalations: int = 0
+    recalled: bool = False
+    overdue_s: float | None = None
+    panel: Panel = Panel()
+    opinions: tuple[str, ...] = ()
+    claimed_s: float | None = None
+
+    def held_s(self, now_s: float) -> float | None:
+        """The seconds that its holder has had it at a Unix time in seconds; None where nobody has."""
+        return None if self.claimed_s is None else max(0.0, now_s - self.claimed_s)
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether neither proposals nor anybody's label may be shown."""
+        return self.panel.blind
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether it is like no other whatever its input: its label is for itself, or settles what people differ on."""
+        return self.panel.blind or self.panel.adjudicating
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The queue to which reviews of another one go that are due and undecided, and the seconds that they get there."""
+
+    queue: str
+    due_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Escalated:
+    """A review that was due and undecided.
+
+    Attributes:
+        queue: where it was.
+        to: the queue where it is now; None where there is none, and it stays, overdue.
+        due_s: Unix time by which it should be decided now, in seconds.
+    """
+
+    review_id: str
+    tenant: str
+    route: str
+    queue: str
+    to: str | None
+    due_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A review that somebody has taken. Unix times, in seconds.
+
+    Attributes:
+        arrived_s: when it came to its queue.
+        claimed_s: when who decided it, or holds it, took it.
+        decided_s: None where it is not decided.
+    """
+
+    priority: int
+    reviewer: str
+    arrived_s: float
+    claimed_s: float
+    decided_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What one tenant's reviews in a queue are like.
+
+    Attributes:
+        undecided: how many, by priority.
+        claimed: how many of these are held.
+        unclaimed_since_s: Unix time since when the oldest of those at the head of their priorities waits, in seconds;
+            None where none is open.
+        taken: those that are held, and the latest that were decided, in any order.
+        is_cut: others were decided before.
+    """
+
+    tenant: str
+    queue: str
+    undecided: Mapping[int, int]
+    claimed: int
+    unclaimed_since_s: float | None
+    taken: tuple[Taken, ...]
+    is_cut: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the last of an answer's reviews stands in a queue.
+
+    Attributes:
+        ahead: undecided ones before it; what is beyond `MOST_AHEAD` is not counted.
+    """
+
+    queue: str
+    priority: int
+    ahead: int
+
+
+MOST_AHEAD = 10_000
+
+
+class OpinionKind(StrEnum):
+    """What a person was asked for."""
+
+    PANEL = "panel"  # one of several opinions that decide together
+    FIRST = "first"  # the decision that a second opinion is compared with
+    SECOND = "second"
+    ADJUDICATION = "adjudication"
+    GOLD = "gold"
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What one person said of an item that others are asked about too, or whose answer is known.
+
+    Attributes:
+        subject, item: what it is about; see `Panel`.
+        number: which opinion on it this is, from 1; None of gold items.
+        truth: the known answer; None but of gold items.
+        settles: where opinions on the item differ, somebody decides.
+        at_s: Unix time, in seconds.
+    """
+
+    subject: str
+    item: int
+    reviewer: str
+    number: int | None
+    kind: OpinionKind
+    tenant: str
+    route: str
+    queue: str
+    label: str
+    truth: str | None
+    settles: bool
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class QualityCounts:
+    """What a queue's checks have come to, over all tenants.
+
+    Attributes:
+        gold_right, gold_wrong: labels of gold items.
+        seconds_agreed, seconds_differed: second opinions.
+        seconds_asked: those that nobody has given yet.
+    """
+
+    gold_right: int = 0
+    gold_wrong: int = 0
+    seconds_agreed: int = 0
+    seconds_differed: int = 0
+    seconds_asked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GoldItem:
+    """An item whose true label is known.
+
+    Attributes:
+        label: that one.
+        proposals: what models would have answered; where there are none, it is asked blindly, as second opinions are.
+    """
+
+    tenant: str
+    queue: str
+    label: str
+    payload: bytes
+    content_type: str
+    proposals: tuple[Proposal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GoldCount:
+    """How many gold items a queue has, and how many labels they were given."""
+
+    items: int
+    labels: int
+
+
+class SecondLabel(StrEnum):
+    """What a blind second opinion came to, beside the label of the one who decided."""
+
+    NONE = "none"  # nobody was to give one
+    ASKED = "asked"  # nobody has given it yet
+    AGREED = "agreed"
+    DIFFERED = "differed"
+    UPHELD = "upheld"  # it differed, and whoever adjudicated gave the label that was decided
+    OVERRULED = "overruled"  # it differed, and whoever adjudicated gave another than was decided
+
+    @property
+    def is_given(self) -> bool:
+        """Whether two people have labelled the item."""
+        return self not in (SecondLabel.NONE, SecondLabel.ASKED)
+
+    @property
+    def differs(self) -> bool:
+        """Whether these two said different things."""
+        return self.is_given and self is not SecondLabel.AGREED
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the label that was decided cannot be relied on."""
+        return self in (SecondLabel.DIFFERED, SecondLabel.OVERRULED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +448,7 @@ class LabelledItem:
             or they disagree.
         disputed: no person has decided, and those who gave feedback disagree.
         by_person: the label is a person's decision.
+        second: what another person said of it, blindly.
     """
 
     answer_id: AnswerId
@@ -148,6 +459,72 @@ class LabelledItem:
     label: str | None
     disputed: bool = False
     by_person: bool = False
+    second: SecondLabel = SecondLabel.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Somebody took a review.
+
+    Attributes:
+        at_s: Unix time, in seconds, as `returned_s`: when they put it back; None where they have not.
+    """
+
+    fence: int
+    reviewer: str
+    at_s: float
+    returned_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What *source* said about an item, as feedback, at a Unix time in seconds."""
+
+    source: str
+    label: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewHistory:
+    """All that is known of how an item came to a person, and what became of it there.
+
+    Attributes:
+        review: as it is, its payload left out.
+        requested_s: Unix time of the request, in seconds.
+        trail: what every stage said of the item, in order.
+        log: what the decision log has of the item, by time; without rows that were pruned from it.
+        decided_s: Unix time at which the review was decided, in seconds; None where it is not.
+        claims: by time; none of those that were made before the store kept them.
+        statements: feedback of whomever, by time; a person's decision is one as well.
+        deliveries: messages about the answer that the item is part of, by time; without those that were forgotten.
+    """
+
+    review: Review
+    requested_s: float
+    trail: tuple[StageRecord, ...]
+    log: tuple[LogRow, ...]
+    decided_s: float | None
+    claims: tuple[Claim, ...]
+    statements: tuple[Statement, ...]
+    deliveries: tuple[Delivery, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueWork:
+    """What one tenant's people, or one of them, have before them in a queue.
+
+    Attributes:
+        overdue: of the open and the claimed ones.
+        oldest_s: Unix time since when the oldest waits, open or claimed, in seconds.
+        due_s: Unix time when the first is due, in seconds.
+    """
+
+    open: int
+    claimed: int
+    overdue: int
+    oldest_s: float
+    due_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +536,79 @@ class QueueDepth:
     oldest_s: float | None
 
 
+class OutboxState(StrEnum):
+    """Where a message is."""
+
+    WAITING = "waiting"
+    DELIVERED = "delivered"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a webhook, or whoever reads a mailbox, is to be told.
+
+    Attributes:
+        id: the same at every attempt.
+        webhook: its name; of mail, that of its addressees (`gateway.notices`).
+        body: what is sent, as JSON.
+    """
+
+    id: str
+    webhook: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message in the store.
+
+    Attributes:
+        answer_id: what it is about; "" where it is about no answer.
+        created_s: Unix time, in seconds, as `next_s`: when the next attempt is due.
+        attempts: those that ended.
+        last: what the receiver said to the last one, or what went wrong; "" before the first.
+    """
+
+    message: Message
+    tenant: str
+    answer_id: AnswerId
+    created_s: float
+    state: OutboxState
+    attempts: int
+    next_s: float
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxDepth:
+    """How many messages of a webhook wait, and are dead; and since when the oldest waits (Unix time in seconds)."""
+
+    waiting: int
+    dead: int
+    oldest_s: float | None
+
+
+class Outbox(Protocol):
+    """What whoever delivers messages asks of a store. Safe on one event loop."""
+
+    async def take_messages(self, webhooks: Mapping[str, int], lasting_s: float) -> Sequence[Delivery]:
+        """Messages that are due, of each of *webhooks* as many as it says; due again after *lasting_s* seconds."""
+        ...
+
+    async def end_message(self, message_id: str, state: OutboxState, told: str) -> None:
+        """A message was delivered, or is dead; *told*: what was said to it, or what went wrong."""
+        ...
+
+    async def postpone_message(self, message_id: str, wait_s: float, told: str) -> None:
+        """An attempt failed; the next is due in *wait_s* seconds."""
+        ...
+
+    async def outbox_depths(self) -> Mapping[str, OutboxDepth]:
+        """The webhooks that have messages which wait or are dead."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Maintenance:
     """What one round of upkeep did."""
@@ -167,6 +617,7 @@ class Maintenance:
     answers_purged: int
     size_bytes: int
     full: bool
+    reviews_expired: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +639,80 @@ class StoreStatistics:
     size_bytes: int
     limit_bytes: int
     full: bool
+
+
+class NoticeKind(StrEnum):
+    """What reviewers are told of a review."""
+
+    NEW = "new"
+    DUE = "due"
+
+
+@dataclass(frozen=True, slots=True)
+class NoticeRule:
+    """Which reviews are told of, to whom, and how often at most.
+
+    Attributes:
+        id: what it has told by; another one tells everything anew.
+        kinds: what is told.
+        ahead_s: seconds before a review is due from which on it counts as due.
+        every_s: least seconds between two messages.
+    """
+
+    id: str
+    tenant: str
+    queue: str
+    kinds: frozenset[NoticeKind]
+    ahead_s: float = 0.0
+    every_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a rule has to tell.
+
+    Attributes:
+        new, due: reviews that it has not told of before.
+        waiting: all that are undecided in its queue.
+        first_due_s: when the first of these is due, as Unix time in seconds.
+    """
+
+    rule: NoticeRule
+    new: int
+    due: int
+    waiting: int
+    first_due_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """What is to be erased: all that an answer's inputs may be read from.
+
+    Attributes:
+        by: who asks, for the log; `operator:NAME`.
+        subject: of every answer about them, as callers name them; or
+        answer_id: of this answer.
+    """
+
+    tenant: str
+    by: str
+    subject: str | None = None
+    answer_id: AnswerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What an erasure did.
+
+    Attributes:
+        answers: that held something which is gone now; 0 where it was erased before.
+        reviews: that were open, and are cancelled.
+        is_overwritten: no page of the store's file has it any more; False where that is left to do.
+    """
+
+    answers: int
+    reviews: int
+    is_overwritten: bool
 
 
 class CertificationStore(Protocol):
@@ -236,8 +761,48 @@ class CertificationStore(Protocol):
         ...
 
 
-class Store(CertificationStore, Protocol):
-    """Answers, review items, idempotency keys, the decision log, feedback and certificates. Safe on one event loop."""
+class InboxStore(Protocol):
+    """What the review inbox asks of a store beside taking and deciding reviews. Safe on one event loop."""
+
+    async def queue_work(self, tenant: str, scope: Scope = EVERYTHING) -> Mapping[str, QueueWork]:
+        """The queues in which anything of *tenant* is undecided that *scope* admits."""
+        ...
+
+    async def alike(
+        self, tenant: str, review_id: str, limit: int, *, among: Sequence[str] | None = None
+    ) -> Sequence[Review]:
+        """Undecided reviews that ask the same about the same input as one does, which is one of them.
+
+        The same input: of equal digest and media type. The same question: of the same queue and route, with the same
+        labels. Those that stand alone are like no other. In the order in which they are to be decided, and without
+        their payloads.
+
+        Args:
+            tenant: whose reviews.
+            review_id: the one.
+            limit: most that are given: the one, and the newest of the others.
+            among: the ids that are looked at; None: all.
+
+        Raises:
+            NotFound: *tenant* has no such review.
+        """
+        ...
+
+    async def input_digests(self, tenant: str, review_ids: Sequence[str]) -> Mapping[str, bytes]:
+        """The keyed digests of the inputs of those of *review_ids* that *tenant* has, as the decision log has them."""
+        ...
+
+    async def glance(self, tenant: str, review_id: str) -> Review | None:
+        """As `Store.review`, the payload left out."""
+        ...
+
+    async def history(self, tenant: str, review_id: str) -> ReviewHistory | None:
+        """The way that an item took; None where *tenant* has no such review."""
+        ...
+
+
+class Store(CertificationStore, InboxStore, Outbox, Protocol):
+    """Answers, reviews, idempotency keys, decision log, feedback, messages, certificates. Safe on one event loop."""
 
     async def claim_key(self, key: RequestKey, fingerprint: bytes) -> KeyClaim:
         """Take *key* for a request whose canonical body hashes to *fingerprint* (SHA-256, 32 bytes)."""
@@ -292,10 +857,12 @@ class Store(CertificationStore, Protocol):
         *,
         after: str | None = None,
         limit: int = 50,
+        scope: Scope = EVERYTHING,
     ) -> Sequence[Review]:
-        """Reviews by due time, oldest first, from behind the id *after*; of every state where *state* is None.
+        """Reviews in the order in which they are to be decided, from behind the id *after*; those that *scope* admits.
 
-        Their payloads are left out (empty): `review` and `claim` give them.
+        That is by priority, then by due time; of every state where *state* is None. Their payloads are left out
+        (empty): `review` and `claim` give them.
         """
         ...
 
@@ -303,17 +870,45 @@ class Store(CertificationStore, Protocol):
         """One review; None where *tenant* has no such review."""
         ...
 
-    async def claim(self, tenant: str, review_id: str, reviewer: str, lease_s: float) -> Review:
+    async def claim(
+        self, tenant: str, review_id: str, reviewer: str, lease_s: float, scope: Scope = EVERYTHING
+    ) -> Review:
         """Give an open review, or one that *reviewer* already holds, to *reviewer*.
 
         Raises:
             NotFound: *tenant* has no such review.
+            PermissionDenied: *scope* does not admit it.
             Conflict: somebody else holds it, or it is decided.
+            SaidBefore: *reviewer* has given an opinion on its item.
         """
         ...
 
-    async def claim_next(self, tenant: str, queue: str, reviewer: str, lease_s: float) -> Review | None:
-        """Give *reviewer* the review they hold in *queue*, else the open one due first; None where none is open."""
+    async def claim_next(
+        self, tenant: str, queue: str, reviewer: str, lease_s: float, scope: Scope = EVERYTHING
+    ) -> Review | None:
+        """Give *reviewer* the review they hold in *queue*, else the first open one that *scope* admits; None: none is.
+
+        The first is of the best priority, and among these due first. One on whose item they have given an opinion is
+        not for them.
+        """
+        ...
+
+    async def renew(self, tenant: str, review_id: str, reviewer: str, fence: int, lease_s: float) -> Review:
+        """Hold a claimed review for another *lease_s*; for what was left where it is recalled.
+
+        Raises:
+            NotFound: *tenant* has no such review.
+            Conflict: *reviewer* does not hold it under *fence*.
+        """
+        ...
+
+    async def assign(self, tenant: str, review_id: str, reviewer: str, fence: int, lease_s: float) -> Review:
+        """Give a review that is undecided, and has *fence* still, to *reviewer*, whoever holds it; under a new fence.
+
+        Raises:
+            NotFound: *tenant* has no such review.
+            Conflict: it is decided, or somebody has claimed it since it was read.
+        """
         ...
 
     async def release(self, tenant: str, review_id: str, reviewer: str, fence: int) -> None:
@@ -321,13 +916,81 @@ class Store(CertificationStore, Protocol):
         ...
 
     async def decide(self, tenant: str, review_id: str, reviewer: str, fence: int, label: str) -> Answer:
-        """Give the item its final label; the answer as it is then. Repeating one's own decision is harmless.
+        """Give a review its label; the answer as it is then. Repeating one's own decision is harmless.
+
+        The label is the item's final one, unless more opinions are needed, or it is a check of people (`Purpose`): then
+        the answer stays as it is.
 
         Raises:
             NotFound: *tenant* has no such review.
             InvalidInput: *label* is not one of the task's labels.
-            Conflict: *reviewer* does not hold it under *fence*, or it is decided otherwise.
+            Conflict: *reviewer* does not hold it under *fence*, or it is decided otherwise, cancelled or expired.
         """
+        ...
+
+    @property
+    def undo_s(self) -> float:
+        """Seconds in which a decision can be taken back, and for which webhooks are not told of it; 0: it never can."""
+        ...
+
+    async def undo(self, tenant: str, review_id: str, reviewer: str, fence: int) -> Review:
+        """Take one's own decision back within `undo_s`: claimed again under a new fence, the item as it was before.
+
+        Messages about the answer that were not sent are not. Repeating it is harmless.
+
+        Args:
+            tenant: whose review.
+            review_id: the review.
+            reviewer: who decided, and holds it for `UNDO_LEASE_S` then.
+            fence: of the claim under which the decision was made.
+
+        Raises:
+            NotFound: *tenant* has no such review.
+            Conflict: *reviewer* did not decide it under *fence*, it is too late, or it was corrected, or its answer
+                cancelled, since.
+        """
+        ...
+
+    async def correct(
+        self,
+        tenant: str,
+        review_id: str,
+        reviewer: str,
+        label: str,
+        reason: str | None = None,
+        *,
+        of_anybody: bool = False,
+    ) -> Answer:
+        """Give an item that was decided another label; the answer as it is then. Repeating it is harmless.
+
+        Args:
+            tenant: whose review.
+            review_id: the review.
+            reviewer: who corrects.
+            label: the one that stands from now on.
+            reason: why, in words; kept as long as the answer, and not in the decision log, which nobody can erase.
+            of_anybody: *reviewer* may correct what others decided.
+
+        Raises:
+            NotFound: *tenant* has no such review.
+            InvalidInput: *label* is not one of the task's labels.
+            PermissionDenied: somebody else has decided it.
+            Conflict: it is not decided.
+        """
+        ...
+
+    async def cancel(self, tenant: str, answer_id: AnswerId, caller: str) -> Answer:
+        """Ask nobody any more about the items that wait for a person; the answer as it is then, all of it closed.
+
+        What was decided stays as it is. Repeating it is harmless.
+
+        Raises:
+            NotFound: *tenant* has no such answer.
+        """
+        ...
+
+    async def revisions(self, tenant: str, answer_id: AnswerId) -> Sequence[Revision]:
+        """Every revision of the answer, in order; nothing where *tenant* has no such answer."""
         ...
 
     async def add_feedback(self, tenant: str, answer_id: AnswerId, item: int, label: str, source: str) -> None:
@@ -338,8 +1001,95 @@ class Store(CertificationStore, Protocol):
         """
         ...
 
-    async def wait(self, tenant: str, answer_id: AnswerId, timeout_s: float) -> Answer | None:
-        """`answer`, once it is final or *timeout_s* have passed, whichever comes first."""
+    def subject(self, tenant: str, name: str) -> bytes:
+        """By what the store knows *name*, whom an answer of *tenant* is about: a digest under its key, 32 bytes."""
+        ...
+
+    async def erase(self, erasure: Erasure, known: Known) -> Erased:
+        """Erase, in one durable transaction; doing it again is harmless, and finds what came since.
+
+        Reviews that are open are cancelled, and so are their answers' items. The decision log keeps its rows, digests
+        and hashes; labels in it that are no choice of their route are taken out, and it says so.
+
+        Args:
+            known: the labels of a route, which tell nothing of an input; "" and what is not served has none.
+
+        Raises:
+            NotFound: the tenant has, and had, no such answer.
+            Unavailable: the store cannot write; calling again is safe.
+        """
+        ...
+
+    async def tell_reviewers(self, rule: NoticeRule, tell: Callable[[Notice, float], Message]) -> bool:
+        """Have *tell*'s message delivered, where *rule* has something new to tell and it is time; whether that is so.
+
+        What is told is marked with it, in one transaction: however many gateways ask, each review is told of once.
+
+        Args:
+            tell: makes the message, at a Unix time in seconds; called in the writer's thread.
+        """
+        ...
+
+    async def wait(self, tenant: str, answer_id: AnswerId, timeout_s: float, after: int | None = None) -> Answer | None:
+        """`answer`, once nothing of it is open or *timeout_s* have passed, whichever comes first.
+
+        Args:
+            tenant: whose answer.
+            answer_id: the answer.
+            timeout_s: how long to wait, in seconds.
+            after: a revision; a later one ends the wait, too.
+        """
+        ...
+
+    async def escalate(self, steps: Mapping[str, Step]) -> Sequence[Escalated]:
+        """Move reviews on that are due and undecided, and log it; call it every few seconds.
+
+        Those in a queue without a step stay, and are marked as overdue, once. One that is held stays with its holder
+        for as long as the lease lasts, which cannot be renewed then, and moves on after that.
+
+        Args:
+            steps: where reviews go, by the queue that they are in.
+        """
+        ...
+
+    async def workloads(self) -> Sequence[Workload]:
+        """What every tenant's reviews are like in every queue that has any."""
+        ...
+
+    async def places(self, tenant: str, answer_id: AnswerId) -> Sequence[Place]:
+        """Where the reviews of an answer stand that are undecided: of those in one queue, the last."""
+        ...
+
+    async def opinions(self, tenant: str | None, queue: str | None = None, since_s: float = 0.0) -> Sequence[Opinion]:
+        """What people said of items that several were asked about, or whose answer is known, oldest first.
+
+        Args:
+            tenant: whose; None: everybody's.
+            queue: on items of which one was given there, whoever adjudicated elsewhere included; None: anywhere.
+            since_s: Unix time from which on, in seconds.
+        """
+        ...
+
+    async def quality_counts(self) -> Mapping[str, QualityCounts]:
+        """What checks of people have come to, by queue; of those that have any."""
+        ...
+
+    async def add_gold(self, items: Sequence[GoldItem]) -> int:
+        """Keep *items*, all or none, to be put beside real ones; how many were not known before.
+
+        One that is known, by tenant, queue and payload, is replaced.
+
+        Raises:
+            Unavailable: the store is full, or cannot write.
+        """
+        ...
+
+    async def remove_gold(self, tenant: str, queue: str) -> int:
+        """Ask about no gold item of *queue* any more; how many there were. What people said of them stays."""
+        ...
+
+    async def gold(self, tenant: str) -> Mapping[str, GoldCount]:
+        """The gold items there are, by queue."""
         ...
 
     async def queue_depths(self) -> Mapping[str, QueueDepth]:
@@ -350,8 +1100,22 @@ class Store(CertificationStore, Protocol):
         """A number that changes when a certificate is added, by whichever process; far cheaper than reading them."""
         ...
 
+    async def canary_halts(self) -> Sequence[CanaryHalt]:
+        """The last halt of every version that was ever halted."""
+        ...
+
+    async def add_canary_halt(self, halt: CanaryHalt) -> None:
+        """Keep *halt* in the place of an earlier one of its version.
+
+        Raises:
+            Unavailable: the store cannot write; calling again is safe.
+        """
+        ...
+
     async def maintain(self) -> Maintenance:
-        """Reopen reviews whose lease ran out, purge what retention or the disk limit tells; call every few seconds."""
+        """Reopen reviews whose lease ran out, let those expire whose time is over, purge what retention or the disk
+        limit tells; call every few seconds.
+        """
         ...
 
     async def measure(self) -> int:

@@ -2,8 +2,9 @@
 
 A request that takes longer than its lease renews it. One that fails in a way a retry may mend gives its key back; one
 whose process died leaves it in progress, and the lease ends with that process. A key is bound to the first body it came
-with until then, and while it is done: another body is a mismatch. Done keys are kept until their answer is final and 24
-hours more, even where the disk limit has purged the answer: what was answered once is never answered anew.
+with until then, and while it is done: another body is a mismatch. Done keys are kept until their answer is final and as
+long more as the options say, even where the disk limit has purged the answer: what was answered once is never answered
+anew, unless it was erased.
 """
 
 from __future__ import annotations
@@ -16,12 +17,10 @@ from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, select, 
 
 from backends.errors import Code, Conflict, PointsmanError
 from gateway.answer import AnswerId
-from gateway.store.bulk import Row, insert_rows
+from gateway.store.bulk import Existing, Row, insert_rows
 from gateway.store.contract import KEY_LEASE_S, Done, Fresh, InProgress, KeyClaim, Mismatch, RequestKey
 from gateway.store.schema import IDEMPOTENCY_KEYS
 from gateway.store.transaction import Transaction
-
-KEEP_S = 24 * 3600.0
 
 _IN_PROGRESS, _DONE = "in_progress", "done"
 _Key: TypeAlias = tuple[str, str, str]
@@ -36,7 +35,11 @@ class KeyRequest:
 
 
 def claim_keys(transaction: Transaction, requests: Sequence[KeyRequest]) -> list[KeyClaim]:
-    """Claim many keys with two statements; of several claims of one key, the first wins."""
+    """Claim many keys with a constant number of statements; of several claims of one key, the first wins.
+
+    A key that is there is locked, and so judged by what it is. One that is absent is inserted, and where another
+    transaction was faster, judged by what that made of it.
+    """
     stored = _load(transaction, [request.key for request in requests])
     claims: list[KeyClaim] = []
     taken: dict[_Key, Row] = {}
@@ -50,8 +53,28 @@ def claim_keys(transaction: Transaction, requests: Sequence[KeyRequest]) -> list
         if isinstance(claim, Fresh):
             taken[key] = _leased(transaction, key, request.fingerprint, claim.fence)
         claims.append(claim)
-    insert_rows(transaction.connection, IDEMPOTENCY_KEYS, list(taken.values()), replace=True)
-    return claims
+    anew = [taken[key] for key in sorted(taken) if key in stored]
+    first = [taken[key] for key in sorted(taken) if key not in stored]
+    insert_rows(transaction.connection, IDEMPOTENCY_KEYS, anew, Existing.REPLACED)
+    if insert_rows(transaction.connection, IDEMPOTENCY_KEYS, first, Existing.KEPT) == len(first):
+        return claims
+    return _without_lost(transaction, requests, claims)
+
+
+def _without_lost(
+    transaction: Transaction, requests: Sequence[KeyRequest], claims: Sequence[KeyClaim]
+) -> list[KeyClaim]:
+    """*claims*, where other transactions have inserted some of the keys first."""
+    stored = _load(transaction, [request.key for request in requests])
+    held: list[KeyClaim] = []
+    for request, claim in zip(requests, claims, strict=True):
+        row = stored.get(_columns(request.key))
+        if row is None or (isinstance(claim, Fresh) and claim.fence == row["fence"]):
+            held.append(claim)
+            continue
+        found = _judge(row, request.fingerprint, transaction)
+        held.append(InProgress() if isinstance(found, Fresh) else found)  # whoever asks again gets it
+    return held
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +98,7 @@ def renew_keys(transaction: Transaction, renewals: Sequence[Renewal]) -> list[bo
             continue
         held.append(True)
         leased[key] = _leased(transaction, key, row["fingerprint"], renewal.fence)
-    insert_rows(transaction.connection, IDEMPOTENCY_KEYS, list(leased.values()), replace=True)
+    insert_rows(transaction.connection, IDEMPOTENCY_KEYS, list(leased.values()), Existing.REPLACED)
     return held
 
 
@@ -107,14 +130,14 @@ def finish_with_answers(transaction: Transaction, finishes: Sequence[Finish]) ->
         outcomes.append(None)
         end = (finish.answer_id, None, "", finish.expires_s)
         done.append((*_columns(finish.key), row["fingerprint"], _DONE, finish.fence, None, None, *end))
-    insert_rows(transaction.connection, IDEMPOTENCY_KEYS, done, replace=True)
+    insert_rows(transaction.connection, IDEMPOTENCY_KEYS, done, Existing.REPLACED)
     return outcomes
 
 
 def finish_with_refusal(transaction: Transaction, key: RequestKey, fence: int, code: Code, message: str) -> None:
     """Mark *key* done with a refusal; a stale *fence* changes nothing."""
-    values = {"new_answer_id": None, "new_code": code.value, "new_message": message}
-    transaction.connection.execute(_FINISH, _where(key, fence) | values | {"new_expires_s": transaction.now_s + KEEP_S})
+    values = {"new_answer_id": None, "new_code": code.value, "new_message": message.replace("\0", "\ufffd")}
+    transaction.connection.execute(_FINISH, _where(key, fence) | values | {"new_expires_s": transaction.key_ends_s})
 
 
 def release(transaction: Transaction, key: RequestKey, fence: int) -> None:
@@ -124,7 +147,12 @@ def release(transaction: Transaction, key: RequestKey, fence: int) -> None:
 
 def close_answer(transaction: Transaction, answer_id: AnswerId) -> None:
     """Start the time after which the key of *answer_id* is forgotten: nothing about the answer is open any more."""
-    transaction.connection.execute(_CLOSE, {"of_answer": answer_id, "new_expires_s": transaction.now_s + KEEP_S})
+    transaction.connection.execute(_CLOSE, {"of_answer": answer_id, "new_expires_s": transaction.key_ends_s})
+
+
+def reopen_answer(transaction: Transaction, answer_id: AnswerId) -> None:
+    """Keep the key of *answer_id* again: something about the answer is open once more."""
+    transaction.connection.execute(_CLOSE, {"of_answer": answer_id, "new_expires_s": None})
 
 
 def reopen_of(connection: Connection, owner: int) -> None:
@@ -155,7 +183,7 @@ def _judge(row: RowMapping | None, fingerprint: bytes, transaction: Transaction)
 def _leased(transaction: Transaction, key: _Key, fingerprint: bytes, fence: int) -> Row:
     lease = (transaction.identity.slot, transaction.now + KEY_LEASE_S)
     # A key that nobody finishes or claims again is forgotten as late as a finished one.
-    end = (None, None, "", transaction.now_s + KEEP_S)
+    end = (None, None, "", transaction.key_ends_s)
     return (*key, fingerprint, _IN_PROGRESS, fence, *lease, *end)
 
 
@@ -191,6 +219,7 @@ _HELD = and_(
 _LOAD = (
     select(IDEMPOTENCY_KEYS)
     .where(tuple_(_C.tenant, _C.route, _C.key).in_(bindparam("keys", expanding=True)))
+    .order_by(_C.tenant, _C.route, _C.key)  # in which they are locked
     .with_for_update()
 )
 _FINISH = (

@@ -21,9 +21,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import importlib
+import logging
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
@@ -34,12 +37,18 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, QueuePool
 
+from gateway.store.database import Clocks, Turn
 from gateway.store.options import CannotOpenStore, StoreOptions
+from gateway.store.transaction import Identity
 
 _WAL_LIMIT_BYTES = 16 * 2**20
 _READERS = 2
+_MEASURED_EVERY_S = 0.100
+_CHECKPOINT_MS, _CHECKPOINTS = 250, 20
 
 _R = TypeVar("_R")
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def is_sound(version: tuple[int, ...]) -> bool:
@@ -69,7 +78,7 @@ def find_module() -> ModuleType:
 
 
 class SqliteDatabase:
-    """One SQLite file, opened for one writer thread and a few reading ones. Every method blocks."""
+    """`gateway.store.database.Database` over one SQLite file."""
 
     def __init__(self, options: StoreOptions) -> None:
         """Open the file, or make it.
@@ -77,6 +86,8 @@ class SqliteDatabase:
         Raises:
             CannotOpenStore: it cannot be read and written, or is no SQLite file.
         """
+        self.readers = _READERS
+        self.measured_every_s = _MEASURED_EVERY_S
         self._path = options.path.absolute()
         self._module = module = find_module()
         try:
@@ -92,18 +103,18 @@ class SqliteDatabase:
         try:
             # auto_vacuum is heeded only before the first table, and neither works inside a transaction.
             self._outside("PRAGMA auto_vacuum=INCREMENTAL", "PRAGMA journal_mode=WAL")
-            self.writer = self._writing.connect()
+            self._writer = self._writing.connect()
         except (module.Error, DBAPIError) as exc:
             raise CannotOpenStore(f"store file {self._path}: {exc}; free or restore it, or use another") from exc
         self._slots: dict[int, int] = {}
 
     @property
-    def readers(self) -> int:
-        """How many threads can read at once."""
-        return _READERS
+    def writer(self) -> Connection:
+        """See `Database.writer`."""
+        return self._writer
 
     def acquire_slot(self) -> int:
-        """The lowest slot that no living process holds; held from now on."""
+        """See `Database.acquire_slot`."""
         slot = 0
         while not self._lock(slot):
             slot += 1
@@ -111,7 +122,7 @@ class SqliteDatabase:
 
     @contextlib.contextmanager
     def slot_of_the_dead(self, slot: int) -> Iterator[bool]:
-        """Whether *slot*'s holder is dead; where it is, nobody can take the slot inside."""
+        """See `Database.slot_of_the_dead`."""
         acquired = slot not in self._slots and self._lock(slot)
         try:
             yield acquired
@@ -119,55 +130,101 @@ class SqliteDatabase:
             if acquired:
                 os.close(self._slots.pop(slot))
 
+    def take_turn(self, identity: Identity) -> Turn:
+        """See `Database.take_turn`: *identity*'s slot is locked for as long as this process lives."""
+        return Turn(Clocks(time.monotonic(), time.time()), None)
+
+    def clocks(self, connection: Connection) -> Clocks:
+        """See `Database.clocks`."""
+        return Clocks(time.monotonic(), time.time())
+
     def used_bytes(self, connection: Connection) -> int:
-        """What the pages in use take; falls with every row deleted."""
+        """See `Database.used_bytes`: the pages in use."""
         pages = _pragma(connection, "page_count") - _pragma(connection, "freelist_count")
         return pages * _pragma(connection, "page_size")
 
     def size_bytes(self, connection: Connection) -> int:
-        """Pages in use, and the write-ahead log."""
+        """See `Database.size_bytes`: pages in use, and the write-ahead log."""
         return self.used_bytes(connection) + Path(f"{self._path}-wal").stat().st_size
 
     def give_back(self, connection: Connection, pages: int) -> None:
-        """Return up to *pages* free pages to the file system, within *connection*'s transaction."""
+        """See `Database.give_back`."""
         # It frees a page a step, and steps by rows without columns, which SQLAlchemy would not fetch.
         with contextlib.closing(connection.connection.cursor()) as cursor:
             cursor.execute(f"PRAGMA incremental_vacuum({pages:d})")
             cursor.fetchall()
 
     def shrink_log(self) -> None:
-        """Move the write-ahead log into the file and truncate it, as far as readers allow."""
+        """See `Database.shrink_log`: it is moved into the file and truncated, as far as readers allow."""
         # It holds the write lock while it waits for readers, so it must not wait long.
         with contextlib.suppress(self._module.Error):
             self._outside("PRAGMA busy_timeout=50", "PRAGMA wal_checkpoint(TRUNCATE)")
 
+    def overwrite(self) -> bool:
+        """Write the file anew, so that no page of it or of its log holds anything that was deleted; whether none does.
+
+        Nothing can be written meanwhile, by whichever process; readers go on. It takes as much room again.
+        """
+        try:
+            self._outside("VACUUM")
+            return _is_checkpointed(self._outside, _CHECKPOINTS)
+        except self._module.Error as error:
+            _LOGGER.warning("the store's file could not be written anew: %s", error)
+            return False
+
     def close(self) -> None:
-        """Close every connection and free the slot."""
+        """See `Database.close`."""
         self.reading.dispose()
-        self.writer.close()
+        self._writer.close()
         self._writing.dispose()
         while self._slots:
             os.close(self._slots.popitem()[1])
 
-    def _outside(self, *pragmas: str) -> None:
-        """Run *pragmas* outside any transaction."""
+    def _outside(self, *pragmas: str) -> Sequence[Any]:
+        """Run *pragmas* outside any transaction; the last one's row (Any: whatever it tells)."""
+        told: Sequence[Any] = ()
         with (
             contextlib.closing(self._writing.raw_connection()) as connection,
             contextlib.closing(connection.cursor()) as cursor,
         ):
             for pragma in pragmas:
                 cursor.execute(pragma)
-                cursor.fetchall()
+                told = next(iter(cursor.fetchall()), ())
+        return told
 
     def _lock(self, slot: int) -> bool:
-        descriptor = os.open(f"{self._path}-writer-{slot}", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
+        descriptor = _locked(self._path, slot)
+        if descriptor is None:
             return False
         self._slots[slot] = descriptor
         return True
+
+
+def _locked(path: Path, slot: int) -> int | None:
+    """The descriptor that holds *slot* of the store file *path*; None where a living process does."""
+    descriptor = os.open(f"{path}-writer-{slot}", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextlib.contextmanager
+def all_slots(path: Path) -> Iterator[None]:
+    """Hold every slot that the store file *path* ever had: nobody writes to it inside, unless one comes anew.
+
+    Raises:
+        CannotOpenStore: a living process holds one.
+    """
+    with contextlib.ExitStack() as held:
+        for file in path.parent.glob(f"{glob.escape(path.name)}-writer-*"):
+            descriptor = _locked(path, int(file.name.rpartition("-")[2]))
+            if descriptor is None:
+                raise CannotOpenStore(f"store file {path}: a gateway has it open; stop it first")
+            held.callback(os.close, descriptor)
+        yield
 
 
 def read_untouched(options: StoreOptions, query: Callable[[Connection], _R]) -> _R:
@@ -221,6 +278,42 @@ def write_beside(options: StoreOptions, work: Callable[[Connection], _R]) -> _R:
         raise _cannot_use(path, exc) from exc
 
 
+def cannot_use(options: StoreOptions, exc: DBAPIError) -> CannotOpenStore:
+    """*exc*, told to whoever starts something."""
+    return CannotOpenStore(f"store file {options.path}: {exc.orig}; free or restore it, or use another")
+
+
+def overwrite_beside(options: StoreOptions) -> bool:
+    """As `SqliteDatabase.overwrite`, of a store file that others may be using, who wait for it as long as they wait.
+
+    Raises:
+        CannotOpenStore: there is no file, or it cannot be written.
+    """
+    module, path = find_module(), options.path.absolute()
+    _look(path)
+    url = URL.create("sqlite", database=path.as_uri(), query={"uri": "true", "mode": "rw"})
+    engine = _engine(module, url, options, NullPool, "BEGIN IMMEDIATE")
+
+    def outside(*pragmas: str) -> Sequence[Any]:
+        with contextlib.closing(engine.raw_connection()) as connection:
+            return [connection.cursor().execute(pragma).fetchone() for pragma in pragmas][-1] or ()
+
+    try:
+        outside("VACUUM")
+        return _is_checkpointed(outside, _CHECKPOINTS)
+    except (module.Error, DBAPIError) as exc:
+        raise _cannot_use(path, exc) from exc
+
+
+def _is_checkpointed(outside: Callable[..., Sequence[Any]], attempts: int) -> bool:
+    """Move the write-ahead log into its file and truncate it; whether that was done. Readers may have to end first."""
+    for _ in range(attempts):
+        busy, *_rest = outside(f"PRAGMA busy_timeout={_CHECKPOINT_MS}", "PRAGMA wal_checkpoint(TRUNCATE)")
+        if not busy:
+            return True
+    return False
+
+
 def _cannot_use(path: Path, exc: Exception) -> CannotOpenStore:
     reason = exc.orig if isinstance(exc, DBAPIError) else exc
     return CannotOpenStore(f"store file {path}: {reason}; free or restore it, or check `path` of `store`")
@@ -268,6 +361,7 @@ def _engine(
         connection.isolation_level = None  # transactions are begun below, not guessed by the driver
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA secure_delete=FAST")  # zeroes what is deleted, where that costs no page more
         connection.execute(f"PRAGMA journal_size_limit={_WAL_LIMIT_BYTES}")
 
     def on_begin(connection: Connection) -> None:

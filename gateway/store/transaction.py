@@ -12,13 +12,24 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError
 
 from gateway.store import log
 from gateway.store.log import Head, LogEntry
+from gateway.store.options import KEYS_S
 
 _STATEMENTS_FAULT = (IntegrityError, DataError, ProgrammingError, InterfaceError)
 
 
+_PASSING = ("40001", "40P01")  # SQLSTATE of serialization failures and deadlocks
+
+
 def is_database_s_fault(exc: BaseException) -> bool:
     """Whether *exc* is neither the statement's fault nor its values': the whole transaction has failed."""
-    return isinstance(exc, DBAPIError) and not isinstance(exc, _STATEMENTS_FAULT)
+    if not isinstance(exc, DBAPIError):
+        return False
+    return exc.connection_invalidated or not isinstance(exc, _STATEMENTS_FAULT)
+
+
+def is_passing(exc: DBAPIError) -> bool:
+    """Whether another transaction was in the way, and this one can simply be done again."""
+    return getattr(exc.orig, "sqlstate", None) in _PASSING
 
 
 @dataclass(slots=True)
@@ -47,6 +58,7 @@ class Transaction:
         now: on the clock of leases, in seconds.
         now_s: Unix time, in seconds.
         head: where the writer's chain ends, this transaction's rows included.
+        keys_s: seconds that idempotency keys are kept, once nothing about their answer is open.
     """
 
     connection: Connection
@@ -54,6 +66,12 @@ class Transaction:
     now: float
     now_s: float
     head: Head
+    keys_s: float = KEYS_S
+
+    @property
+    def key_ends_s(self) -> float:
+        """When a key is forgotten whose answer is final now, as Unix time in seconds."""
+        return self.now_s + self.keys_s
 
     def append(self, entries: Sequence[LogEntry]) -> None:
         """Append *entries* to the decision log."""

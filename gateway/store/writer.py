@@ -1,20 +1,24 @@
 """One thread that writes: units of work queue to it and share transactions.
 
 **Group commit.** A commit costs a disk flush, whatever it holds. So whatever has queued while the last flush ran goes
-into the next transaction, up to 64 units. When the last group was of n units, the next waits for as many, at most 2 ms:
-callers answered together come back together. A lone caller never waits.
+into the next transaction, up to `StoreOptions.group_units`. When the last group was of n units, the next waits for as
+many, at most 2 ms: callers answered together come back together. A lone caller never waits.
 
 **Units** are functions that take a list of arguments and return a list of outcomes: those of a group that share their
 function are applied together, with a constant number of statements. Each function runs inside a savepoint. Where it
 raises, its units are tried again one by one, so that a bad one fails alone. Futures are resolved after COMMIT, and a
-failed COMMIT fails the whole group.
+failed COMMIT fails the whole group. A transaction that another was in the way of (a deadlock, which PostgreSQL ends) is
+done again at once, and so is one whose connection was found lost before it began.
 
 **Records** are what nobody waits for. They are written with the units of a group (at most 64, which delay these by a
 few milliseconds), or alone after 20 ms or 256 of them, and kept until a commit that holds them has succeeded. While
 writing fails it is tried anew every 250 ms, so that the store recovers by itself.
 
+**Turns.** `Database.take_turn` begins every transaction: the writer's chain is its own until the end. A process that
+has lost its place among the writers enrols anew, and goes on under another.
+
 Rejected: a process for writing (the loop's process would still have to serialise and hand over every answer), one
-thread a connection (SQLite has one writer anyway).
+thread a connection (SQLite has one writer anyway, and on PostgreSQL the units of a group share a flush).
 """
 
 from __future__ import annotations
@@ -22,29 +26,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
 from backends.contract import record
 from backends.errors import PointsmanError, Unavailable
 from gateway.store import log
 from gateway.store.answers import Commit, commit_answers
+from gateway.store.database import Database, SessionLost, Superseded
 from gateway.store.log import Head
-from gateway.store.sqlite import SqliteDatabase
-from gateway.store.transaction import Identity, Transaction, is_database_s_fault
+from gateway.store.options import KEYS_S
+from gateway.store.ownership import enrol
+from gateway.store.transaction import Identity, Transaction, is_database_s_fault, is_passing
 
 _LOGGER = logging.getLogger(__name__)
 
-_GROUP_UNITS = 64
 _GATHER_S = 0.002
 _GROUP_RECORDS = 256
 _RECORDS_BESIDE_UNITS = 64
 _LINGER_S = 0.020
 _RETRY_S = 0.250
-_MEASURE_S = 0.100
+_ATTEMPTS = 4
 
 _A = TypeVar("_A")
 _R = TypeVar("_R")
@@ -62,30 +70,57 @@ class _Unit:
     future: asyncio.Future[Any] | None
 
 
+@record(eq=False)
+class _Chore:
+    """Something to do between transactions. Any: its result is its caller's."""
+
+    work: Callable[[], Any]
+    future: asyncio.Future[Any]
+
+
 class Writer:
     """The writing thread, and the queue to it. Its methods are the event loop's to call."""
 
     def __init__(
         self,
-        database: SqliteDatabase,
+        database: Database,
         identity: Identity,
-        clock: Callable[[], float],
-        wall_clock: Callable[[], float],
         on_recorded: Callable[[list[Commit]], None],
         on_failure: Callable[[], None],
+        *,
+        clock: Callable[[], float] | None = None,
+        wall_clock: Callable[[], float] | None = None,
+        group_units: int = 64,
+        keys_s: float = KEYS_S,
     ) -> None:
+        """Start the thread.
+
+        Args:
+            database: open; the thread's from now on, but for its readers.
+            identity: the place among the writers that was taken.
+            on_recorded: told, on the loop, what of `record` is durable.
+            on_failure: told, on the loop, that writing has failed.
+            clock: of leases; None: the database's.
+            wall_clock: Unix time; None: the database's.
+            group_units: most units of a transaction.
+            keys_s: seconds that idempotency keys are kept, once nothing about their answer is open.
+        """
         self._database = database
         self._identity = identity
         self._clock = clock
         self._wall_clock = wall_clock
+        self._group_units = group_units
         self._on_recorded = on_recorded
         self._on_failure = on_failure
+        self._keys_s = keys_s
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
-        # Shared with the loop, under this lock:
-        self._changed = threading.Condition()
+        # Shared with the loop, under this lock, as which the condition counts too:
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._units: deque[_Unit] = deque()
         self._records: deque[_Unit] = deque()
+        self._chores: deque[_Chore] = deque()
         self._wanted = 1
         self._closing = False
         # The thread's own; the loop only reads the public ones:
@@ -93,7 +128,7 @@ class Writer:
         self._expected = 1
         self._linger_until = 0.0
         self._in_flight = 0
-        self._measured_at = -_MEASURE_S
+        self._measured_at = -math.inf
         self.is_failing = False
         self.size_bytes = 0
         self.commits = 0
@@ -131,12 +166,26 @@ class Writer:
         Raises:
             Unavailable: the store is closed.
         """
-        with self._changed:
+        with self._lock:
             if self._closing:
                 raise Unavailable("the store is closed; this process is going away")
             self._records.append(_Unit(commit_answers, commit, None))
             if len(self._records) in (1, _GROUP_RECORDS):
                 self._changed.notify()
+
+    def between(self, work: Callable[[], _R]) -> asyncio.Future[_R]:
+        """Queue *work* to be done between transactions, while nothing is written.
+
+        Raises:
+            Unavailable: the store is closed.
+        """
+        future: asyncio.Future[_R] = self._loop.create_future()
+        with self._changed:
+            if self._closing:
+                raise Unavailable("the store is closed; this process is going away")
+            self._chores.append(_Chore(work, future))
+            self._changed.notify()
+        return future
 
     @property
     def pending(self) -> int:
@@ -152,25 +201,29 @@ class Writer:
 
     def _run(self) -> None:
         while (group := self._next_group()) is not None:
+            if isinstance(group, _Chore):
+                self._do(group)
+                continue
             try:
                 outcomes = self._transact(group)
             except Exception as exc:
                 self._fail(group, exc)
-                if self._closing and not self._units:
+                if self._closing and not self._units and not self._chores:
                     _LOGGER.error("the store closes with %d decisions unrecorded", len(self._records), exc_info=exc)
                     return
             else:
                 self._succeed(group, outcomes)
 
-    def _next_group(self) -> list[_Unit] | None:
-        """What to write next, in this order of preference; None when closed and done.
+    def _next_group(self) -> list[_Unit] | _Chore | None:
+        """What to do next, in this order of preference; None when closed and done.
 
-        1. units: as soon as there are as many as were answered last, or 2 ms after the first
-        2. records: a full group of them, or those that have waited long enough
-        3. nothing, while failing: to find out whether writing works again
+        1. what is to be done between transactions
+        2. units: as soon as there are as many as were answered last, or 2 ms after the first
+        3. records: a full group of them, or those that have waited long enough
+        4. nothing, while failing: to find out whether writing works again
         """
         with self._changed:
-            while not self._units:
+            while not self._units and not self._chores:
                 now = time.monotonic()
                 full = len(self._records) >= _GROUP_RECORDS and not self.is_failing
                 if self._records and (self._closing or full or now >= self._linger_until > 0):
@@ -182,11 +235,13 @@ class Writer:
                 if (self._records or self.is_failing) and not self._linger_until:
                     self._linger_until = now + _LINGER_S
                 self._changed.wait(self._linger_until - now if self._linger_until else None)
+            if self._chores:
+                return self._chores.popleft()
             if self._units and not self._closing:
-                self._wanted = self._expected
+                self._wanted = min(self._expected, self._group_units)
                 self._changed.wait_for(lambda: len(self._units) >= self._wanted or self._closing, _GATHER_S)
                 self._wanted = 1
-            units = [self._units.popleft() for _ in range(min(len(self._units), _GROUP_UNITS))]
+            units = [self._units.popleft() for _ in range(min(len(self._units), self._group_units))]
             most = _RECORDS_BESIDE_UNITS if units else _GROUP_RECORDS
             records = [self._records.popleft() for _ in range(min(len(self._records), most))]
             self._linger_until = 0.0
@@ -194,18 +249,54 @@ class Writer:
             self._in_flight = len(units) + len(records)
             return units + records
 
+    def _do(self, chore: _Chore) -> None:
+        """Do *chore*, and tell whoever waits for it what came of it."""
+        try:
+            result = chore.work()
+        except Exception as error:
+            self._tell(_conclude, chore.future, None, error)
+        else:
+            self._tell(_conclude, chore.future, result, None)
+
     def _transact(self, group: list[_Unit]) -> list[Any]:
-        connection = self._database.writer
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._commit(group)
+            except SessionLost:
+                continue
+            except Superseded:
+                self._enrol()
+            except DBAPIError as exc:
+                if not is_passing(exc):
+                    raise
+        return self._commit(group)
+
+    def _commit(self, group: list[_Unit]) -> list[Any]:
+        connection, identity = self._database.writer, self._identity
         with connection.begin():
-            head = self._head or log.load_head(connection, self._identity.slot)
-            transaction = Transaction(connection, self._identity, self._clock(), self._wall_clock(), head)
+            turn = self._database.take_turn(identity)
+            now = turn.clocks.now if self._clock is None else self._clock()
+            now_s = turn.clocks.now_s if self._wall_clock is None else self._wall_clock()
+            head = turn.head or self._head or log.load_head(connection, identity.slot)
+            transaction = Transaction(connection, identity, now, now_s, head, self._keys_s)
             outcomes = _apply(transaction, group)
             if transaction.head != head or not group:
-                log.save_head(connection, self._identity.slot, transaction.head)
-            if time.monotonic() - self._measured_at >= _MEASURE_S:
+                log.save_head(connection, identity.slot, transaction.head)
+            if time.monotonic() - self._measured_at >= self._database.measured_every_s:
                 self.measure(transaction)
         self._head = transaction.head
         return outcomes
+
+    def _enrol(self) -> None:
+        former, connection = self._identity, self._database.writer
+        with connection.begin():
+            self._identity = enrol(self._database, connection)
+        self._head = None
+        _LOGGER.warning(
+            "this process was thought dead, and writes as %d now, not as %d; claims that it gave may be open again",
+            self._identity.slot,
+            former.slot,
+        )
 
     def _succeed(self, group: list[_Unit], outcomes: list[Any]) -> None:
         self.commits += 1
@@ -261,6 +352,15 @@ class Writer:
         self._on_failure()
 
 
+def _conclude(future: asyncio.Future[Any], result: object, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
 def _apply(transaction: Transaction, group: list[_Unit]) -> list[Any]:
     """Apply every unit, those of one function together; outcomes in the order of *group*."""
     indices: dict[Callable[..., Any], list[int]] = {}
@@ -274,16 +374,20 @@ def _apply(transaction: Transaction, group: list[_Unit]) -> list[Any]:
     return outcomes
 
 
-def _apply_bulk(transaction: Transaction, apply: Callable[..., Any], arguments: list[Any]) -> list[Any]:
+def _apply_bulk(
+    transaction: Transaction, apply: Callable[..., Any], arguments: list[Any], *, again: bool = False
+) -> list[Any]:
     try:
         with transaction.savepoint():
             return list(apply(transaction, arguments))
     except Exception as exc:
         if is_database_s_fault(exc):
             raise
-        if len(arguments) == 1:
+        # A row that another transaction has inserted meanwhile is seen now, and what is done then may be right.
+        if len(arguments) == 1 and (again or not isinstance(exc, IntegrityError)):
             return [exc]
-    return [_apply_bulk(transaction, apply, [argument])[0] for argument in arguments]
+    again = len(arguments) == 1
+    return [_apply_bulk(transaction, apply, [argument], again=again)[0] for argument in arguments]
 
 
 def _each(transaction: Transaction, works: Sequence[Callable[[Transaction], _R]]) -> Sequence[_R | PointsmanError]:

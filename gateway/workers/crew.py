@@ -65,8 +65,12 @@ class WorkerFailed(PointsmanError):
 class Worker:
     """One of the crew: a place, in which a process follows the other."""
 
-    def __init__(self, number: int, settings: Settings, folder: Path) -> None:
+    def __init__(self, number: int, settings: Settings, folder: Path, halted: dict[str, str]) -> None:
+        """Args:
+        halted: canaries that any worker has halted, and why; all workers share it.
+        """
         self.number = number
+        self._halted = halted
         self.pid: int | None = None
         self.restarts = -1
         self.report: Report | None = None
@@ -125,7 +129,7 @@ class Worker:
         self.pid = process.pid
         try:
             reader, self._writer = await asyncio.open_connection(sock=ours)
-            await send(self._writer, Start(self.number, self._settings, self._questions, _level()))
+            await send(self._writer, Start(self.number, self._settings, self._questions, _level(), self._halted))
             if self._is_over:
                 self.kill()
             code = await self._until_it_ends(process, reader, on_ready)
@@ -168,7 +172,11 @@ class Worker:
                 case Failed(why):
                     raise WorkerFailed(why)
                 case Report():
-                    self.report = message
+                    self._take(message)
+
+    def _take(self, report: Report) -> None:
+        self.report = report
+        self._halted |= report.halted
 
     async def _forget(self, process: asyncio.subprocess.Process) -> None:
         """Make sure that it has ended, also where this is cancelled."""
@@ -201,11 +209,12 @@ class Worker:
         process, reply = self._process, None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ASK_S):
-                reply = await self.ask(Tell())
+                reply = await self.ask(Tell(self._halted))
         if process is not self._process or not self.is_ready:
             return
         if isinstance(reply, Report):
-            self.report, self.answers, self._misses = reply, True, 0
+            self._take(reply)
+            self.answers, self._misses = True, 0
         else:
             self._miss(time.monotonic())
 
@@ -243,7 +252,8 @@ class Crew:
             InvalidInput: a process cannot be given *settings*.
         """
         check_sendable(settings)
-        self.workers = [Worker(number, settings, folder) for number in range(settings.server.workers)]
+        halted: dict[str, str] = {}
+        self.workers = [Worker(number, settings, folder, halted) for number in range(settings.server.workers)]
         self._tending: list[asyncio.Task[None]] = []
         self._waiting = set(self.workers)
         self._all_ready = asyncio.Event()

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import pickle
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -41,12 +41,14 @@ class Start:
         settings: with the ports that are held for it.
         questions: the socket that it is to answer on.
         log_level: as the supervisor's.
+        halted: canaries that a worker has halted, and why; see `gateway.traffic`.
     """
 
     number: int
     settings: Settings
     questions: Path
     log_level: str
+    halted: Mapping[str, str]
 
 
 class Order(Enum):
@@ -60,10 +62,15 @@ class Order(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A worker at one moment; its last one comes over the link, unasked."""
+    """A worker at one moment; its last one comes over the link, unasked.
+
+    Attributes:
+        halted: canaries that it has halted, and why.
+    """
 
     families: tuple[Family, ...]
     overview: Overview
+    halted: Mapping[str, str]
 
 
 class Ready:
@@ -77,14 +84,15 @@ class Failed:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
 class Tell:
-    """The question for a `Report`."""
+    """The question for a `Report`; tells of canaries that a worker has halted, and why."""
+
+    halted: Mapping[str, str]
 
 
 Question: TypeAlias = Tell | HttpRequest
 Reply: TypeAlias = Report | HttpResponse
-FromSupervisor: TypeAlias = Start | Order
-FromWorker: TypeAlias = Ready | Failed | Report
 
 
 def check_sendable(settings: Settings) -> None:

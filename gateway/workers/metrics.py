@@ -11,7 +11,10 @@
 | `pointsman_model_ready`, `pointsman_route_certified`, `pointsman_replica_up` | the least | a caller may come to any |
 | `pointsman_replica_in_flight` | summed | each has connections of its own |
 | `pointsman_replica_latency_seconds` | the greatest | a caller may come to any of them |
+| `pointsman_canary_halted` | the greatest | where one has halted it, the others soon do |
+| `pointsman_model_processes`, `_process_queue`, `_process_memory_bytes` | summed | each has processes of its own |
 | `pointsman_store_size_bytes`, `_store_limit_bytes`, `pointsman_reviews_open` | the greatest | there is one store |
+| `pointsman_review_gold_labels`, `_second_opinions`, `_predicted_wait_seconds` | the greatest | likewise |
 | `process_*`, `python_*` | each, with the label `worker` | they are about a process, and begin anew with it |
 | any other gauge | each, with the label `worker` | true of whatever it means |
 
@@ -79,12 +82,21 @@ GAUGES: Mapping[str, _Join] = {
     "pointsman_bucket_latency_seconds": max,
     "pointsman_model_ready": min,
     "pointsman_route_certified": min,
+    "pointsman_webhook_messages": max,
+    "pointsman_sequences_live": _sum,
     "pointsman_replica_up": min,
     "pointsman_replica_in_flight": _sum,
     "pointsman_replica_latency_seconds": max,
+    "pointsman_model_processes": _sum,
+    "pointsman_model_process_queue": _sum,
+    "pointsman_model_process_memory_bytes": _sum,
     "pointsman_store_size_bytes": max,
     "pointsman_store_limit_bytes": max,
     "pointsman_reviews_open": max,
+    "pointsman_review_predicted_wait_seconds": max,
+    "pointsman_review_gold_labels": max,
+    "pointsman_review_second_opinions": max,
+    "pointsman_canary_halted": max,
 }
 """How gauges become one; every other is told of each process."""
 

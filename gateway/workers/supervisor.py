@@ -13,7 +13,8 @@ from dataclasses import replace
 import uvloop
 
 from gateway.compose import CLOSE_S, compose_control
-from gateway.ports import address_of, bind, held, port_of, private_folder
+from gateway.folders import private_folder
+from gateway.ports import address_of, bind, held, port_of
 from gateway.serve import LAST_REPLIES_S, Addresses, Listener, Signals, background, maintaining
 from gateway.settings import Settings
 from gateway.workers.crew import Crew
@@ -43,13 +44,18 @@ async def supervise(settings: Settings, announce: Callable[[Addresses], None]) -
         http = stack.enter_context(held(server.host, server.http_port))
         grpc = stack.enter_context(held(server.host, server.grpc_port))
         control = stack.enter_context(bind(server.host, server.control_port))
-        folder = stack.enter_context(private_folder("pointsman-workers-", _MOST_PATH))
+        folder = stack.enter_context(private_folder("workers", _MOST_PATH))
         settings = replace(settings, server=replace(server, http_port=port_of(http), grpc_port=port_of(grpc)))
         crew = Crew(settings, folder)
         async with compose_control(settings, crew) as plane, crew:
             if not await crew.wait_ready(signals.first):
                 return
-            work = background(maintaining(plane.store.maintain), maintaining(crew.look))
+            work = background(
+                maintaining(plane.maintain),
+                maintaining(plane.keys.look),
+                plane.deliver(),
+                maintaining(crew.look),
+            )
             async with work, Listener(plane.app, control, _LAST_PAGES_S):
                 announce(Addresses(address_of(http), address_of(grpc), address_of(control)))
                 await crew.watch(signals.first)

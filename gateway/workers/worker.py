@@ -13,13 +13,14 @@ import uvloop
 
 from backends.errors import PointsmanError
 from gateway.compose import Gateway, Patience, compose
-from gateway.control.overview import overview
+from gateway.control.overview import overview_of
+from gateway.folders import used
 from gateway.http.messages import HttpRequest
 from gateway.ports import bind_shared
 from gateway.serve import Signals, background, end_without, maintaining, probing_lag, serve_data
 from gateway.settings import Settings
 from gateway.telemetry import configure_logging
-from gateway.workers.link import Failed, Order, Ready, Reply, Report, Start, answering, receive, send
+from gateway.workers.link import Failed, Order, Ready, Reply, Report, Start, Tell, answering, receive, send
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ async def _work(link: socket.socket) -> int:
         return 1  # the supervisor is gone already
     configure_logging(start.log_level, start.number)
     try:
-        with Signals() as signals:
+        with used(start.questions.parent), Signals() as signals:
             async with background(_obey(reader, signals, start.questions)):
                 patience = await _serve(start, signals, writer)
     except (PointsmanError, OSError, ValueError) as error:  # as the command `serve` tells them
@@ -57,7 +58,8 @@ async def _serve(start: Start, signals: Signals, writer: asyncio.StreamWriter) -
     loop = asyncio.get_running_loop()
     with bind_shared(server.host, server.http_port) as http:
         async with compose(settings) as gateway:
-            work = background(maintaining(gateway.keep_up), probing_lag(gateway))
+            gateway.pipeline.traffic.halt(start.halted)
+            work = background(maintaining(gateway.keep_up), maintaining(gateway.keys.look), probing_lag(gateway))
             async with work, answering(start.questions, _Answers(gateway)):
                 telling: list[asyncio.Task[None]] = []
 
@@ -79,12 +81,14 @@ class _Answers:
         """The reply to *question*."""
         if isinstance(question, HttpRequest):
             return await self._gateway.http.handle(question)
+        if isinstance(question, Tell):
+            self._gateway.pipeline.traffic.halt(question.halted)
         return _report(self._gateway)
 
 
 def _report(gateway: Gateway) -> Report:
     pipeline = gateway.pipeline
-    return Report(gateway.telemetry.families(), overview(pipeline.catalog, is_ready=pipeline.is_ready()))
+    return Report(gateway.telemetry.families(), overview_of(pipeline), pipeline.traffic.halted)
 
 
 async def _obey(reader: asyncio.StreamReader, signals: Signals, questions: Path) -> None:

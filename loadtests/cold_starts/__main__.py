@@ -1,7 +1,7 @@
 """Do warm pools pay: fewer cold requests for the same memory, and first requests that are like any other?
 
-    python -m loadtests.cold_starts [--models 60] [--days 3] [--seeds 3] [--rounds 120] [--cycles 1000]
-        [--only simulation|sessions|cycles]
+    python -m loadtests.cold_starts [--models 60] [--days 3] [--seeds 3] [--more-seeds 20] [--rounds 120]
+        [--triton-rounds 40] [--cycles 1000] [--only simulation|seeds|sessions|triton|cycles]
 
 **Simulation.** Days of serverless-like traffic (`trace`) over the policy's own objects (`simulation`), under several
 memory budgets, beside fixed keep-alives of several lengths and least-recently-used under the same budgets. What counts
@@ -10,11 +10,17 @@ model-seconds, read off between two budgets. Learning counts: nothing is known w
 models differ in memory and load time; there, byte-seconds are compared. Loads are told as well: a policy could buy
 warm requests with loads that nobody needed.
 
+**Seeds.** The same for more traces, of which nobody has looked at one while the policy was made: under two budgets
+alone, which lie on either side of equal memory. Their median has a bootstrap interval over traces.
+
 **Cycles.** Two models take turns in a pool that has room for one (`cycles`): no request may fail, and memory comes
 back.
 
 **Sessions.** First requests of real models in real pools (`sessions`): magika's content types, and MiniLM where the
 demo has fetched it; and what a graph that was optimised before saves (`graph_cache`).
+
+**Triton.** The same of a real Triton under explicit control (`on_triton`); and a trace of models alike that load as
+slowly as it was measured there.
 
 Limits: the trace is synthetic (see there). Its rates end at three calls a minute; more frequent models are always warm
 and would only lower every share of cold requests.
@@ -31,7 +37,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -42,14 +48,18 @@ import onnxruntime
 
 from gateway.demo.packages import cache_folder
 from loadtests.cold_starts.cycles import cycled
+from loadtests.cold_starts.on_triton import loads_on_triton, why_no_runtime
 from loadtests.cold_starts.plot import draw
 from loadtests.cold_starts.sessions import first_requests, graph_cache
 from loadtests.cold_starts.simulation import Outcome, Pool, keep_alive, least_recently_used
 from loadtests.cold_starts.trace import DAY_S, Traffic, traffic
 from loadtests.peers.machine import machine
+from loadtests.ratios import median_of
+from tests.conformance.triton import why_not
 
 RESULT = Path(__file__).parent.parent / "results" / "cold_starts.json"
 _BUDGETS = (0.8, 1.0, 1.15)
+_AROUND_EQUAL = (1.0, 1.2)
 _KEEPS_MIN = (2, 5, 10, 20, 40)
 
 
@@ -85,6 +95,37 @@ def simulations(models: int, days: float, seeds: int) -> Sequence[Mapping[str, A
     arguments = [(models, days, seed, seed < seeds) for seed in range(seeds + 1)]
     with ProcessPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as processes:
         return list(processes.map(_simulated, arguments))
+
+
+def more_seeds(models: int, days: float, first: int, count: int) -> Mapping[str, Any]:
+    """Cold requests at equal model-seconds over so many further traces, and their median. Any: JSON."""
+    seeds = range(first, first + count)
+    with ProcessPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as processes:
+        found = dict(
+            zip(seeds, processes.map(_at_equal_memory_of, [(models, days, seed) for seed in seeds]), strict=True)
+        )
+    known = {seed: one for seed, one in found.items() if one is not None}
+    return {
+        "models": models,
+        "days": days,
+        "by_seed": found,
+        "not_bracketed": sorted(found.keys() - known.keys()),
+        "cold_at_equal_model_seconds": asdict(median_of([one["cold"] for one in known.values()])),
+        "loads_at_equal_model_seconds": asdict(median_of([one["loads"] for one in known.values()])),
+        "at_most_half": sum(one["cold"] <= 0.5 for one in known.values()),
+    }
+
+
+def _at_equal_memory_of(arguments: tuple[int, float, int]) -> Mapping[str, float] | None:
+    """What is read off between the two budgets; None where equal memory is not between them."""
+    models, days, seed = arguments
+    calls = traffic(models, days, seed)
+    usual = keep_alive(calls, 600.0)
+    budgets = [share * usual.byte_s / (days * DAY_S) for share in _AROUND_EQUAL]
+    points = [_relative(Pool(calls, budget).run(), usual, alike=True) for budget in budgets]
+    found = {what: _at_equal_memory(points, what) for what in ("cold", "loads")}
+    is_between = min(point["memory"] for point in points) <= 1.0 <= max(point["memory"] for point in points)
+    return {what: value for what, value in found.items() if value is not None} if is_between else None
 
 
 def _simulated(arguments: tuple[int, float, int, bool]) -> Mapping[str, Any]:
@@ -137,6 +178,21 @@ async def sessions(models: Mapping[str, Path], rounds: int) -> Mapping[str, Any]
     }
 
 
+def on_triton(models: int, days: float, rounds: int) -> Mapping[str, Any]:
+    """Loads of a real Triton, and what they come to over a trace; why not, where there is none. Any: JSON."""
+    if (why := why_not() or why_no_runtime()) is not None:
+        return {"why_not": why}
+    with tempfile.TemporaryDirectory(prefix="cold-starts-") as folder:
+        measured = asyncio.run(loads_on_triton(Path(folder), real_models()["magika"], rounds))
+    seed = 0
+    calls = [replace(one, load_s=measured["load_s"]) for one in traffic(models, days, seed)]
+    usual = keep_alive(calls, 600.0)
+    budgets = [share * usual.byte_s / (days * DAY_S) for share in _AROUND_EQUAL]
+    points = [_relative(Pool(calls, budget).run(), usual, alike=True) for budget in budgets]
+    told = {f"{what}_at_equal_model_seconds": _at_equal_memory(points, what) for what in ("cold", "waited", "loads")}
+    return {**measured, "simulation": {"trace": f"seed {seed}, {models} models alike, {days:g} days", **told}}
+
+
 def main() -> int:
     """Simulate, measure, and write what was found."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -145,7 +201,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=120)
     parser.add_argument("--cycles", type=int, default=1000)
-    parser.add_argument("--only", choices=["simulation", "sessions", "cycles"])
+    parser.add_argument("--more-seeds", type=int, default=20)
+    parser.add_argument("--triton-rounds", type=int, default=40)
+    parser.add_argument("--only", choices=["simulation", "seeds", "sessions", "triton", "cycles"])
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     result: dict[str, Any] = json.loads(options.out.read_text()) if options.only and options.out.exists() else {}
@@ -155,11 +213,16 @@ def main() -> int:
         alike = [run["cold_at_equal_memory"] for run in runs[:-1]]
         result["simulation"] = {"runs": runs, "cold_at_equal_model_seconds": round(median(alike), 3)}
         draw(runs, options.out.with_suffix(".png"))
+    if options.only in (None, "seeds"):
+        first = options.seeds + 1  # beside those of the simulation, the last of which has models of all sizes
+        result["seeds"] = more_seeds(options.models, options.days, first, options.more_seeds)
     if options.only in (None, "sessions"):
         with tempfile.TemporaryDirectory(prefix="cold-starts-") as folder:
             found = real_models()
             os.environ["XDG_CACHE_HOME"] = folder  # graphs are cached anew
             result["sessions"] = asyncio.run(sessions(found, options.rounds))
+    if options.only in (None, "triton"):
+        result["triton"] = on_triton(options.models, options.days, options.triton_rounds)
     if options.only in (None, "cycles"):
         with tempfile.TemporaryDirectory(prefix="cold-starts-") as folder:
             result["cycles"] = asdict(asyncio.run(cycled(Path(folder), options.cycles)))

@@ -36,20 +36,22 @@ _AGAIN = 8
 _LONG_S = 1e6
 
 
-class _Clock:
+class Clock:
     """Goes as time does, and can be moved."""
 
     def __init__(self) -> None:
         self._ahead_s = 0.0
 
     def __call__(self) -> float:
+        """Seconds."""
         return time.monotonic() + self._ahead_s
 
     def move(self, seconds: float) -> None:
+        """Go *seconds* ahead."""
         self._ahead_s += seconds
 
 
-class _Steps:
+class Steps:
     """What steps of loads took, and when a model has left."""
 
     def __init__(self) -> None:
@@ -57,32 +59,36 @@ class _Steps:
         self.left = asyncio.Event()
 
     def on_load_step(self, report: StepReport) -> None:
+        """Kept."""
         self.seconds[report.step].append(report.duration_s)
 
     def on_cold_start(self, model: str) -> None:
-        pass
+        """Of no interest here."""
 
     def on_unload(self, model: str, error: BaseException | None) -> None:
+        """Told by `left`."""
         self.left.set()
 
 
 @dataclass(frozen=True, slots=True)
-class _Side:
+class Side:
     """A pool with one model."""
 
     pool: WarmPool
-    clock: _Clock
-    steps: _Steps
+    clock: Clock
+    steps: Steps
     model: Pooled
     is_ahead: bool
 
     async def put_out(self) -> None:
+        """Have the model unloaded, as if it had been unused for long."""
         self.steps.left.clear()
         self.clock.move(_LONG_S)
         self.pool.poke()
         await self.steps.left.wait()
 
     async def load(self) -> None:
+        """Have it loaded, and warmed up."""
         async with self.model.hold(NO_DEADLINE):
             pass
 
@@ -111,11 +117,11 @@ async def first_requests(file: Path, rounds: int) -> Mapping[str, Any]:
         await side.pool.aclose()
     return {
         "rounds": rounds,
-        "ms_per_item": {name: {"first": _tail(first[name]), "again": _tail(again[name])} for name in sides},
+        "ms_per_item": {name: {"first": tail(first[name]), "again": tail(again[name])} for name in sides},
         "first_p99_over_warm_p99": {name: round(_p(first[name], 99) / _p(again[name], 99), 3) for name in sides},
         "first_p50_over_warm_p50": {name: round(_p(first[name], 50) / _p(again[name], 50), 3) for name in sides},
         "step_ms": {
-            step.value: _tail([1e3 * s for s in found]) for step, found in sides["warmed"].steps.seconds.items()
+            step.value: tail([1e3 * s for s in found]) for step, found in sides["warmed"].steps.seconds.items()
         },
     }
 
@@ -143,8 +149,8 @@ def _size_bytes(file: Path) -> int:
     return file.stat().st_size
 
 
-async def _side(file: Path, *, warms: bool, is_ahead: bool) -> _Side:
-    clock, steps = _Clock(), _Steps()
+async def _side(file: Path, *, warms: bool, is_ahead: bool) -> Side:
+    clock, steps = Clock(), Steps()
     pool = WarmPool(clock=clock, observer=steps)
     pool.start()
 
@@ -158,7 +164,7 @@ async def _side(file: Path, *, warms: bool, is_ahead: bool) -> _Side:
 
     options = OnnxOptions(file, max_batch=max(SIZES))
     model = await pool.open(file.stem, Ladder(lambda: open_onnx(file.stem, options), warm_up, read))
-    return _Side(pool, clock, steps, model, is_ahead)
+    return Side(pool, clock, steps, model, is_ahead)
 
 
 async def _timed_ms(model: Pooled, batch: Batch) -> float:
@@ -167,7 +173,8 @@ async def _timed_ms(model: Pooled, batch: Batch) -> float:
     return 1e3 * (time.perf_counter() - started_s)
 
 
-def _tail(values: Sequence[float]) -> Mapping[str, float]:
+def tail(values: Sequence[float]) -> Mapping[str, float]:
+    """Median and high percentiles of *values*."""
     return {f"p{share}": round(_p(values, share), 3) for share in (50, 90, 99)}
 
 

@@ -9,6 +9,8 @@ One Triton serves a model that doubles its input; every side asks that one:
     gateway-http   through Pointsman, which asks over HTTP
     gateway-grpc   through Pointsman, which asks over gRPC
     gateway-shm    through Pointsman, which asks over HTTP and moves tensors through shared memory
+    regions        directly, and through Pointsman (gateway-regions), for tensors that lie in the client's own region
+                   of shared memory; in the closed loop, wide tensors
 
 with 16 numbers (64 bytes) and with 150,528 (602 KB, an image of 224 x 224), over HTTP with binary tensors and over
 gRPC. They are asked in turns, A B C, C B A, by the closed loop of `loadtests.peers`, and by an open loop at half of

@@ -12,15 +12,15 @@ from pathlib import Path
 import loadtests.front
 from loadtests.front.goals import goals
 from loadtests.front.sides import FORMS, SMALL, WIDE, one_triton, sides
-from loadtests.peers.__main__ import comparison_told
 from loadtests.peers.machine import machine
 from loadtests.peers.plot import draw
 from loadtests.peers.rounds import Extent, compare
 from loadtests.peers.servers import Form
+from loadtests.peers.told import comparison_told
 from tests.conformance.triton import why_not
 
 RESULTS = Path(__file__).parents[1] / "results" / "front.json"
-_ORDER = ("triton", "hop", "gateway-http", "gateway-grpc", "gateway-shm")
+_ORDER = ("triton", "hop", "gateway-http", "gateway-grpc", "gateway-shm", "regions", "gateway-regions")
 
 
 def main() -> int:

@@ -53,6 +53,12 @@ def _goals(width: Width, cell: Cell, name: str) -> Iterator[Goal]:
     if not name.startswith("gateway"):
         return
     clients = cell.clients or 0
+    if name == "gateway-regions":
+        if "regions" in cell.samples:
+            own, direct = ([s.rate for s in cell.samples[side]] for side in (name, "regions"))
+            what = f"rate of {name} / regions"
+            yield _goal(width, cell, what, ratio(own, direct), _KEPT_IN_SHARED_MEMORY, at_most=False)
+        return
     ours, alone, hop = (cell.samples[each] for each in (name, "triton", "hop"))
     least = 1.0 if width is SMALL and clients > 1 else _KEPT_IN_SHARED_MEMORY if name == "gateway-shm" else _KEPT
     kept = ratio([s.rate for s in ours], [s.rate for s in alone])

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -66,10 +66,18 @@ def sides(process: TritonProcess, width: Width, form: Form) -> list[Server]:
         _side("triton", "asked directly", width, partial(_alone, process), triton_versions),
         _side("hop", "a process that forwards bytes, on uvloop", width, partial(_hop, to, form), dict),
     ]
-    return found + [
+    found += [
         _side(name, f"Pointsman, {options}", width, partial(_gateway, options), gateway_versions)
         for name, options in through_gateway.items()
     ]
+    return found if width is SMALL else [*found, *_with_regions(process, width, through_gateway["gateway-shm"])]
+
+
+def _with_regions(process: TritonProcess, width: Width, options: Mapping[str, object]) -> list[Server]:
+    """Triton, and Pointsman before it, asked for tensors in regions of the client's own."""
+    direct = _side("regions", "asked directly, regions", width, partial(_alone, process), triton_versions)
+    through = _side("gateway-regions", "Pointsman, regions", width, partial(_gateway, options), gateway_versions)
+    return [replace(side, shared=True) for side in (direct, through)]
 
 
 def _side(
@@ -105,6 +113,7 @@ def _hop(to: str, form: Form, folder: Path) -> Iterator[Running]:
 def _gateway(options: Mapping[str, object], folder: Path) -> Iterator[Running]:
     config = {
         "models": {"dbl": {"backend": "triton", "expose": True, **options}},
+        "server": {"shared_memory": {"enabled": True}},
         "store": {"path": "store.db", "retention": "1d", "limit": "16GiB"},
     }
     with running(folder, yaml.safe_dump(config)) as gateway:

@@ -33,6 +33,7 @@ def main() -> int:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--binary", action="store_true", help="HTTP: binary tensors instead of JSON")
     form.add_argument("--rows", action="store_true", help='HTTP: {"x": [[...]]} instead of the protocol')
+    parser.add_argument("--shared", action="store_true", help="tensors in shared memory, which the server is told of")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pid", type=int, help="the server's process, to tell its CPU time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the report goes as well")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from loadtests.generator.callers import OK, Caller, grpc_callers, http_callers
 from loadtests.generator.histogram import Histogram
+from loadtests.generator.sharing import shared_shots
 from loadtests.generator.shots import WIDTH, Form, Shot, grpc_shots, http_shots
 from loadtests.generator.timer import Timer
 
@@ -40,6 +41,7 @@ class Plan:
         rows: HTTP: `{"x": [[...]]}` instead of the Open Inference Protocol; the reply is `[[...]]` or `{"y": [[...]]}`.
         moments: open loop: when requests come, in seconds from the start, instead of by *rate*.
         within_s: replies count as in time up to so long after their moment.
+        shared: tensors lie in shared memory, in a region that is registered at the server; open loop: not served.
         width: numbers in a row.
         timeout_s: HTTP: what requests say they wait at most (Triton's `timeout`); None: nothing.
         connections: most requests that one process has under way, open loop.
@@ -54,6 +56,7 @@ class Plan:
     seconds: float = 5.0
     processes: int = 1
     binary: bool = False
+    shared: bool = False
     path: str | None = None
     rows: bool = False
     moments: tuple[float, ...] = ()
@@ -68,6 +71,10 @@ class Plan:
     def __post_init__(self) -> None:
         if self.binary and self.rows:
             raise ValueError("rows are JSON: leave out binary, or rows")
+        if self.shared and (self.rows or self.is_open):
+            raise ValueError(
+                "shared memory is for a closed loop of the Open Inference Protocol: leave out rows and rate"
+            )
         if self.moments and self.rate is not None:
             raise ValueError("requests come by a rate or at moments: leave out one of them")
         if self.timeout_s is not None and (self.rows or not self.url.startswith("http://")):
@@ -188,15 +195,26 @@ class _Load:
     async def run(self, pipe: Connection) -> None:
         where = urlsplit(self._plan.url)
         host, port = where.hostname or "127.0.0.1", where.port or (8001 if where.scheme == "grpc" else 8000)
-        if where.scheme == "grpc":
+        path = self._plan.path or f"/v2/models/{self._plan.model}/infer"
+        if self._plan.shared:
+            with shared_shots(
+                where.scheme, f"{host}:{port}", path, self._plan.model, self._seed, self._plan.width, 4 * self._size
+            ) as shots:
+                await self._send_to(where.scheme, host, port, shots, pipe)
+        elif where.scheme == "grpc":
             shots = grpc_shots(self._plan.model, self._seed, self._plan.width)
-            async with grpc.aio.insecure_channel(f"{host}:{port}", _CHANNEL) as channel:
-                await self._send_all(grpc_callers(channel, self._size), shots, pipe)
+            await self._send_to(where.scheme, host, port, shots, pipe)
         else:
-            path = self._plan.path or f"/v2/models/{self._plan.model}/infer"
             shots = http_shots(
                 f"{host}:{port}", path, self._plan.form, self._seed, self._plan.timeout_s, self._plan.width
             )
+            await self._send_to(where.scheme, host, port, shots, pipe)
+
+    async def _send_to(self, scheme: str, host: str, port: int, shots: list[Shot], pipe: Connection) -> None:
+        if scheme == "grpc":
+            async with grpc.aio.insecure_channel(f"{host}:{port}", _CHANNEL) as channel:
+                await self._send_all(grpc_callers(channel, self._size), shots, pipe)
+        else:
             await self._send_all(http_callers(host, port, self._size), shots, pipe)
 
     async def _send_all(self, callers: list[Caller], shots: list[Shot], pipe: Connection) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import loadtests.peers
 from loadtests.peers import environments, perf_analyzer
-from loadtests.peers.goals import FIGURES, Cell, Goal, goals, ratios
+from loadtests.peers.goals import Goal, goals, ratios
 from loadtests.peers.machine import machine
 from loadtests.peers.plot import draw
 from loadtests.peers.rounds import Comparison, Extent, compare
 from loadtests.peers.servers import SERVERS, Form, Server
-from loadtests.ratios import spread
+from loadtests.peers.told import comparison_told
 
 RESULTS = Path(__file__).parents[1] / "results" / "peers.json"
 
@@ -124,32 +124,6 @@ def _server(server: Server) -> Mapping[str, Any]:
 
 def _goal(goal: Goal) -> Mapping[str, Any]:
     return {"verdict": goal.verdict, **asdict(goal)}
-
-
-def comparison_told(found: Comparison) -> Mapping[str, Any]:
-    """*found* as JSON."""
-    return {
-        "form": found.form,
-        "servers": [server.name for server in found.servers],
-        "idle_cpu": found.idle_cpu,
-        "paused_while_idle": found.paused,
-        "cells": [_cell(cell) for cell in found.cells],
-    }
-
-
-def _cell(cell: Cell) -> Mapping[str, Any]:
-    loop = {"clients": cell.clients} if cell.offered is None else {"offered_rate": cell.offered}
-    return {**loop, "servers": {name: _summary(cell, name) for name in cell.samples}}
-
-
-def _summary(cell: Cell, name: str) -> Mapping[str, Any]:
-    samples = cell.samples[name]
-    figures = {
-        figure: asdict(spread([getattr(sample, figure) for sample in samples], 3))
-        for figure in (*FIGURES, "generator_busy")
-    }
-    late = sum(sample.is_late for sample in samples)
-    return {**figures, "errors": sum(sample.errors for sample in samples), "rounds_of_a_late_generator": late}
 
 
 if __name__ == "__main__":

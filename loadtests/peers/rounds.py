@@ -84,8 +84,9 @@ def compare(form: Form, servers: Sequence[Server], extent: Extent) -> Comparison
             closed = [_Loop(form, sides, clients, None) for clients in extent.clients]
             _ask_in_rounds(closed, sides, extent, found)
             rate = round(_SHARE * closed[-1].slowest(), 1)
-            opened = [_Loop(form, sides, None, rate)] if len(sides) > 1 else []
-            _ask_in_rounds(opened, sides, extent, found)
+            apart = {name: side for name, side in sides.items() if not side.server.shared}
+            opened = [_Loop(form, apart, None, rate)] if len(apart) > 1 else []
+            _ask_in_rounds(opened, apart, extent, found)
             found.cells = [loop.cell() for loop in (*closed, *opened)]
     return found
 
@@ -115,6 +116,7 @@ class _Side:
         plan = Plan(
             self.url, rate=rate, clients=clients or 1, seconds=seconds, binary=self.form is Form.BINARY,
             path=server.path if is_http else None, rows=server.rows and is_http, width=server.width,
+            shared=server.shared,
         )  # fmt: skip
         return generate(plan, self.pid)
 

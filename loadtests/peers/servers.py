@@ -63,6 +63,7 @@ class Server:
         path, rows: where and how it takes JSON, if it is not the Open Inference Protocol.
         is_peer: measured beside the gateway alone, not in the common comparison.
         width: numbers in a row of the model that it serves.
+        shared: asked for tensors in shared memory, which no open loop does.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Server:
     rows: bool = False
     is_peer: bool = False
     width: int = WIDTH
+    shared: bool = False
 
 
 # --- the gateway and Triton ---
@@ -236,17 +238,20 @@ _KSERVE = Script(
     ),
     environment="kserve",
 )
-_HAPROXY = _ray(
-    RAY_SERVE_ENABLE_HA_PROXY="1",
-    RAY_SERVE_THROUGHPUT_OPTIMIZED="1",
-    RAY_SERVE_HAPROXY_CONFIG_FILE_LOC="{folder}/haproxy.cfg",
-    RAY_SERVE_HAPROXY_SOCKET_PATH="{folder}/admin.sock",
-    RAY_SERVE_HAPROXY_SERVER_STATE_BASE="{folder}",
-    RAY_SERVE_HAPROXY_SERVER_STATE_FILE="{folder}/state",
-    RAY_SERVE_HAPROXY_METRICS_PORT="{spare0}",
-    RAY_SERVE_HAPROXY_STATS_PORT="{spare1}",
-    RAY_SERVE_FALLBACK_PROXY_HTTP_PORT="{spare2}",
-)
+HAPROXY_VARIABLES: Mapping[str, str] = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "{folder}/haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "{folder}/admin.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "{folder}",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "{folder}/state",
+    "RAY_SERVE_HAPROXY_METRICS_PORT": "{spare0}",
+    "RAY_SERVE_HAPROXY_STATS_PORT": "{spare1}",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": "{spare2}",
+}
+"""Ray Serve's HAProxy and throughput mode, with what they keep in the folder of a `Script`."""
+
+_HAPROXY = _ray(**HAPROXY_VARIABLES)
 
 
 def gateway_versions() -> Mapping[str, str]:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apointsman_pb/gateway.proto\x12\x0cpointsman.v1\"\xb9\x02\n\rDecideRequest\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\"\n\x04\x66ile\x18\x03 \x01(\x0b\x32\x12.pointsman.v1.FileH\x00\x12(\n\x07tensors\x18\x04 \x01(\x0b\x32\x15.pointsman.v1.TensorsH\x00\x12?\n\nparameters\x18\x05 \x03(\x0b\x32+.pointsman.v1.DecideRequest.ParametersEntry\x12\x17\n\x0fidempotency_key\x18\x06 \x01(\t\x12\x0c\n\x04wait\x18\x07 \x01(\x08\x1aJ\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.pointsman.v1.Parameter:\x02\x38\x01\x42\x07\n\x05input\"*\n\x04\x46ile\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\"0\n\x07Tensors\x12%\n\x07tensors\x18\x01 \x03(\x0b\x32\x14.pointsman.v1.Tensor\"E\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"o\n\tParameter\x12\x14\n\nbool_value\x18\x01 \x01(\x08H\x00\x12\x13\n\tint_value\x18\x02 \x01(\x03H\x00\x12\x16\n\x0c\x64ouble_value\x18\x03 \x01(\x01H\x00\x12\x16\n\x0cstring_value\x18\x04 \x01(\tH\x00\x42\x07\n\x05value\"\xbe\x01\n\x06\x41nswer\x12\x11\n\tanswer_id\x18\x01 \x01(\t\x12$\n\x06status\x18\x02 \x01(\x0e\x32\x14.pointsman.v1.Status\x12\r\n\x05route\x18\x03 \x01(\t\x12!\n\x05items\x18\x04 \x03(\x0b\x32\x12.pointsman.v1.Item\x12\x10\n\x08revision\x18\x05 \x01(\r\x12\x16\n\tmax_error\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tcertified\x18\x07 \x01(\x08\x42\x0c\n\n_max_error\"\x90\x02\n\x04Item\x12$\n\x06status\x18\x01 \x01(\x0e\x32\x14.pointsman.v1.Status\x12\x12\n\x05stage\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05label\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x17\n\nconfidence\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\ndecided_by\x18\x05 \x01(\tH\x03\x88\x01\x01\x12\x13\n\x06reason\x18\x06 \x01(\tH\x04\x88\x01\x01\x12%\n\x07outputs\x18\x07 \x03(\x0b\x32\x14.pointsman.v1.Tensor\x12\x0f\n\x07remarks\x18\x08 \x03(\tB\x08\n\x06_stageB\x08\n\x06_labelB\r\n\x0b_confidenceB\r\n\x0b_decided_byB\t\n\x07_reason\"6\n\x10GetAnswerRequest\x12\x11\n\tanswer_id\x18\x01 \x01(\t\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"E\n\x13SendFeedbackRequest\x12\x11\n\tanswer_id\x18\x01 \x01(\t\x12\x0c\n\x04item\x18\x02 \x01(\r\x12\r\n\x05label\x18\x03 \x01(\t\"\x16\n\x14SendFeedbackResponse*^\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATUS_FINAL\x10\x01\x12\x16\n\x12STATUS_PROVISIONAL\x10\x02\x12\x12\n\x0eSTATUS_PENDING\x10\x03\x32\xe2\x01\n\x07Gateway\x12=\n\x06\x44\x65\x63ide\x12\x1b.pointsman.v1.DecideRequest\x1a\x14.pointsman.v1.Answer0\x01\x12\x41\n\tGetAnswer\x12\x1e.pointsman.v1.GetAnswerRequest\x1a\x14.pointsman.v1.Answer\x12U\n\x0cSendFeedback\x12!.pointsman.v1.SendFeedbackRequest\x1a\".pointsman.v1.SendFeedbackResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apointsman_pb/gateway.proto\x12\x0cpointsman.v1\"\xca\x02\n\rDecideRequest\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\"\n\x04\x66ile\x18\x03 \x01(\x0b\x32\x12.pointsman.v1.FileH\x00\x12(\n\x07tensors\x18\x04 \x01(\x0b\x32\x15.pointsman.v1.TensorsH\x00\x12?\n\nparameters\x18\x05 \x03(\x0b\x32+.pointsman.v1.DecideRequest.ParametersEntry\x12\x17\n\x0fidempotency_key\x18\x06 \x01(\t\x12\x0c\n\x04wait\x18\x07 \x01(\x08\x12\x0f\n\x07version\x18\x08 \x01(\t\x1aJ\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.pointsman.v1.Parameter:\x02\x38\x01\x42\x07\n\x05input\"*\n\x04\x46ile\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\"0\n\x07Tensors\x12%\n\x07tensors\x18\x01 \x03(\x0b\x32\x14.pointsman.v1.Tensor\"E\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"o\n\tParameter\x12\x14\n\nbool_value\x18\x01 \x01(\x08H\x00\x12\x13\n\tint_value\x18\x02 \x01(\x03H\x00\x12\x16\n\x0c\x64ouble_value\x18\x03 \x01(\x01H\x00\x12\x16\n\x0cstring_value\x18\x04 \x01(\tH\x00\x42\x07\n\x05value\"\x94\x02\n\x06\x41nswer\x12\x11\n\tanswer_id\x18\x01 \x01(\t\x12$\n\x06status\x18\x02 \x01(\x0e\x32\x14.pointsman.v1.Status\x12\r\n\x05route\x18\x03 \x01(\t\x12!\n\x05items\x18\x04 \x03(\x0b\x32\x12.pointsman.v1.Item\x12\x10\n\x08revision\x18\x05 \x01(\r\x12\x16\n\tmax_error\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tcertified\x18\x07 \x01(\x08\x12\x14\n\x07version\x18\x08 \x01(\tH\x01\x88\x01\x01\x12\x1d\n\x10predicted_wait_s\x18\x0f \x01(\x01H\x02\x88\x01\x01\x42\x0c\n\n_max_errorB\n\n\x08_versionB\x13\n\x11_predicted_wait_s\"\x90\x02\n\x04Item\x12$\n\x06status\x18\x01 \x01(\x0e\x32\x14.pointsman.v1.Status\x12\x12\n\x05stage\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05label\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x17\n\nconfidence\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\ndecided_by\x18\x05 \x01(\tH\x03\x88\x01\x01\x12\x13\n\x06reason\x18\x06 \x01(\tH\x04\x88\x01\x01\x12%\n\x07outputs\x18\x07 \x03(\x0b\x32\x14.pointsman.v1.Tensor\x12\x0f\n\x07remarks\x18\x08 \x03(\tB\x08\n\x06_stageB\x08\n\x06_labelB\r\n\x0b_confidenceB\r\n\x0b_decided_byB\t\n\x07_reason\"6\n\x10GetAnswerRequest\x12\x11\n\tanswer_id\x18\x01 \x01(\t\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"\"\n\rCancelRequest\x12\x11\n\tanswer_id\x18\x01 \x01(\t\"E\n\x13SendFeedbackRequest\x12\x11\n\tanswer_id\x18\x01 \x01(\t\x12\x0c\n\x04item\x18\x02 \x01(\r\x12\r\n\x05label\x18\x03 \x01(\t\"\x16\n\x14SendFeedbackResponse*\x88\x01\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATUS_FINAL\x10\x01\x12\x16\n\x12STATUS_PROVISIONAL\x10\x02\x12\x12\n\x0eSTATUS_PENDING\x10\x03\x12\x14\n\x10STATUS_CANCELLED\x10\x04\x12\x12\n\x0eSTATUS_EXPIRED\x10\x05\x32\x9f\x02\n\x07Gateway\x12=\n\x06\x44\x65\x63ide\x12\x1b.pointsman.v1.DecideRequest\x1a\x14.pointsman.v1.Answer0\x01\x12\x41\n\tGetAnswer\x12\x1e.pointsman.v1.GetAnswerRequest\x1a\x14.pointsman.v1.Answer\x12;\n\x06\x43\x61ncel\x12\x1b.pointsman.v1.CancelRequest\x1a\x14.pointsman.v1.Answer\x12U\n\x0cSendFeedback\x12!.pointsman.v1.SendFeedbackRequest\x1a\".pointsman.v1.SendFeedbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,30 +33,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DECIDEREQUEST_PARAMETERSENTRY']._loaded_options = None
   _globals['_DECIDEREQUEST_PARAMETERSENTRY']._serialized_options = b'8\001'
-  _globals['_STATUS']._serialized_start=1257
-  _globals['_STATUS']._serialized_end=1351
+  _globals['_STATUS']._serialized_start=1397
+  _globals['_STATUS']._serialized_end=1533
   _globals['_DECIDEREQUEST']._serialized_start=45
-  _globals['_DECIDEREQUEST']._serialized_end=358
-  _globals['_DECIDEREQUEST_PARAMETERSENTRY']._serialized_start=275
-  _globals['_DECIDEREQUEST_PARAMETERSENTRY']._serialized_end=349
-  _globals['_FILE']._serialized_start=360
-  _globals['_FILE']._serialized_end=402
-  _globals['_TENSORS']._serialized_start=404
-  _globals['_TENSORS']._serialized_end=452
-  _globals['_TENSOR']._serialized_start=454
-  _globals['_TENSOR']._serialized_end=523
-  _globals['_PARAMETER']._serialized_start=525
-  _globals['_PARAMETER']._serialized_end=636
-  _globals['_ANSWER']._serialized_start=639
-  _globals['_ANSWER']._serialized_end=829
-  _globals['_ITEM']._serialized_start=832
-  _globals['_ITEM']._serialized_end=1104
-  _globals['_GETANSWERREQUEST']._serialized_start=1106
-  _globals['_GETANSWERREQUEST']._serialized_end=1160
-  _globals['_SENDFEEDBACKREQUEST']._serialized_start=1162
-  _globals['_SENDFEEDBACKREQUEST']._serialized_end=1231
-  _globals['_SENDFEEDBACKRESPONSE']._serialized_start=1233
-  _globals['_SENDFEEDBACKRESPONSE']._serialized_end=1255
-  _globals['_GATEWAY']._serialized_start=1354
-  _globals['_GATEWAY']._serialized_end=1580
+  _globals['_DECIDEREQUEST']._serialized_end=375
+  _globals['_DECIDEREQUEST_PARAMETERSENTRY']._serialized_start=292
+  _globals['_DECIDEREQUEST_PARAMETERSENTRY']._serialized_end=366
+  _globals['_FILE']._serialized_start=377
+  _globals['_FILE']._serialized_end=419
+  _globals['_TENSORS']._serialized_start=421
+  _globals['_TENSORS']._serialized_end=469
+  _globals['_TENSOR']._serialized_start=471
+  _globals['_TENSOR']._serialized_end=540
+  _globals['_PARAMETER']._serialized_start=542
+  _globals['_PARAMETER']._serialized_end=653
+  _globals['_ANSWER']._serialized_start=656
+  _globals['_ANSWER']._serialized_end=932
+  _globals['_ITEM']._serialized_start=935
+  _globals['_ITEM']._serialized_end=1207
+  _globals['_GETANSWERREQUEST']._serialized_start=1209
+  _globals['_GETANSWERREQUEST']._serialized_end=1263
+  _globals['_CANCELREQUEST']._serialized_start=1265
+  _globals['_CANCELREQUEST']._serialized_end=1299
+  _globals['_SENDFEEDBACKREQUEST']._serialized_start=1301
+  _globals['_SENDFEEDBACKREQUEST']._serialized_end=1370
+  _globals['_SENDFEEDBACKRESPONSE']._serialized_start=1372
+  _globals['_SENDFEEDBACKRESPONSE']._serialized_end=1394
+  _globals['_GATEWAY']._serialized_start=1536
+  _globals['_GATEWAY']._serialized_end=1823
 # @@protoc_insertion_point(module_scope)

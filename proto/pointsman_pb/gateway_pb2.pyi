@@ -35,6 +35,10 @@ class _StatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Status.ValueTy
     """A model's answer. A person will confirm or correct it, unless `decided_by` is set: then it stays as it is."""
     STATUS_PENDING: _Status.ValueType  # 3
     """No model answered; a person will."""
+    STATUS_CANCELLED: _Status.ValueType  # 4
+    """The caller wanted no decision any more. What a model had answered stands, unconfirmed."""
+    STATUS_EXPIRED: _Status.ValueType  # 5
+    """No person decided in time. What a model had answered stands, unconfirmed."""
 
 class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
 
@@ -44,6 +48,10 @@ STATUS_PROVISIONAL: Status.ValueType  # 2
 """A model's answer. A person will confirm or correct it, unless `decided_by` is set: then it stays as it is."""
 STATUS_PENDING: Status.ValueType  # 3
 """No model answered; a person will."""
+STATUS_CANCELLED: Status.ValueType  # 4
+"""The caller wanted no decision any more. What a model had answered stands, unconfirmed."""
+STATUS_EXPIRED: Status.ValueType  # 5
+"""No person decided in time. What a model had answered stands, unconfirmed."""
 Global___Status: _TypeAlias = Status  # noqa: Y015
 
 @_typing.final
@@ -78,6 +86,7 @@ class DecideRequest(_message.Message):
     PARAMETERS_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     route: _builtins.str
     """A route's name, or `auto`."""
     text: _builtins.str
@@ -85,9 +94,11 @@ class DecideRequest(_message.Message):
     idempotency_key: _builtins.str
     """The same key and request get the same answer, however often they are sent. Empty: none."""
     wait: _builtins.bool
-    """Keep the stream open until the answer is final, until the call's deadline, or until this server drains; a stream
-    that ends without a final answer has told the id to ask for it by.
+    """Keep the stream open until nothing of the answer is open, until the call's deadline, or until this server drains; a
+    stream that ends without that has told the id to ask for it by.
     """
+    version: _builtins.str
+    """The version of the route, where it has several. Empty: the one that the traffic rules choose."""
     @_builtins.property
     def file(self) -> Global___File:
         """One item: a file as it is, such as an image."""
@@ -110,10 +121,11 @@ class DecideRequest(_message.Message):
         parameters: _abc.Mapping[_builtins.str, Global___Parameter] | None = ...,
         idempotency_key: _builtins.str = ...,
         wait: _builtins.bool = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "input", b"input", "tensors", b"tensors", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "idempotency_key", b"idempotency_key", "input", b"input", "parameters", b"parameters", "route", b"route", "tensors", b"tensors", "text", b"text", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "idempotency_key", b"idempotency_key", "input", b"input", "parameters", b"parameters", "route", b"route", "tensors", b"tensors", "text", b"text", "version", b"version", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "file", "tensors"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -238,6 +250,8 @@ class Answer(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     MAX_ERROR_FIELD_NUMBER: _builtins.int
     CERTIFIED_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PREDICTED_WAIT_S_FIELD_NUMBER: _builtins.int
     answer_id: _builtins.str
     status: Global___Status.ValueType
     """The worst of all items."""
@@ -249,6 +263,10 @@ class Answer(_message.Message):
     """The error rate that the route promises of accepted answers."""
     certified: _builtins.bool
     """Whether that promise is proven on labels."""
+    version: _builtins.str
+    """The version of the route that answered, where it has several."""
+    predicted_wait_s: _builtins.float
+    """Seconds that people will take for what is open, as far as their pace tells; absent where nobody knows."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Item]: ...
     def __init__(
@@ -261,14 +279,25 @@ class Answer(_message.Message):
         revision: _builtins.int = ...,
         max_error: _builtins.float | None = ...,
         certified: _builtins.bool = ...,
+        version: _builtins.str | None = ...,
+        predicted_wait_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_error", b"_max_error", "max_error", b"max_error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_error", b"_max_error", "_predicted_wait_s", b"_predicted_wait_s", "_version", b"_version", "max_error", b"max_error", "predicted_wait_s", b"predicted_wait_s", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_error", b"_max_error", "answer_id", b"answer_id", "certified", b"certified", "items", b"items", "max_error", b"max_error", "revision", b"revision", "route", b"route", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_error", b"_max_error", "_predicted_wait_s", b"_predicted_wait_s", "_version", b"_version", "answer_id", b"answer_id", "certified", b"certified", "items", b"items", "max_error", b"max_error", "predicted_wait_s", b"predicted_wait_s", "revision", b"revision", "route", b"route", "status", b"status", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_error: _TypeAlias = _typing.Literal["max_error"]  # noqa: Y015
     _WhichOneofArgType__max_error: _TypeAlias = _typing.Literal["_max_error", b"_max_error"]  # noqa: Y015
+    _WhichOneofReturnType__predicted_wait_s: _TypeAlias = _typing.Literal["predicted_wait_s"]  # noqa: Y015
+    _WhichOneofArgType__predicted_wait_s: _TypeAlias = _typing.Literal["_predicted_wait_s", b"_predicted_wait_s"]  # noqa: Y015
+    _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
+    _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_error) -> _WhichOneofReturnType__max_error | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__predicted_wait_s) -> _WhichOneofReturnType__predicted_wait_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
 
 Global___Answer: _TypeAlias = Answer  # noqa: Y015
 
@@ -291,7 +320,7 @@ class Item(_message.Message):
     confidence: _builtins.float
     """Calibrated, in [0, 1]."""
     decided_by: _builtins.str
-    """`model:NAME` or `person:NAME`; absent while a person is awaited."""
+    """`model:NAME` or `person:NAME`; absent while a person is awaited, and where none has decided."""
     reason: _builtins.str
     """Why no model was sure enough."""
     @_builtins.property
@@ -349,7 +378,7 @@ class GetAnswerRequest(_message.Message):
     WAIT_MS_FIELD_NUMBER: _builtins.int
     answer_id: _builtins.str
     wait_ms: _builtins.int
-    """How long to wait for it to be final; 0: not at all."""
+    """How long to wait until nothing of it is open; 0: not at all."""
     def __init__(
         self,
         *,
@@ -363,6 +392,25 @@ class GetAnswerRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetAnswerRequest: _TypeAlias = GetAnswerRequest  # noqa: Y015
+
+@_typing.final
+class CancelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_ID_FIELD_NUMBER: _builtins.int
+    answer_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        answer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_id", b"answer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelRequest: _TypeAlias = CancelRequest  # noqa: Y015
 
 @_typing.final
 class SendFeedbackRequest(_message.Message):

@@ -44,6 +44,11 @@ class GatewayStub:
                 request_serializer=pointsman__pb_dot_gateway__pb2.GetAnswerRequest.SerializeToString,
                 response_deserializer=pointsman__pb_dot_gateway__pb2.Answer.FromString,
                 _registered_method=True)
+        self.Cancel = channel.unary_unary(
+                '/pointsman.v1.Gateway/Cancel',
+                request_serializer=pointsman__pb_dot_gateway__pb2.CancelRequest.SerializeToString,
+                response_deserializer=pointsman__pb_dot_gateway__pb2.Answer.FromString,
+                _registered_method=True)
         self.SendFeedback = channel.unary_unary(
                 '/pointsman.v1.Gateway/SendFeedback',
                 request_serializer=pointsman__pb_dot_gateway__pb2.SendFeedbackRequest.SerializeToString,
@@ -55,7 +60,7 @@ class GatewayServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Decide(self, request, context):
-        """Answers a request: at once what is known, and, where the caller waits, the final answer once a person has given it.
+        """Answers a request: at once what is known, and, where the caller waits, every change until nothing of it is open.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -63,6 +68,14 @@ class GatewayServicer:
 
     def GetAnswer(self, request, context):
         """An answer's current state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cancel(self, request, context):
+        """Asks nobody any more about what is open of an answer, which is cancelled then; what was decided of it stays. The
+        answer as it is then; repeating the call is harmless.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,6 +99,11 @@ def add_GatewayServicer_to_server(servicer, server):
             'GetAnswer': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAnswer,
                     request_deserializer=pointsman__pb_dot_gateway__pb2.GetAnswerRequest.FromString,
+                    response_serializer=pointsman__pb_dot_gateway__pb2.Answer.SerializeToString,
+            ),
+            'Cancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cancel,
+                    request_deserializer=pointsman__pb_dot_gateway__pb2.CancelRequest.FromString,
                     response_serializer=pointsman__pb_dot_gateway__pb2.Answer.SerializeToString,
             ),
             'SendFeedback': grpc.unary_unary_rpc_method_handler(
@@ -147,6 +165,33 @@ class Gateway:
             target,
             '/pointsman.v1.Gateway/GetAnswer',
             pointsman__pb_dot_gateway__pb2.GetAnswerRequest.SerializeToString,
+            pointsman__pb_dot_gateway__pb2.Answer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointsman.v1.Gateway/Cancel',
+            pointsman__pb_dot_gateway__pb2.CancelRequest.SerializeToString,
             pointsman__pb_dot_gateway__pb2.Answer.FromString,
             options,
             channel_credentials,

@@ -36,9 +36,13 @@ class GatewayStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GatewayAsyncStub: ...
     Decide: _grpc.UnaryStreamMultiCallable[_gateway_pb2.DecideRequest, _gateway_pb2.Answer]
-    """Answers a request: at once what is known, and, where the caller waits, the final answer once a person has given it."""
+    """Answers a request: at once what is known, and, where the caller waits, every change until nothing of it is open."""
     GetAnswer: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetAnswerRequest, _gateway_pb2.Answer]
     """An answer's current state."""
+    Cancel: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.CancelRequest, _gateway_pb2.Answer]
+    """Asks nobody any more about what is open of an answer, which is cancelled then; what was decided of it stays. The
+    answer as it is then; repeating the call is harmless.
+    """
     SendFeedback: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.SendFeedbackRequest, _gateway_pb2.SendFeedbackResponse]
     """What an item's label should have been; it goes into calibration."""
 
@@ -46,9 +50,13 @@ class GatewayStub:
 class GatewayAsyncStub(GatewayStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Decide: _aio.UnaryStreamMultiCallable[_gateway_pb2.DecideRequest, _gateway_pb2.Answer]  # type: ignore[assignment]
-    """Answers a request: at once what is known, and, where the caller waits, the final answer once a person has given it."""
+    """Answers a request: at once what is known, and, where the caller waits, every change until nothing of it is open."""
     GetAnswer: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetAnswerRequest, _gateway_pb2.Answer]  # type: ignore[assignment]
     """An answer's current state."""
+    Cancel: _aio.UnaryUnaryMultiCallable[_gateway_pb2.CancelRequest, _gateway_pb2.Answer]  # type: ignore[assignment]
+    """Asks nobody any more about what is open of an answer, which is cancelled then; what was decided of it stays. The
+    answer as it is then; repeating the call is harmless.
+    """
     SendFeedback: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SendFeedbackRequest, _gateway_pb2.SendFeedbackResponse]  # type: ignore[assignment]
     """What an item's label should have been; it goes into calibration."""
 
@@ -59,7 +67,7 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.DecideRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_gateway_pb2.Answer], _abc.AsyncIterator[_gateway_pb2.Answer]]:
-        """Answers a request: at once what is known, and, where the caller waits, the final answer once a person has given it."""
+        """Answers a request: at once what is known, and, where the caller waits, every change until nothing of it is open."""
 
     @_abc_1.abstractmethod
     def GetAnswer(
@@ -68,6 +76,16 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.Answer, _abc.Awaitable[_gateway_pb2.Answer]]:
         """An answer's current state."""
+
+    @_abc_1.abstractmethod
+    def Cancel(
+        self,
+        request: _gateway_pb2.CancelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.Answer, _abc.Awaitable[_gateway_pb2.Answer]]:
+        """Asks nobody any more about what is open of an answer, which is cancelled then; what was decided of it stays. The
+        answer as it is then; repeating the call is harmless.
+        """
 
     @_abc_1.abstractmethod
     def SendFeedback(

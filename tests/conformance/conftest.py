@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import pytest
@@ -41,13 +43,19 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def servers(gateway: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """It, and a Triton with the same models."""
+    with beside_triton(gateway, tmp_path_factory.mktemp("triton")) as both:
+        for server in (both.triton, both.gateway):
+            with grpc.insecure_channel(server.grpc) as channel:
+                _use(channel)
+        yield both
+
+
+@contextmanager
+def beside_triton(gateway: Server, folder: Path) -> Iterator[Servers]:
+    """*gateway*, and a Triton with the models of `repository.MODELS`, below *folder*; skips where there is none."""
     if reason := why_not():
         pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("triton")
     with triton(folder, write_repository(folder / "models")) as real:
-        for address in (real.grpc, gateway.grpc):
-            with grpc.insecure_channel(address) as channel:
-                _use(channel)
         yield Servers(Server(real.http, real.grpc), gateway)
 
 

@@ -106,7 +106,6 @@ DIFFERENCES = (
             "logging",
             "model_repository",
             "model_repository(unload_dependents)",
-            "sequence",
             "trace",
         )
     ),
@@ -151,18 +150,6 @@ DIFFERENCES = (
         "CUDA shared memory is not served",
         _grpc("cuda memory register"),
         status=("INVALID_ARGUMENT", "UNIMPLEMENTED"),
-    ),
-    Difference(
-        "a sequence that is answered as single requests is a wrong answer; Triton answers it so where the model has no "
-        "sequence batching",
-        _http("sequence"),
-        status=(200, 501),
-    ),
-    Difference(
-        "a sequence that is answered as single requests is a wrong answer; Triton answers it so where the model has no "
-        "sequence batching",
-        _grpc("sequence"),
-        status=("OK", "UNIMPLEMENTED"),
     ),
     Difference("the generate extension is for language models, and not served", _http("generate"), status=(400, 404)),
     # Codes that say what is wrong

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,16 @@ import pytest
 from tritonclient.http import InferenceServerClient
 
 from backends.conformance import Sample, exercise_backend
-from backends.contract import NO_DEADLINE, Backend, Batch, Datatype, Deadline, Signature, Tensor, TensorSpec
+from backends.contract import NO_DEADLINE, Backend, Batch, Datatype, Deadline, Memory, Signature, Tensor, TensorSpec
 from backends.errors import BackendFailed, DeadlineExceeded, InvalidInput, NotFound, PointsmanError
 from backends.oip.model import OIPOptions, open_oip
 from backends.replicas import ReplicaOptions
 from backends.triton import shared_memory
+from backends.triton.cuda_memory import CudaRegion
 from backends.triton.model import TritonOptions, open_triton
+from kernels.arrays import DeviceArray
 from tests.conformance.conftest import Servers
+from tests.elsewhere import Elsewhere
 
 Opened = Callable[[str], "Open"]
 
@@ -231,4 +234,41 @@ async def test_tensors_of_ten_megabytes_pass_through_shared_memory(url: str) -> 
     outputs = await backend.infer(Batch.of({"x": Tensor.of(x)}), NO_DEADLINE)
 
     assert np.array_equal(outputs["y"].numpy(), x)
+    await backend.aclose()
+
+
+# --- memory of a CUDA device, as far as a Triton without one says ---
+
+
+class Unmappable:
+    """Memory that no other process can open: its handle is that of nothing."""
+
+    handle = bytes(64)
+
+    def __init__(self) -> None:
+        self.is_freed = False
+
+    def write(self, parts: Sequence[tuple[int, DeviceArray]]) -> None:
+        raise AssertionError("a region that the server cannot open was written to")
+
+    def free(self) -> None:
+        self.is_freed = True
+
+
+async def test_a_triton_that_cannot_open_a_devices_memory_gets_what_is_there_by_the_host(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory = Unmappable()
+    monkeypatch.setattr(CudaRegion, "made", lambda number, size: CudaRegion(memory, number, size))
+    options = TritonOptions(url, shared_memory=True, shared_memory_from=0, cuda_shared_memory="cuda:0")
+    x = np.random.default_rng(0).random((3, 16), dtype=np.float32)
+
+    backend = await open_triton("dbl", options)
+    there = Batch({"x": Tensor(Datatype.FP32, x.shape, Elsewhere(x))}, 3)
+    outputs = await backend.infer(there, NO_DEADLINE)
+
+    assert "cannot open memory of a CUDA device (" in caplog.text
+    assert memory.is_freed
+    assert Memory.DEVICE not in backend.limits.memory
+    assert np.array_equal(outputs["y"].numpy(), 2 * x)
     await backend.aclose()

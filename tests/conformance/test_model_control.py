@@ -44,10 +44,31 @@ def _infer(client: Any, module: Any) -> object:
     return client.infer("dbl", [tensor]).as_numpy("y").tolist()
 
 
+def _counted(client: Any, _: Any) -> tuple[int, ...]:
+    """Of `dbl`: inferences, executions, requests that succeeded, and batches of one, as far as they were counted."""
+    found = client.get_inference_statistics("dbl", **({} if isinstance(client, _HTTP) else {"as_json": True}))
+    (row,) = found["model_stats"]
+    succeeded = row.get("inference_stats", {}).get("success", {}).get("count", 0)
+    ones = [batch["compute_infer"]["count"] for batch in row.get("batch_stats", []) if int(batch["batch_size"]) == 1]
+    return tuple(
+        int(value) for value in (row.get("inference_count", 0), row.get("execution_count", 0), succeeded, *ones)
+    )
+
+
+def _counted_once(client: Any, module: Any) -> object:
+    """The same, once anything was: Triton counts a request a moment after it has answered it."""
+    while not any(found := _counted(client, module)):
+        time.sleep(0.02)
+    return found
+
+
+_HTTP = tritonclient.http.InferenceServerClient
+
 STEPS: Mapping[str, Step] = {
     "at first": _state,
     "load again": lambda client, _: client.load_model("dbl"),
     "still there": _infer,
+    "counted": _counted_once,
     "unload": lambda client, _: client.unload_model("dbl"),
     "unloaded": _state,
     "ready": lambda client, _: client.is_model_ready("dbl"),
@@ -58,7 +79,9 @@ STEPS: Mapping[str, Step] = {
     "unload again": lambda client, _: client.unload_model("dbl"),
     "load": lambda client, _: client.load_model("dbl"),
     "loaded": _state,
+    "counted anew": _counted,
     "back": _infer,
+    "counted again": _counted_once,
     "unload with dependents": lambda client, _: client.unload_model("dbl", unload_dependents=True),
     "load at the end": lambda client, _: client.load_model("dbl"),
     "load of no model": lambda client, _: client.load_model("nowhere"),

@@ -10,7 +10,7 @@ import pytest
 import tritonclient.http as client
 import yaml
 
-from tests.conformance.repository import write_repository
+from tests.conformance.repository import only, write_repository
 from tests.conformance.triton import triton, why_not
 from tests.faults.oracle import wait_for
 from tests.integration.process import running
@@ -31,10 +31,7 @@ def factor_at(url: str) -> float | None:
 def test_the_next_version_is_followed_and_never_answers_in_the_name_of_the_one_before(tmp_path: Path) -> None:
     if reason := why_not():
         pytest.skip(reason)
-    models = write_repository(tmp_path / "models")
-    for model in models.iterdir():
-        if model.name != "dbl":
-            shutil.rmtree(model)
+    models = write_repository(tmp_path / "models", only("dbl"))
     config = {
         "models": {"dbl": {"backend": "triton", "expose": True, "replicas": {"probe_every_s": 0.3}}},
         "store": {"path": "store.db", "retention": "1d", "limit": "1GiB"},

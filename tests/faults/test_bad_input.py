@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from socket import MSG_WAITALL, socket
 from typing import Any
@@ -37,6 +38,8 @@ from tests.faults.oracle import (
 )
 from tests.faults.raw_http import RawReply, connect, exchange, post, post_chunks, read
 from tests.integration.process import CONFIG, GatewayProcess, running
+
+gzipped = partial(gzip.compress, mtime=0)  # the same bytes, and so the same test, for every process
 
 DECIDE = "/v1/routes/words:decide"
 INFER = "/v2/models/double/infer"
@@ -262,13 +265,13 @@ def test_a_body_that_does_not_declare_its_size_is_413_at_the_limit(server: Gatew
 @pytest.mark.parametrize(
     ("coding", "body", "status", "message"),
     [
-        ("gzip", gzip.compress(b"\0" * (8 << 20)), 413, "unpacks to more than"),
-        ("gzip, gzip", gzip.compress(gzip.compress(b"a")), 415, "'gzip, gzip' is not read"),
+        ("gzip", gzipped(b"\0" * (8 << 20)), 413, "unpacks to more than"),
+        ("gzip, gzip", gzipped(gzipped(b"a")), 415, "'gzip, gzip' is not read"),
         ("br", b"a", 415, "'br' is not read here; use gzip, deflate or none"),
         (CANARY, b"a", 415, "is not read here"),
-        ("gzip", gzip.compress(b"a" * 1000)[:-9], 400, "ends too early"),
+        ("gzip", gzipped(b"a" * 1000)[:-9], 400, "ends too early"),
         ("gzip", b"hello", 400, "not gzip"),
-        ("gzip", gzip.compress(b"a") + b"b", 400, "1 bytes after its end"),
+        ("gzip", gzipped(b"a") + b"b", 400, "1 bytes after its end"),
     ],
 )
 def test_a_body_that_does_not_unpack_is_refused(
@@ -579,19 +582,19 @@ def test_a_stall_would_be_seen(server: GatewayProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    "sent",
+    ("sent", "status"),
     [
-        pytest.param(post(DECIDE, b"[" * 100_000 + b"]" * 100_000), id="deep JSON"),
-        pytest.param(post(DECIDE, b"{" + b",".join(b'"%x":1' % i for i in range(20_000)) + b"}"), id="many keys"),
-        pytest.param(post(DECIDE, gzip.compress(b"\0" * (8 << 20)), "text/plain", "Content-Encoding: gzip"), id="bomb"),
-        pytest.param(post(INFER, tensor(shape=[1] * 100_000)), id="100000 dimensions"),
-        pytest.param(post_chunks(DECIDE, b"-1\r\n"), id="bad chunk"),
+        pytest.param(post(DECIDE, b"[" * 100_000 + b"]" * 100_000), 400, id="deep JSON"),
+        pytest.param(post(DECIDE, b"{" + b",".join(b'"%x":1' % i for i in range(20_000)) + b"}"), 400, id="many keys"),
+        pytest.param(post(DECIDE, gzipped(b"\0" * (8 << 20)), "text/plain", "Content-Encoding: gzip"), 413, id="bomb"),
+        pytest.param(post(INFER, tensor(shape=[1] * 100_000)), 400, id="100000 dimensions"),
+        pytest.param(post_chunks(DECIDE, b"-1\r\n"), 400, id="bad chunk"),
     ],
 )
-def test_what_is_refused_again_and_again_takes_no_memory(server: GatewayProcess, sent: bytes) -> None:
+def test_what_is_refused_again_and_again_takes_no_memory(server: GatewayProcess, sent: bytes, status: int) -> None:
     def send(times: int) -> None:
         for _ in range(times):
-            assert exchange(server.http, sent, quiet_s=0.0001).statuses[0] in (400, 413)
+            assert exchange(server.http, sent, quiet_s=0.0001).statuses[0] == status
 
     assert_no_growth(server, send)
 

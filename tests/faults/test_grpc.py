@@ -14,6 +14,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ import pytest
 from grpc import StatusCode
 from tritonclient.grpc import service_pb2 as pb
 
+from gateway.grpc_edge.on_grpcio import MAX_STREAMS
 from gateway.grpc_edge.transport import Transport, why_not_native
 from pointsman_pb import gateway_pb2
 from tests.faults.oracle import (
@@ -75,8 +77,6 @@ class Difference:
         unreadable_deadline: status of a call whose grpc-timeout is none.
         ends_resets: a connection that resets its calls as fast as it makes them is ended.
         ends_pings: one that floods with pings is ended.
-        spares_neighbours: calls of others go on during resets. grpcio drops any of the calls that wait for its asyncio
-            server to take them, as CANCELLED, while they are more than a thousand, and those that were reset wait too.
     """
 
     takes_in_whole: bool
@@ -86,7 +86,6 @@ class Difference:
     unreadable_deadline: StatusCode
     ends_resets: bool
     ends_pings: bool
-    spares_neighbours: bool
 
 
 DIFFERENCES = {
@@ -98,7 +97,6 @@ DIFFERENCES = {
         unreadable_deadline=StatusCode.INTERNAL,
         ends_resets=False,
         ends_pings=True,
-        spares_neighbours=False,
     ),
     Transport.NATIVE: Difference(
         takes_in_whole=True,
@@ -108,7 +106,6 @@ DIFFERENCES = {
         unreadable_deadline=StatusCode.OK,
         ends_resets=True,
         ends_pings=False,
-        spares_neighbours=True,
     ),
 }
 
@@ -444,13 +441,30 @@ def test_neighbours_of_a_flood_are_served(
         resets_of_whole_calls: differs.ends_resets,
         pings: differs.ends_pings,
     }
-    spared = differs.spares_neighbours or frames not in (resets, resets_of_whole_calls)
+    times = 20_000 if frames in (resets, resets_of_whole_calls) else 3000  # that many wait before they are taken
 
     with a_neighbour(server) as ended:
-        over = any(flood(server, frames, 3000) for _ in range(10 if ends.get(frames) else 1))  # some get through
+        over = any(flood(server, frames, times) for _ in range(10 if ends.get(frames) else 1))  # some get through
 
-    assert set(ended) <= ({StatusCode.OK} if spared else {StatusCode.OK, StatusCode.CANCELLED})
+    assert set(ended) == {StatusCode.OK}
     assert over is ends.get(frames, over)
+
+
+@pytest.mark.parametrize("frames", [resets, resets_of_whole_calls])
+def test_neighbours_of_several_floods_at_a_time_are_served(
+    server: GatewayProcess, frames: Callable[[int], bytes]
+) -> None:
+    with a_neighbour(server) as ended, ThreadPoolExecutor() as floods:
+        list(floods.map(lambda _: flood(server, frames, 5000), range(8)))
+
+    assert set(ended) == {StatusCode.OK}
+
+
+def test_a_thousand_calls_at_a_time_on_one_connection_are_answered(channel: Any) -> None:
+    assert MAX_STREAMS > 1000
+    calls = [channel.unary_unary(MODEL_INFER).future(GOOD, timeout=60) for _ in range(1000)]
+
+    assert {call.code() for call in calls} == {StatusCode.OK}
 
 
 @pytest.mark.parametrize("frames", FLOODS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -21,12 +21,14 @@ from gateway.http.protocol import RequestReader, WireLimits
 from gateway.oip.parameters import sort
 from tests.fuzz import reference
 
-WIRE = WireLimits(head_bytes=4096, headers=20, chunks=100)
+WIRE = WireLimits(head_bytes=4096, headers=20, chunks=100, placed_bytes=4)
 BODY_BYTES = 1 << 16
 JSON_BYTES = 1 << 16
 _CUTS = 6
 REFUSALS = {Code.INVALID_ARGUMENT, Code.UNSUPPORTED_MEDIA, Code.TOO_LARGE, Code.UNIMPLEMENTED}
 """What a body alone can be refused for."""
+WIRE_REFUSALS = {*REFUSALS, Code.HEADERS_TOO_LARGE, Code.UNMET_EXPECTATION}
+"""What a request can be refused for before it is read whole."""
 
 
 def http_requests(data: bytes) -> None:
@@ -59,7 +61,7 @@ def read_in(parts: Sequence[bytes]) -> tuple[list[reference.Read], bool, bool]:
                 found.append((request.method, request.path, request.query, dict(request.headers), request.octets))
                 request = reader.read(b"")
     except PointsmanError as error:
-        _check(error)
+        _check(error, WIRE_REFUSALS)
         return found, True, False
     return found, False, not reader.is_between_requests
 
@@ -78,9 +80,9 @@ def infer_body(data: bytes) -> None:
     json.loads(bytes(body[: json_bytes or None]), object_pairs_hook=_once)
 
 
-def _check(error: PointsmanError) -> None:
-    """A refusal has a code that a body can be refused with, and a message that does not quote at length."""
-    assert error.code in REFUSALS, error
+def _check(error: PointsmanError, codes: Collection[Code] = REFUSALS) -> None:
+    """A refusal has one of *codes*, and a message that does not quote at length."""
+    assert error.code in codes, error
     assert len(str(error)) < 2000, "a message that quotes at length"
 
 
@@ -142,6 +144,7 @@ SEEDS: dict[str, Sequence[bytes]] = {
             b"GET /v2?a=b HTTP/1.1\r\nHost: a\r\nX-A: b\r\nx-a:\t c \r\n\r\n" * 2,
             b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
             b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nA: b\r\n\r\nGET",
+            b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nInference-Header-Content-Length: 2\r\n\r\nhello" * 2,
             b"INVENT /a HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nExpect: 100-continue\r\n\r\n",
         )
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -56,6 +57,7 @@ def test_whatever_comes_is_read_as_it_should_be_or_refused(name: str) -> None:
 # --- streams of good requests, cut anywhere ---
 
 names = st.sampled_from([b"A", b"x-a", b"Content-Type", b"Connection"])
+placed = st.integers(0, 4).map(lambda json_bytes: b"Inference-Header-Content-Length: %d\r\n" % json_bytes)
 values = st.binary(max_size=12).map(lambda value: bytes(byte for byte in value if byte >= 0x20 and byte != 0x7F))
 headers = st.lists(st.tuples(names, values), max_size=4).map(
     lambda pairs: b"".join(b"%b: %b\r\n" % pair for pair in pairs if pair != (b"Connection", b"Upgrade"))
@@ -77,6 +79,7 @@ def in_chunks(fields: bytes, parts: Sequence[bytes], trailer: bytes) -> bytes:
 good = st.one_of(
     headers.map(lambda fields: b"GET / HTTP/1.1\r\nHost: a\r\n%b\r\n" % fields),
     st.builds(with_length, headers, bodies),
+    st.builds(with_length, placed, st.binary(min_size=4, max_size=40)),
     st.builds(in_chunks, headers, chunks, headers),
 )
 
@@ -132,12 +135,17 @@ def test_what_is_at_a_limit_is_read_or_refused_however_it_comes(
 # --- a whole gateway ---
 
 
+SPARE = "models:\n  spare: {backend: echo, expose: true}"
+"""A model that calls may load and unload, while others must answer."""
+EVERYTHING_ON = "{model_control: explicit, shared_memory: {enabled: true, max_regions: 3, limit: 1MiB}}"
+
+
 class Running:
     """A gateway without its listeners, on an event loop of its own."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / "gateway.yaml"
-        path.write_text(CONFIG)
+        path.write_text(f"{CONFIG.replace('models:', SPARE, 1)}\nserver: {EVERYTHING_ON}\n")
         self._settings = load_settings(path)
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -167,8 +175,20 @@ class Running:
         return asyncio.run_coroutine_threadsafe(self._gateway.http.handle(request), self._loop).result(30)
 
 
+REGION = f"pointsman-fuzz-{os.getpid()}"
+
+
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def region() -> Iterator[None]:
+    """64 bytes that clients may share, under the key `REGION`."""
+    path = Path("/dev/shm") / REGION
+    path.write_bytes(bytes(64))
+    yield
+    path.unlink()
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, region: None) -> Iterator[Running]:
     with Running(tmp_path_factory.mktemp("fuzz")) as found:
         yield found
 
@@ -179,8 +199,8 @@ DECLARED = {200, 201, 202, 204, 303, 400, 403, 404, 405, 409, 413, 415, 422, 429
 paths = st.sampled_from(
     ["/v2", "/v2/health/ready", "/v2/models/stats", "/v2/models/words", "/v2/models/words/config", "/v2/models/double",
      "/v2/models/double/stats", "/v2/models/auto/ready", "/v2/models/../ready", "/v2/models/double/versions/1/infer",
-     "/v2/models/double/versions/9/infer", "/v2/repository/index", "/v2/repository/models/double/load",
-     "/v2/repository/models/double/unload", "/v2/systemsharedmemory/status", "/v2/cudasharedmemory/region/r/register",
+     "/v2/models/double/versions/9/infer", "/v2/repository/index", "/v2/repository/models/spare/load",
+     "/v2/repository/models/spare/unload", "/v2/systemsharedmemory/status", "/v2/cudasharedmemory/region/r/register",
      "/v2/systemsharedmemory/region/r/register", "/v1/reviews", "/v1/reviews?limit=2", "/v1/reviews?limit=x",
      "/v1/answers/nothing", "/v1/routes/words:decide", "/v1/routes/auto:decide", "/v1/nothing", "/"]
 )  # fmt: skip
@@ -211,7 +231,7 @@ class Calls(RuleBasedStateMachine):
     def call(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Any:
         response = self.gateway.send(method, path, body, headers or {})
         assert response.status in DECLARED, (method, path, body, response.status, response.body)
-        told = json.loads(response.body) if b"json" in repr(response.headers).encode() else {}
+        told = json.loads(response.body) if response.body and b"json" in repr(response.headers).encode() else {}
         if response.status >= 400:
             assert told["error"]
             assert "Traceback" not in told["error"]
@@ -237,6 +257,41 @@ class Calls(RuleBasedStateMachine):
         told = self.call("POST", "/v1/routes/words:decide", json.dumps({"inputs": {"text": text}}).encode(), headers)
         if "answer_id" in told:
             self.answers.append(told["answer_id"])
+
+    @rule(
+        name=st.sampled_from(["r", "s", "..", "none"]),
+        key=st.sampled_from([f"/{REGION}", "/none", "//x", "/../etc/passwd", "", "/pointsman-x"]),
+        offset=st.sampled_from([0, 4, 100, -1, 2**63]),
+        size=st.sampled_from([0, 4, 64, 65, -1, 2**63]),
+    )
+    def share(self, name: str, key: str, offset: int, size: int) -> None:
+        body = json.dumps({"key": key, "offset": offset, "byte_size": size}).encode()
+        self.call("POST", f"/v2/systemsharedmemory/region/{name}/register", body, JSON)
+
+    @rule(
+        name=st.sampled_from(["r", "s", "none"]),
+        offset=st.sampled_from([0, 4, 60, 64, -1, 2**63]),
+        size=st.sampled_from([4, 8, 0, 65, -1]),
+        into=st.booleans(),
+    )
+    def infer_from_shared_memory(self, name: str, offset: int, size: int, into: bool) -> None:
+        window = {
+            "shared_memory_region": name, "shared_memory_offset": offset, "shared_memory_byte_size": size
+        }  # fmt: skip
+        asked: dict[str, Any] = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "parameters": window}]}
+        if into:
+            asked["outputs"] = [{"name": "y", "parameters": window}]
+        self.call("POST", "/v2/models/double/infer", json.dumps(asked).encode(), JSON)
+
+    @rule(name=st.sampled_from(["", "/region/r", "/region/s", "/region/none"]))
+    def unshare(self, name: str) -> None:
+        self.call("POST", f"/v2/systemsharedmemory{name}/unregister", b"", JSON)
+
+    @rule(change=st.sampled_from(["load", "unload"]), parameters=st.sampled_from([{}, {"unload_dependents": True}]))
+    def change_models(self, change: str, parameters: dict[str, Any]) -> None:
+        self.call(
+            "POST", f"/v2/repository/models/spare/{change}", json.dumps({"parameters": parameters}).encode(), JSON
+        )
 
     @rule(number=st.integers(0, 9), label=st.sampled_from(["a", "nothing", "", 7]), item=st.integers(-1, 2))
     def feedback(self, number: int, label: Any, item: int) -> None:

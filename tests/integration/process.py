@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from gateway.folders import remove_left_over
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,6 +90,18 @@ class GatewayProcess:
         return self.process.wait(timeout=30)
 
 
+def wait_for(condition: Callable[[], bool], within_s: float = 40.0) -> None:
+    """Return when *condition* holds.
+
+    Raises:
+        AssertionError: it does not, for *within_s* seconds.
+    """
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not come about in {within_s:g} s"
+        time.sleep(0.05)
+
+
 @contextmanager
 def running(folder: Path, config: str = CONFIG, arguments: Sequence[str] = ()) -> Iterator[GatewayProcess]:
     """A gateway on *config*, which is written to *folder*; ended on leaving, if it still runs."""
@@ -118,6 +133,7 @@ def running(folder: Path, config: str = CONFIG, arguments: Sequence[str] = ()) -
         if process.poll() is None:
             process.kill()
         process.wait()
+        remove_left_over()  # what one that was killed could not
         reader.join(timeout=5)
         process.stdout.close() if process.stdout else None
         process.stderr.close()

@@ -18,10 +18,13 @@ from onnx import TensorProto, helper
 from gateway.demo.packages import cache_folder
 from gateway.demo.run import own_configuration
 from gateway.demo.train import prepare
+from gateway.settings import load_settings
 from tests.integration.process import ROOT, GatewayProcess, running
 
 README = (ROOT / "README.md").read_text()
 EXAMPLES = dict(re.findall(r"<!-- example: (\S+) -->\n```\w+\n(.*?)```", README, re.DOTALL))
+
+pytestmark = pytest.mark.timeout(600)  # whichever is first has the demo's models trained
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,60 @@ def test_the_configuration_example_has_no_faults(tmp_path: Path) -> None:
     )
 
     assert "3 models, 1 routes, no faults" in done.stdout, done.stderr
+
+
+def test_the_versions_example_has_no_faults(tmp_path: Path) -> None:
+    config = yaml.safe_load(EXAMPLES["config"])
+    config["models"]["tickets-fast-2"] = config["models"]["tickets-fast"]
+    config["routes"] = yaml.safe_load(EXAMPLES["versions"])["routes"]
+    for name in ("fast", "strong"):
+        onnx.save(tickets_model(), tmp_path / f"{name}.onnx")
+    (tmp_path / "my.yaml").write_text(json.dumps(config))
+
+    command = [sys.executable, "-m", "gateway.cli", "explain", str(tmp_path / "my.yaml"), "--route", "tickets"]
+    done = subprocess.run(command, input="hello", capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+
+    assert "version  1: 1 of the requests (told here: it answers all)" in done.stdout, done.stderr
+    assert "version  2: 0 of the requests, and is shown what others answer" in done.stdout
+
+
+def test_the_example_of_queues_has_no_faults(tmp_path: Path) -> None:
+    written = yaml.safe_load(EXAMPLES["queues"])
+    for number, key in enumerate(written["security"]["api_keys"]):
+        key["sha256"] = str(number) * 64
+    config = {**yaml.safe_load(EXAMPLES["config"]), **written, "classify": []}
+    for name in ("fast", "strong"):
+        onnx.save(tickets_model(), tmp_path / f"{name}.onnx")
+    (tmp_path / "my.yaml").write_text(json.dumps(config))
+
+    settings = load_settings(tmp_path / "my.yaml")
+
+    assert settings.queues["tickets"].escalate_to == "leads"
+    assert [key.scope.is_lead("tickets") for key in settings.security.api_keys] == [False, True]
+
+
+def test_the_examples_of_who_is_told_and_what_is_hidden_and_kept_have_no_faults(tmp_path: Path) -> None:
+    base = {**yaml.safe_load(EXAMPLES["config"]), "classify": []}
+    del base["store"]
+    chat = '  chat: {url: "https://chat.example.org/", secret_env: CHAT, answers: false}\n'
+    examples = [EXAMPLES[example] for example in ("retention", "mask", "notify", "webhooks")]
+    for name in ("fast", "strong"):
+        onnx.save(tickets_model(), tmp_path / f"{name}.onnx")
+    (tmp_path / "my.yaml").write_text("".join([yaml.safe_dump(base), *examples, chat]))
+
+    settings = load_settings(tmp_path / "my.yaml")
+
+    assert [rule.webhook for rule in settings.notify] == [None, "chat"]
+    assert len(settings.masks) == 3
+
+
+def test_the_cluster_example_has_no_faults(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(EXAMPLES["cluster"])
+
+    command = [sys.executable, "-m", "gateway.cli", "check", str(tmp_path / "my.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+
+    assert "1 models, 0 routes, no faults" in done.stdout, done.stderr
 
 
 def tickets_model() -> onnx.ModelProto:

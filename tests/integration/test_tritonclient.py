@@ -7,6 +7,7 @@ import http.client
 import json
 import queue
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -22,6 +23,7 @@ from tritonclient.utils import InferenceServerException
 from backends.contract import Datatype
 from gateway.grpc_edge.transport import Transport
 from tests.integration.process import CONFIG, GatewayProcess, running
+from tests.integration.test_v1 import UNSURE, call
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,36 @@ def check_batch(result: Any) -> None:
 
 
 TEXT = {"content_type": "text/plain"}
+
+
+async def test_a_hundred_retries_at_once_over_both_transports_are_one_inference_and_one_task(tmp_path: Path) -> None:
+    """Retries of one request by its id, which the route takes for its key."""
+    config = CONFIG.replace("on_defer: provisional\n", "on_defer: provisional\n    id_as_key: true\n", 1)
+    text = texts(UNSURE)
+    with running(tmp_path, config) as gateway:
+        async with (
+            triton_http_aio.InferenceServerClient(gateway.http.removeprefix("http://"), conn_limit=50) as by_http,
+            triton_grpc_aio.InferenceServerClient(gateway.grpc) as by_grpc,
+        ):
+            results = await asyncio.gather(
+                *(
+                    by_http.infer("words", inputs(triton_http, "text", text, "BYTES"), request_id="t-1")
+                    for _ in range(50)
+                ),
+                *(
+                    by_grpc.infer("words", inputs(triton_grpc, "text", text, "BYTES"), request_id="t-1")
+                    for _ in range(50)
+                ),
+            )
+        metrics = call(f"{gateway.control}/metrics").body
+        reviews = call(f"{gateway.control}/v1/reviews?queue=words").body["reviews"]
+
+    (answer_id,) = {parameters(result)["pointsman_answer_id"] for result in results}
+    assert [review["answer_id"] for review in reviews] == [answer_id]
+    for model in ("fast", "strong"):
+        assert f'pointsman_batch_size_sum{{model="{model}"}} 1.0' in metrics
+
+
 BATCH = texts("fast=0.95:b", "fast=0.5 strong=0.99:c", "fast=0.5 strong=0.4:a")
 BINARY = pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
 

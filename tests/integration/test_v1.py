@@ -24,9 +24,11 @@ class Reply:
     body: Any
 
 
-def call(url: str, body: bytes | None = None, media: str = "text/plain", **headers: str) -> Reply:
+def call(
+    url: str, body: bytes | None = None, media: str = "text/plain", method: str | None = None, **headers: str
+) -> Reply:
     """GET, or POST where there is a body; header names are written with underscores."""
-    request = urllib.request.Request(url, data=body, headers={"Content-Type": media})
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": media}, method=method)
     for name, value in headers.items():
         request.add_header(name.replace("_", "-"), value)
     try:
@@ -61,6 +63,7 @@ def test_a_sure_answer_is_final(gateway: GatewayProcess) -> None:
     assert reply.status == 200
     assert {k: v for k, v in reply.body.items() if k not in ("answer_id", "confidence")} == {
         "status": "final",
+        "revision": 1,
         "route": "words",
         "stage": "fast",
         "label": "b",

@@ -24,6 +24,7 @@ models:
     inputs: [{name: x, datatype: FP32, shape: [2]}]
     outputs: [{name: y, datatype: FP32, shape: [2]}]
     max_batch: 4
+    process: true
     expose: true
     warm: {keep: 0, memory: 60MiB}
 pool: {memory: 100MiB}
@@ -74,4 +75,14 @@ def test_a_model_is_loaded_when_it_is_asked_for_leaves_for_another_and_answers_a
         assert grown['pointsman_model_unloads_total{model="one"}'] == 1
         assert grown['pointsman_model_load_seconds_count{model="one",step="open"}'] == 2
         assert residency(after, "one") == ["warm"]
+
+        two = {name: value for name, value in after.items() if name.startswith("pointsman_model_process")}
+        assert two['pointsman_model_processes{model="two",state="idle"}'] == 0
+        assert two['pointsman_model_process_starts_total{model="two"}'] >= 2  # over its times in memory
+        assert two['pointsman_model_process_calls_total{model="two"}'] >= 2
+        assert two['pointsman_model_process_ends_total{model="two",reason="died"}'] == 0
+        assert loaded['pointsman_model_process_memory_bytes{model="two"}'] == 0
+        assert before['pointsman_model_processes{model="two",state="idle"}'] == 1
+        assert before['pointsman_model_process_memory_bytes{model="two"}'] > 1e6
+        assert not any('model="one"' in name for name in two)
         assert gateway.terminate() == 0

@@ -9,8 +9,7 @@ import os
 import re
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
@@ -24,7 +23,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from gateway.store import StoreOptions, open_store
-from tests.integration.process import CONFIG, GatewayProcess, running
+from tests.integration.process import CONFIG, GatewayProcess, running, wait_for
 from tests.integration.test_v1 import UNSURE, Reply, call, claim, decide
 
 WORKERS = 2
@@ -58,13 +57,6 @@ def value(counts: Counts, name: str, **labels: str) -> float:
 def pids(gateway: GatewayProcess) -> list[int]:
     counts = scrape(gateway)
     return [int(value(counts, "pointsman_worker_pid", worker=str(number))) for number in range(WORKERS)]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
 
 
 def owner(gateway: GatewayProcess, port: int) -> int:
@@ -206,6 +198,19 @@ def test_the_control_port_offers_what_it_offers_with_one_process(gateway: Gatewa
     status = call(f"{gateway.control}/").body
     assert re.search(r"Status <span[^>]*>ready<", status)
     assert all(f">{pid}<" in status for pid in pids(gateway))
+
+
+def test_events_are_for_the_ports_that_workers_have(gateway: GatewayProcess) -> None:
+    """A worker tells the supervisor whole replies alone; what asks for more is told where it is, and takes no place."""
+    where = f"/v1/answers/{call(f'{gateway.http}/v1/routes/words:decide', b'fast=0.95:b').body['answer_id']}"
+
+    refused = call(f"{gateway.control}{where}", Accept="text/event-stream")
+    served = call(f"{gateway.http}{where}", Accept="text/event-stream")
+
+    assert (refused.status, served.status) == (501, 200)
+    assert "ask for them at the HTTP port of the data plane, or here with `Prefer: wait=N`" in refused.body["detail"]
+    assert call(f"{gateway.control}{where}/revisions", Accept="text/event-stream").status == 200
+    assert not any("was not answered" in line for line in gateway.log)
 
 
 def test_what_a_worker_counted_outlives_it(gateway: GatewayProcess) -> None:

@@ -14,6 +14,7 @@ from alembic.runtime.migration import MigrationContext, RevisionStep
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
+from gateway.store.database import hold
 from gateway.store.options import CannotOpenStore
 
 _FOLDER = Path(__file__).parent
@@ -31,28 +32,29 @@ def newest_revision() -> str:
     return head
 
 
-def check(connection: Connection, path: Path) -> None:
-    """Refuse any schema but the newest in the store file *path*: for those who must not upgrade it.
+def check(connection: Connection, name: str) -> None:
+    """Refuse any schema but the newest in the store that messages call *name*: for those who must not upgrade it.
 
     Raises:
         CannotOpenStore: there is no schema of ours, or one of another version.
     """
     found, known = current_revision(connection), newest_revision()
     if found is None:
-        raise CannotOpenStore(f"store file {path} is a database, and no store of Pointsman; check its path")
+        raise CannotOpenStore(f"{name} is a database, and no store of Pointsman; check where it is")
     if found != known:
         raise CannotOpenStore(
-            f"store file {path} has schema {found!r}, and this version of Pointsman works with {known!r}; use the"
+            f"{name} has schema {found!r}, and this version of Pointsman works with {known!r}; use the"
             " version that wrote it, or serve it with this one, which upgrades it",
         )
 
 
 def upgrade(connection: Connection) -> None:
-    """Bring the schema to the newest revision, within *connection*'s transaction.
+    """Bring the schema to the newest revision, within *connection*'s transaction; one process at a time.
 
     Raises:
         CannotOpenStore: the schema is of a later version of Pointsman.
     """
+    hold(connection, "schema")
     scripts = _scripts()
     current = current_revision(connection)
     if current == scripts.get_current_head():
@@ -61,13 +63,14 @@ def upgrade(connection: Connection) -> None:
     if current is not None and current not in known:
         raise CannotOpenStore(
             f"the store has schema {current!r}, which a later version of Pointsman made; this one knows up to"
-            f" {scripts.get_current_head()!r}. Install that version, or use another store file",
+            f" {scripts.get_current_head()!r}. Install that version, or use another store",
         )
     _run(connection, scripts, "head", up=True)
 
 
 def downgrade(connection: Connection, revision: str) -> None:
     """Take the schema back to *revision* (`base` removes it), within *connection*'s transaction."""
+    hold(connection, "schema")
     _run(connection, _scripts(), revision, up=False)
 
 
@@ -90,6 +93,8 @@ def _run(connection: Connection, scripts: ScriptDirectory, target: str, *, up: b
         plan = scripts._upgrade_revs if up else scripts._downgrade_revs
         return list(plan(target, current))  # type: ignore[arg-type]
 
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # an index of a large table takes its time
     with EnvironmentContext(_config(), scripts, fn=steps, destination_rev=target) as context:
         context.configure(connection=connection, transaction_per_migration=False)
         context.run_migrations()

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import numpy as np
-import ray  # type: ignore[import-not-found]  # in an environment of its own
+import ray  # in an environment of its own
 from ray import serve
 from starlette.requests import Request
 

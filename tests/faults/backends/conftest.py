@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.repository import write_repository
+from tests.conformance.repository import only, write_repository
 from tests.conformance.triton import TritonProcess, triton, why_not
 
 
@@ -17,11 +16,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of `dbl` alone, with which a Triton starts in a second."""
     if reason := why_not():
         pytest.skip(reason)
-    folder = write_repository(tmp_path_factory.mktemp("repository") / "models")
-    for model in folder.iterdir():
-        if model.name != "dbl":
-            shutil.rmtree(model)
-    return folder
+    return write_repository(tmp_path_factory.mktemp("repository") / "models", only("dbl"))
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,7 @@ class ChatServer:
     Attributes:
         url: with /v1.
         requests: bodies of good requests, in the order of their arrival.
+        traces: what each of them says of its trace, by header.
         bugs: what was wrong with the others.
         gone: texts whose caller closed the connection before it was answered.
         arrived: released for every good request.
@@ -71,6 +72,7 @@ class ChatServer:
         self.takes_key = True
         self.says_logprobs = True
         self.requests: list[dict[str, Any]] = []  # Any: JSON
+        self.traces: list[dict[str, str]] = []
         self.bugs: list[str] = []
         self.gone: list[str] = []
         self.arrived = threading.Semaphore(0)
@@ -131,6 +133,7 @@ class ChatServer:
         if asked["model"] != MODEL:
             return _error(404, f"The model `{asked['model']}` does not exist", "model_not_found")
         self.requests.append(asked)
+        self.traces.append({name: value for name, value in request.headers.items() if name.startswith("trace")})
         text = asked["messages"][-1]["content"]
         self.arrived.release()
         if not await self._gate_or_gone(request, text):

@@ -20,6 +20,7 @@ from backends.contract import (
     TensorSpec,
     check_batch,
     check_outputs,
+    fit_in,
     shape_matches,
 )
 from backends.errors import BackendFailed, Code, InvalidInput, PointsmanError, error_of
@@ -94,7 +95,16 @@ def test_memory_that_lives_elsewhere_is_not_counted_and_not_read() -> None:
 
     assert tensor.nbytes == 0
     with pytest.raises(InvalidInput, match="SharedMemoryWindow, not a host array; move it first"):
-        tensor.rows(0, 1)
+        tensor.numpy()
+
+
+def test_rows_of_numbers_in_shared_memory_are_windows_and_those_of_texts_are_not_known() -> None:
+    whole = Tensor(Datatype.FP32, (3, 4), SharedMemoryWindow("r", 100, 48))
+
+    assert whole.rows(1, 3).shape == (2, 4)
+    assert whole.rows(1, 3).data == SharedMemoryWindow("r", 116, 32)
+    with pytest.raises(InvalidInput, match="move it first"):
+        Tensor(Datatype.BYTES, (3, 1), SharedMemoryWindow("r", 0, 48)).rows(0, 1)
 
 
 def test_arrays_that_speak_dlpack_are_device_arrays() -> None:
@@ -175,3 +185,21 @@ def test_every_code_has_an_error(code: Code) -> None:
 def test_an_error_says_when_to_come_back() -> None:
     assert BackendFailed("no", retry_after_s=2.0).retry_after_s == 2.0
     assert BackendFailed("no").retry_after_s is None
+
+
+class Untouchable(bytes):
+    """A text whose length nobody may ask for."""
+
+    def __len__(self) -> int:
+        raise AssertionError
+
+
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=6), st.integers(0, 300))
+def test_what_fits_is_what_takes_no_more_bytes(texts: list[bytes], limit: int) -> None:
+    tensors = [Tensor.of(np.array(texts, object)), X]
+
+    assert fit_in(limit, tensors) == (sum(tensor.nbytes for tensor in tensors) <= limit)
+
+
+def test_many_texts_are_too_many_without_a_look_at_any() -> None:
+    assert not fit_in(1024, [X, Tensor.of(np.array([Untouchable()] * 200, object), Datatype.BYTES)])

@@ -325,6 +325,18 @@ async def test_a_kept_connection_that_ends_as_it_is_used_again_costs_one_more_co
         assert server.connections == 2
 
 
+async def test_what_must_not_be_done_twice_is_not_sent_again() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.answer()
+        await peer.request()
+
+    async with serving(script) as (client, server):
+        await get(client)
+        with pytest.raises(HungUp):
+            await client.exchange("POST", "/step", "", (b"x",), NEVER, once=True)
+        assert server.connections == 1
+
+
 async def test_a_kept_connection_that_ends_amid_an_answer_is_told_as_that() -> None:
     async def script(peer: Peer) -> None:
         await peer.answer()

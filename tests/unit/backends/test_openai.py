@@ -24,7 +24,8 @@ import uvloop
 
 import backends.openai
 from backends.conformance import exercise_backend
-from backends.contract import NO_DEADLINE, Batch, Datatype, Deadline, State, Tensor, TensorSpec
+from backends.contract import NO_DEADLINE, TRACE, Batch, Datatype, Deadline, State, Tensor, TensorSpec
+from backends.credentials import retry_after_s
 from backends.errors import (
     BackendFailed,
     DeadlineExceeded,
@@ -36,6 +37,7 @@ from backends.errors import (
     Unavailable,
 )
 from backends.openai import OPENAI, OpenAI, OpenAIOptions
+from backends.trace_context import TraceContext
 from gateway.certificates import stage_subject
 from gateway.settings import SettingsError, load_settings
 from router.certificate import StageSubject
@@ -58,6 +60,7 @@ def chat(running: ChatServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatS
     running.fault_of = lambda _: None
     running.takes_key = running.says_logprobs = True
     running.requests.clear()
+    running.traces.clear()
     running.gone.clear()
     running.go_on()
     while running.arrived.acquire(blocking=False) or running.left.acquire(blocking=False):
@@ -279,7 +282,7 @@ async def test_429_is_overloaded_with_the_time_that_the_server_says(chat: ChatSe
 )  # fmt: skip
 def test_retry_after_is_seconds_or_a_date(stated: str, expected: float | None) -> None:
     now = datetime(2026, 11, 26, 12, 0, 0, tzinfo=UTC)
-    assert backends.openai._retry_after_s({"Retry-After": stated}, now) == expected
+    assert retry_after_s(stated, now) == expected
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 408, 409, 301, 302, 307, 204])
@@ -336,7 +339,7 @@ def _refusal(code: str) -> bytes:
         (Fault(400, body=_refusal("unsupported_parameter")), BackendFailed, "400 (unsupported_parameter)"),
         (Fault(400, body=_refusal(CANARY)), BackendFailed, "HTTP 400"),
         (Fault(422, body=b'{"error": "a string"}'), BackendFailed, "HTTP 4"),
-        (Fault(403, body=b"null"), BackendFailed, "key"),
+        (Fault(403, body=b"null"), ReplicaFailed, "does not let this gateway in"),
         (Fault(404, body=_refusal("model_not_found")), BackendFailed, "`model`"),
         (Fault(418, body=b"\xff"), BackendFailed, "HTTP 4"),
     ],
@@ -361,7 +364,7 @@ async def test_an_unknown_model_is_told_to_the_operator(chat: ChatServer) -> Non
 @pytest.mark.parametrize("fault", [Fault(body=b" " * 3000), Fault(body=b" " * 3000, drip=True)], ids=["stated", "not"])
 async def test_an_answer_larger_than_allowed_is_given_up(chat: ChatServer, fault: Fault) -> None:
     error = await failure_of(chat, fault, max_reply_bytes=2000)
-    assert (type(error), "2000 bytes" in str(error.__cause__)) == (ReplicaFailed, True)
+    assert (type(error), "2000 bytes" in str(error.__cause__)) == (BackendFailed, True)
 
 
 async def test_an_answer_as_large_as_allowed_is_taken(chat: ChatServer) -> None:
@@ -369,7 +372,7 @@ async def test_an_answer_as_large_as_allowed_is_taken(chat: ChatServer) -> None:
     chat.fault_of = lambda _: Fault(body=body)
     async with opened(options(chat, max_reply_bytes=len(body))) as backend:
         assert (await backend.infer(texts("x"), within(20)))["text"].numpy()[0, 0] == b"a" * 1500
-    assert isinstance(await failure_of(chat, Fault(body=body), max_reply_bytes=len(body) - 1), ReplicaFailed)
+    assert isinstance(await failure_of(chat, Fault(body=body), max_reply_bytes=len(body) - 1), BackendFailed)
 
 
 async def test_a_connection_that_ends_within_an_answer_is_a_failed_replica(chat: ChatServer) -> None:
@@ -462,7 +465,7 @@ async def test_a_probe_passes_where_the_server_takes_the_key(chat: ChatServer) -
     async with opened(options(chat)) as backend:
         await backend.probe(within(20))
         chat.takes_key = False
-        with pytest.raises(BackendFailed, match="key"):
+        with pytest.raises(ReplicaFailed, match="does not let this gateway in"):
             await backend.probe(within(20))
         chat.takes_key, chat.fault_of = True, lambda _: Fault(hang=True)
         with pytest.raises(DeadlineExceeded):
@@ -489,7 +492,7 @@ async def test_the_key_is_in_nothing_that_is_shown(
     chat.takes_key = False  # the refusal repeats it
     asked = options(chat)
     async with opened(asked) as backend:
-        with pytest.raises(BackendFailed) as failed:
+        with pytest.raises(ReplicaFailed) as failed:
             await backend.infer(texts("a"), within(20))
         shown = everything_told(failed.value) + repr(backend) + repr(asked) + caplog.text
     assert "(the key)" in str(failed.value.__cause__)
@@ -511,7 +514,7 @@ async def test_the_key_can_come_from_a_file(chat: ChatServer, tmp_path: Path) ->
 
 async def test_without_a_key_none_is_sent(chat: ChatServer) -> None:
     async with opened(replace(options(chat), api_key_env="")) as backend:
-        with pytest.raises(BackendFailed) as failed:
+        with pytest.raises(ReplicaFailed) as failed:
             await backend.probe(within(20))
     assert "Incorrect API key provided: ." in str(failed.value.__cause__)
 
@@ -660,3 +663,15 @@ def test_a_mistake_in_the_configuration_is_told_with_its_place_and_without_the_u
     with pytest.raises(SettingsError, match=r"models\.chat: url has credentials in it; name an `api_key_env`") as bad:
         subject_of_stage(tmp_path, url="https://user:secret@host/v1")
     assert "secret" not in str(bad.value)
+
+
+@pytest.mark.parametrize(
+    "trace", [None, TraceContext.begin(sampled=True), TraceContext(f"00-{1:032x}-{1:016x}-00", "a=1")]
+)
+async def test_every_request_of_a_call_names_the_calls_span(chat: ChatServer, trace: TraceContext | None) -> None:
+    async with opened(options(chat, max_batch=2)) as backend:
+        before = TRACE.set(trace)
+        await backend.infer(texts("one", "two"), within(20))
+        TRACE.reset(before)
+
+    assert chat.traces == [{} if trace is None else dict(trace.headers())] * 2

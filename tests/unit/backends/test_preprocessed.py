@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from backends.contract import (
     Datatype,
     Deadline,
     HostArray,
+    Limits,
     Memory,
     State,
     Tensor,
@@ -27,8 +29,12 @@ from backends.contract import (
 from backends.echo import Echo, EchoOptions
 from backends.errors import BackendFailed, DeadlineExceeded, InvalidInput, Unavailable
 from backends.onnx import OnnxOptions, open_onnx
-from backends.preprocessed import preprocessed
+from backends.preprocessed import costs_of, kernels_of, preprocessed, weigh
 from backends.python import Python, PythonOptions
+from kernels import fused
+from kernels.devices import KernelOptions
+from kernels.dlpack import to_host
+from tests.elsewhere import Elsewhere, run_there, scores_there
 
 SCORES = TensorSpec("logits", Datatype.FP32, (3,))
 TEXT = TensorSpec("text", Datatype.BYTES, (1,))
@@ -293,6 +299,28 @@ async def counting() -> AsyncIterator[tuple[Backend, list[int]]]:
     await backend.aclose()
 
 
+async def test_a_device_that_cannot_be_used_stops_the_start_with_the_remedy() -> None:
+    model = function([TensorSpec("x", Datatype.FP32, (4,))], [SCORES], lambda values: values)
+
+    with pytest.raises(InvalidInput, match=r"^kernels: (CUDA device 98 cannot be used|kernels on a CUDA device need)"):
+        await preprocessed(
+            model, (PICTURE,), TO_FOUR, (), labels=None, base=Path(), kernels=KernelOptions(device="cuda:98")
+        )
+    await model.aclose()
+
+
+@pytest.mark.parametrize("options", [KernelOptions(), KernelOptions(fuse=False)])
+async def test_kernels_are_told_through_what_stands_around_them(options: KernelOptions) -> None:
+    model = function([TensorSpec("x", Datatype.FP32, (4,))], [SCORES], lambda values: {"logits": values["x"][:, :3]})
+    backend = await preprocessed(model, (PICTURE,), TO_FOUR, (), labels=None, base=Path(), kernels=options)
+
+    await backend.infer(Batch.of({"image": Tensor.of(np.zeros((3, 90, 80, 3), np.uint8))}), NO_DEADLINE)
+
+    assert [found.fused for found in kernels_of(backend)] == ([3] if options.fuse else [])
+    assert kernels_of(model) == ()
+    await backend.aclose()
+
+
 async def test_what_is_refused_never_reaches_the_model(counting: tuple[Backend, list[int]]) -> None:
     backend, sizes = counting
 
@@ -321,3 +349,126 @@ async def test_closing_closes_the_model_after_the_calls_in_flight() -> None:
 
     assert [outputs["out"].numpy().tolist() for outputs in await asyncio.gather(*calls)] == [[[b"X"]]] * 3
     assert model.state is State.CLOSED
+
+
+# On a device
+
+
+class OnDevice:
+    """A device whose memory is the host's, where that can be looked into."""
+
+    run = staticmethod(fused.run)
+    run_there = staticmethod(run_there)
+    scores = staticmethod(scores_there)
+
+
+class Taking(Echo):
+    """A model over pictures of 4 numbers that takes what is on a device, and leaves logits there where it may."""
+
+    def __init__(self, *memory: Memory) -> None:
+        super().__init__(EchoOptions(shape=(4, 2, 2)))
+        self.signature = replace(self.signature, outputs=(TensorSpec("logits", Datatype.FP32, (3,)),))
+        self.limits = Limits(8, memory=frozenset(memory))
+        self.came: list[Batch] = []
+
+    async def infer(self, batch: Batch, deadline: Deadline) -> Tensors:
+        self.came.append(batch)
+        given = to_host(batch.inputs["input"].data).reshape(batch.size, -1)
+        logits = np.ascontiguousarray(given[:, :3])
+        left = "logits" in batch.there
+        return {"logits": Tensor(Datatype.FP32, logits.shape, Elsewhere(logits) if left else logits)}
+
+
+TO_PLANES: list[object] = [{"resize": [2, 2]}, {"scale": 1 / 255}, "chw"]
+RGBA = TensorSpec("image", Datatype.UINT8, (-1, -1, 4))
+
+
+async def on_device(
+    model: Backend, monkeypatch: pytest.MonkeyPatch, pre: list[object], post: list[object], device: str = "cuda"
+) -> Backend:
+    monkeypatch.setattr("kernels.devices.cuda", lambda number: OnDevice())
+    options = KernelOptions(device=device, check=0.0)
+    return await preprocessed(model, (RGBA,), pre, post, labels=LABELS, base=Path(), kernels=options)
+
+
+def large_pictures(n: int = 3) -> Batch:
+    rows = tuple(np.random.default_rng(i).integers(0, 256, (90 + i, 80, 4), np.uint8) for i in range(n))
+    return Batch.of({"image": Tensor.ragged(Datatype.UINT8, rows)})
+
+
+@pytest.mark.parametrize(
+    ("memory", "pre", "device", "stays"),
+    [
+        ({Memory.HOST, Memory.DEVICE}, TO_PLANES, "cuda", True),
+        ({Memory.HOST}, TO_PLANES, "cuda", False),
+        ({Memory.HOST, Memory.DEVICE}, TO_PLANES, "cpu", False),
+        ({Memory.HOST, Memory.DEVICE}, [*TO_PLANES, {"impute": 0.0}], "cuda", False),
+    ],
+)
+async def test_a_batch_stays_on_the_device_where_the_model_takes_it_there(
+    memory: set[Memory], pre: list[object], device: str, stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Taking(*memory)
+    backend = await on_device(model, monkeypatch, pre, ["softmax"], device)
+
+    outputs = await backend.infer(large_pictures(), NO_DEADLINE)
+
+    (came,) = model.came
+    assert came.inputs["input"].memory is (Memory.DEVICE if stays else Memory.HOST)
+    assert came.inputs["input"].shape == (3, 4, 2, 2)
+    assert backend.limits.memory == {Memory.HOST, Memory.RAGGED}
+    on_cpu = await on_device(Taking(Memory.HOST), monkeypatch, pre, ["softmax"], "cpu")
+    expected = await on_cpu.infer(large_pictures(), NO_DEADLINE)
+    np.testing.assert_allclose(outputs["probabilities"].numpy(), expected["probabilities"].numpy(), atol=1e-2)
+    assert outputs["label"].numpy().tolist() == expected["label"].numpy().tolist()
+    await backend.aclose()
+    await on_cpu.aclose()
+
+
+@pytest.mark.parametrize(
+    ("memory", "post", "left", "fused_items"),
+    [
+        ({Memory.HOST, Memory.DEVICE}, ["softmax"], {"logits"}, [3, 3]),
+        ({Memory.HOST, Memory.DEVICE}, ["sigmoid"], set(), [3]),
+        ({Memory.HOST}, ["softmax"], set(), [3]),
+    ],
+)
+async def test_outputs_stay_on_the_device_where_a_kernel_begins_with_them(
+    memory: set[Memory], post: list[object], left: set[str], fused_items: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Taking(*memory)
+    backend = await on_device(model, monkeypatch, TO_PLANES, post)
+
+    outputs = await backend.infer(large_pictures(), NO_DEADLINE)
+
+    assert model.came[0].there == left
+    assert all(tensor.memory is Memory.HOST for tensor in outputs.values())
+    assert [found.fused for found in kernels_of(backend)] == fused_items
+    await backend.aclose()
+
+
+async def test_an_output_that_was_left_on_a_device_unasked_breaks_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Leaving(Taking):
+        async def infer(self, batch: Batch, deadline: Deadline) -> Tensors:
+            return await super().infer(replace(batch, there=frozenset({"logits"})), deadline)
+
+    backend = await on_device(Leaving(Memory.HOST, Memory.DEVICE), monkeypatch, TO_PLANES, ["sigmoid"])
+
+    with pytest.raises(BackendFailed, match="not a host array; move it first"):
+        await backend.infer(large_pictures(), NO_DEADLINE)
+    await backend.aclose()
+
+
+async def test_what_plans_take_is_told_once_they_are_weighed(linear: Path) -> None:
+    model = await open_onnx("m", OnnxOptions(linear))
+    backend = await wrapped(model, [PICTURE], TO_FOUR, ["softmax"], LABELS)
+    assert costs_of(backend) == {}
+
+    await weigh(backend)
+    await weigh(model)
+
+    assert set(costs_of(backend)) == {"preprocess", "postprocess"}
+    assert costs_of(backend)["preprocess"].sample == "image uint8[1024, 1024, 3]"
+    assert costs_of(model) == {}
+    assert [found.fused + found.plain for found in kernels_of(backend)] == [0] * len(kernels_of(backend))
+    await backend.aclose()

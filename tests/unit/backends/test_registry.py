@@ -17,16 +17,28 @@ from backends.echo import ECHO, EchoOptions
 from backends.errors import BackendFailed, NotFound
 from backends.onnx import OnnxOptions
 from backends.python import PythonOptions
-from backends.registry import BUILT_IN, GROUP, BackendTypes, backend_type, backend_types
+from backends.registry import BUILT_IN, GROUP, BackendType, BackendTypes, backend_type, backend_types
 
 ROOT = Path(__file__).parents[3]
 
 
-_KINDS = ["echo", "langid", "magika", "oip", "onnx", "openai", "python", "triton"]
+_KINDS = ["echo", "langid", "magika", "oip", "onnx", "openai", "python", "ray_serve", "triton"]
 
 
 def installed(name: str, value: str) -> EntryPoint:
     return EntryPoint(name, value, GROUP)
+
+
+def test_what_only_decides_how_a_model_runs_must_be_an_option() -> None:
+    with pytest.raises(ValueError, match="has no option 'batches'"):
+        BackendType("mine", EchoOptions, ECHO.open, frozenset({"batches"}))
+
+
+def test_every_built_in_kind_says_that_batches_and_servers_decide_no_answer() -> None:
+    for kind in map(backend_type, _KINDS):
+        names = {field.name for field in dataclasses.fields(kind.options)}
+        assert kind.running_only >= names & {"max_batch", "max_in_flight", "url", "replicas", "connect_timeout_s"}
+        assert not kind.running_only & {"path", "target", "model", "version", "prompt", "labels"}
 
 
 def test_a_built_in_kind_is_found_by_name() -> None:

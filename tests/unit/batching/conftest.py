@@ -196,3 +196,16 @@ def submit(
 
 def tensors(**arrays: Any) -> Mapping[str, Tensor]:  # Any: nested lists, as NumPy takes them
     return {name: Tensor.of(np.array(array)) for name, array in arrays.items()}
+
+
+Scenario = Callable[[], Coroutine[Any, Any, None]]  # Any: what asyncio sends
+
+
+def played(scenario: Scenario) -> Callable[[], None]:
+    """A test that plays *scenario* in virtual time."""
+
+    def test() -> None:
+        run(scenario)
+
+    test.__name__ = scenario.__name__
+    return test

@@ -79,6 +79,21 @@ def test_who_has_no_chance_any_more_when_a_slot_is_free_is_in_nobodys_way() -> N
     assert expected(*due(0.014, 10 * MAX_BATCH)).wait_s == pytest.approx(0.005)
 
 
+def test_who_would_make_the_batch_smaller_is_in_nobodys_way() -> None:
+    """A batch of two takes 20 ms, one of four 40 ms; when a slot is free in 5 ms, the first have 25 ms left."""
+    latency = LatencyCurve()
+    for size in (1, 2, MAX_BATCH) * 8:
+        latency.observe(size, size * TAKES_S, NOW)
+    lanes: Lanes[Entry] = Lanes(Kinds(has_buckets=False))
+    for entry in due(0.030, 10 * MAX_BATCH):
+        lanes.add(entry)
+
+    found = [outlook(lanes, latency, [NOW + 0.005], MAX_BATCH, NOW + left_s, "", NOW).wait_s for left_s in (0.1, 0.031)]
+
+    assert found[0] == pytest.approx(0.005)
+    assert found[1] == pytest.approx(0.005 + 20 * 2 * TAKES_S, rel=0.05)
+
+
 def test_a_tenant_below_its_share_does_not_stand_behind_the_flood_of_another() -> None:
     flood = due(0.5, 10 * MAX_BATCH, "greedy")
 

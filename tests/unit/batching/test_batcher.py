@@ -34,6 +34,7 @@ from tests.unit.batching.conftest import (
     idle,
     nonces,
     now,
+    played,
     run,
     submit,
     values,
@@ -47,19 +48,6 @@ class Overheated(Unavailable):
     def __init__(self, celsius: int) -> None:
         super().__init__(f"{celsius} degrees", retry_after_s=60.0)
         self.celsius = celsius
-
-
-Scenario = Callable[[], Coroutine[Any, Any, None]]  # Any: what asyncio sends
-
-
-def played(scenario: Scenario) -> Callable[[], None]:
-    """A test that plays *scenario* in virtual time."""
-
-    def test() -> None:
-        run(scenario)
-
-    test.__name__ = scenario.__name__
-    return test
 
 
 async def busy(b: Batcher, backend: FakeBackend) -> None:
@@ -1516,6 +1504,28 @@ async def test_with_adaptive_concurrency_fewer_batches_run_once_the_backend_refu
     ]
     assert max(together[:8]) == 8
     assert max(together[60:]) == 1
+
+
+@played
+async def test_of_slots_that_adaptive_concurrency_has_taken_away_none_makes_the_batcher_idle() -> None:
+    async def behave(index: int, call: Call) -> Tensors:
+        await asyncio.sleep(0.010)
+        if index < 40:
+            raise Unavailable("too many")
+        return echo(call.batch)
+
+    backend = FakeBackend(Limits(max_batch=1, max_in_flight=8), behave)
+    async with batcher(backend, BatchingOptions(adaptive_concurrency=True)) as b:
+        seen = [b.is_idle]
+        await asyncio.gather(*[submit(b, i) for i in range(40)], return_exceptions=True)
+        caller = submit(b, 40)
+        await asyncio.sleep(0.005)
+        assert len(backend.calls) == 41
+        seen.append(b.is_idle)
+        await caller
+        seen.append(b.is_idle)
+
+    assert seen == [True, False, True]
 
 
 @played

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from backends.contract import NO_DEADLINE, Limits, Tensor, Tensors
@@ -108,7 +108,9 @@ arrivals = st.builds(
 services = st.builds(
     Service,
     takes_ms=milliseconds,
-    fault=st.sampled_from(["none"] * 6 + ["unavailable", "crash", "short", "wrong dtype", "cancels itself"]),
+    fault=st.sampled_from(
+        ["none"] * 6 + ["unavailable", "crash", "short", "wrong dtype", "wrong shape", "cancels itself"]
+    ),
 )
 worlds = st.builds(
     World,
@@ -141,6 +143,8 @@ async def live(world: World) -> tuple[list[Ending], FakeBackend]:
                 return {"nonce": Tensor.of(np.zeros((call.batch.size + 1, 1), np.int64))}
             case "wrong dtype":
                 return {"nonce": Tensor.of(np.zeros((call.batch.size, 1), np.float32))}
+            case "wrong shape":
+                return {"nonce": Tensor.of(np.zeros((call.batch.size, 1, 1), np.int64))}
         return echo(call.batch)
 
     backend = FakeBackend(Limits(world.max_batch, world.slots), behave)
@@ -264,7 +268,25 @@ def test_where_items_are_to_blame_only_their_callers_see_it(world: World) -> Non
             assert isinstance(ending.result, InvalidInput) == any(map(world.is_poison, ending.nonces))
 
 
+def _arrival(size: int, leaves_ms: int | None = None) -> Arrival:
+    return Arrival(0, size, None, 1, None, leaves_ms, 0, "")
+
+
+_ONE_LEAVES_THE_MIDDLE = World(
+    max_batch=1,
+    slots=1,
+    max_delay_ms=None,
+    max_queue=5,
+    max_queue_bytes=8 * 7,
+    levels=0,
+    arrivals=[_arrival(1), _arrival(3, leaves_ms=0), _arrival(1), _arrival(1), _arrival(1)],
+    services=[Service(0, "none")],
+)
+"""What it gave back once let its tenant's next overtake those that waited."""
+
+
 @given(worlds)
+@example(_ONE_LEAVES_THE_MIDDLE)
 @settings(deadline=None, max_examples=100)
 def test_every_call_is_worth_making(world: World) -> None:
     endings, backend = run(lambda: live(world))

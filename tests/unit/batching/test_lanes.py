@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.contract import NO_DEADLINE, Deadline
+from batching.fairness import FairShare
 from batching.lanes import Deadlines, Lanes
 from batching.latency import Kinds
 
@@ -65,6 +66,72 @@ def test_the_totals_are_those_of_what_waits(kinds: list[tuple[str, int, int]], d
         assert (lanes.items, lanes.nbytes) == (sum(e.size for e in waiting), sum(e.nbytes for e in waiting))
         assert set(lanes.entries()) == set(waiting)
         assert bool(lanes) == bool(waiting)
+
+
+def test_nobody_overtakes_an_earlier_one_of_its_tenant_when_another_leaves() -> None:
+    lanes = empty()
+    first, leaver, waiter, last = Entry(), Entry(size=3), Entry(), Entry()
+    for entry in (first, leaver, waiter):
+        lanes.add(entry)
+    lanes.remove(leaver)
+    lanes.add(last)
+
+    assert waiter.turn <= last.turn
+    assert [list(lane) for lane in lanes] == [[first, waiter, last]]
+
+
+def test_what_a_leaver_gives_back_is_the_tenant_s_as_soon_as_nobody_is_overtaken() -> None:
+    lanes = empty()
+    leaver, waiter = Entry(size=3), Entry()
+    lanes.add(leaver)
+    lanes.add(waiter)
+    lanes.remove(leaver)
+    lanes.take(waiter)
+    last = Entry()
+    lanes.add(last)
+
+    assert last.turn == waiter.size
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from("xy")), min_size=1, max_size=12), st.data())
+def test_to_take_all_is_to_take_one_after_the_other(kinds: list[tuple[int, str]], data: st.DataObject) -> None:
+    together, apart = empty(), empty()
+    pairs = [[Entry("a", size, 8 * size, tenant=tenant) for _ in range(2)] for size, tenant in kinds]
+    other = Entry("b")
+    together.add(other)
+    apart.add(other)
+    for one, twin in pairs:
+        together.add(one)
+        apart.add(twin)
+    taken = data.draw(st.permutations(pairs))[: data.draw(st.integers(1, len(pairs)))]
+
+    assert together.holds([one for one, _ in taken])
+    together.take_all([one for one, _ in taken])
+    for _, twin in taken:
+        apart.take(twin)
+
+    assert not together.holds([one for one, _ in taken])
+    assert (together.items, together.nbytes) == (apart.items, apart.nbytes)
+    assert [len(lane) for lane in together] == [len(lane) for lane in apart]
+    assert vars_of(together.shares) == vars_of(apart.shares)
+
+
+def vars_of(shares: FairShare) -> list[object]:
+    return [getattr(shares, name) for name in FairShare.__slots__]
+
+
+def test_what_does_not_wait_or_is_there_twice_is_not_held() -> None:
+    lanes = empty()
+    first, second = Entry(), Entry()
+    lanes.add(first)
+    lanes.add(second)
+
+    assert lanes.holds([second, first])
+    assert lanes.holds([second])
+    assert not lanes.holds([first, first])
+    assert not lanes.holds([first, Entry()])
+    assert not lanes.holds([Entry()])
+    assert not lanes.holds([Entry("b")])
 
 
 deadlines = st.sampled_from([1.0, 2.0, 3.0, math.inf]).map(Deadline)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from backends.contract import Batch, Datatype, HostArray, Memory, Ragged, SharedMemoryWindow, Tensor, Tensors
 from backends.errors import InvalidInput
-from batching.merge import compatibility, cut, join, merge, split
+from batching.merge import compatibility, cut, goes_apart, is_apart, join, merge, split
 
 HOST = frozenset({Memory.HOST})
 RAGGED = frozenset({Memory.HOST, Memory.RAGGED})
@@ -192,11 +192,24 @@ def test_the_order_of_inputs_does_not_matter() -> None:
     assert compatibility(Batch.of({"a": a, "b": b}), HOST) == compatibility(Batch.of({"b": b, "a": a}), HOST)
 
 
-def test_what_lives_elsewhere_is_never_merged() -> None:
+def test_what_lies_in_shared_memory_shares_batches_with_nothing_else_and_goes_apart_in_them() -> None:
     window = Batch.of({"x": Tensor(Datatype.FP32, (1, 2), SharedMemoryWindow("r", 0, 8))})
-    shared = frozenset({Memory.SHARED})
+    longer = Batch.of({"x": Tensor(Datatype.FP32, (1, 3), SharedMemoryWindow("r", 0, 12))})
+    held = Batch.of({"x": floats(1, 2)})
+    both = frozenset({Memory.HOST, Memory.SHARED})
 
-    assert compatibility(window, shared) != compatibility(window, shared)
+    assert compatibility(window, both) == compatibility(window, both)
+    assert compatibility(window, both) != compatibility(longer, both)
+    assert compatibility(window, both) != compatibility(held, both)
+    assert (goes_apart(window), goes_apart(held)) == (True, False)
+
+
+def test_the_key_tells_what_is_never_merged() -> None:
+    both = frozenset({Memory.HOST, Memory.SHARED})
+    window = Tensor(Datatype.FP32, (1, 2), SharedMemoryWindow("r", 0, 8))
+    batches = [{"x": window}, {"x": floats(1, 2)}, {"x": floats(1, 2), "y": window}, {"x": floats(1), "y": floats(1)}]
+
+    assert [is_apart(compatibility(Batch.of(inputs), both)) for inputs in batches] == [True, False, True, False]
 
 
 @pytest.mark.parametrize(

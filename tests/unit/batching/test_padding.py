@@ -22,7 +22,7 @@ from backends.contract import (
     Tensors,
     TensorSpec,
 )
-from backends.errors import BackendFailed
+from backends.errors import BackendFailed, TooLarge
 from batching.batcher import Batcher
 from batching.merge import compatibility, merge, split
 from batching.options import BatchingOptions, PaddingValue
@@ -97,6 +97,46 @@ def test_items_of_one_bucket_share_a_batch_padded_to_the_longest_and_others_do_n
 
     assert sorted(backend.shapes) == [(1, 6), (1, 20), (2, 3)]
     assert sorted(report.padding or 0.0 for report in reports.seen) == pytest.approx([0.0, 0.0, 1 / 3])
+
+
+@given(st.lists(rows_of_one_length, min_size=1, max_size=8), st.integers(1, 2_000))
+def test_what_a_batch_will_take_is_known_before_it_is_merged(sent: list[list[list[int]]], limit_bytes: int) -> None:
+    shaping = Shaping.of(OPTIONS, SIGNATURE, HOST)
+    assert shaping is not None
+    batches = [tokens(*rows) for rows in sent]
+
+    count = shaping.affordable(batches, limit_bytes)
+
+    assert count >= 1
+    assert count == 1 or merge(batches[:count], HOST, shaping).nbytes <= limit_bytes
+    assert count == len(batches) or merge(batches[: count + 1], HOST, shaping).nbytes > limit_bytes
+
+
+def test_a_long_item_does_not_make_a_batch_larger_than_the_queue() -> None:
+    options = BatchingOptions(max_batch=8, max_queue_bytes=16 * (100 + 2 * 7), padding={"ids": 0, "mask": 0})
+    backend = Encoder()
+
+    async def scenario() -> list[Tensors]:
+        async with Batcher("m", backend, options, clock=asyncio.get_running_loop().time) as b:
+            return await asyncio.gather(*(b.submit(tokens([1] * n), NO_DEADLINE) for n in (2, 100, 2, 2, 2, 2, 2, 2)))
+
+    replies = run(scenario)
+
+    assert [reply["pooled"].numpy().item() for reply in replies] == [2, 100, 2, 2, 2, 2, 2, 2]
+    assert backend.shapes == [(1, 2), (1, 100), (6, 2)]
+
+
+def test_ragged_rows_count_as_large_as_they_are_padded() -> None:
+    options = BatchingOptions(max_queue_bytes=1_000, padding={"ids": 0, "mask": 0})
+    rows = (np.ones(40, np.int64), np.ones(1, np.int64), np.ones(1, np.int64))
+    ragged = Tensor.ragged(Datatype.INT64, rows)
+
+    async def scenario() -> None:
+        async with Batcher("m", Encoder(), options, clock=asyncio.get_running_loop().time) as b:
+            with pytest.raises(TooLarge, match="1920 bytes exceeds the whole queue"):
+                await b.submit(Batch.of({"ids": ragged, "mask": ragged}), NO_DEADLINE)
+
+    run(scenario)
 
 
 def test_an_output_that_does_not_follow_its_input_fails_the_batch() -> None:

@@ -36,6 +36,7 @@ class Lane:
     entries: list[Entry]
     latency: LatencyCurve
     arrivals: Arrivals = field(default_factory=Arrivals)
+    merges: bool = True
 
     def __post_init__(self) -> None:
         self.entries.sort(key=lambda entry: (entry.deadline, entry.turn))
@@ -294,6 +295,13 @@ def test_with_several_slots_a_batch_waits_while_more_comes_than_such_batches_cou
 
     assert decided.batches == ()
     assert NOW < decided.wake_at_s < NOW + 1.0
+
+
+def test_what_goes_apart_waits_for_no_company() -> None:
+    lane = lane_of(due(1.0), due(1.0), line=FLAT, per_s=1000)
+    lane.merges = False
+
+    assert plan(lane, slots=2, free_slots=2).batches == (tuple(lane),)
 
 
 def test_a_batch_goes_that_is_large_enough_for_what_comes() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from backends.contract import Batch, Datatype, Ragged, Tensor, Tensors, TensorSpec
 from backends.errors import NotFound, QuotaExceeded, Unavailable
 from batching.report import BatchingTotals, SizeTotals
-from gateway.answer import Answer, AnswerId, ItemAnswer, Status, new_answer_id
+from gateway.answer import Answer, AnswerId, ItemAnswer, ItemState, Revision, Status, new_answer_id
 from gateway.oip.statistics import ModelStatistics, RequestCounters
 from gateway.request import Caller, JsonInputs, RawBody, Request, TensorInputs
 from gateway.service import ModelMetadata
@@ -111,27 +111,56 @@ class ScriptedService:
         self.kept[answer.id] = answer
         return answer
 
-    async def decide_open(self, answer_id: AnswerId, label: str) -> None:
-        """A person gives the first item its label."""
+    async def decide_open(self, answer_id: AnswerId, label: str, item: int = 0) -> None:
+        """A person gives an item its label."""
+        await self.change(self.kept[answer_id].decided(item, label, "ann"))
+
+    async def change(self, answer: Answer) -> None:
+        """An answer becomes *answer*."""
         async with self.changed:
-            self.kept[answer_id] = self.kept[answer_id].decided(0, label, "ann")
+            self.kept[answer.id] = answer
             self.changed.notify_all()
 
     async def explain(self, request: Request) -> dict[str, Any]:
         self.requests.append(request)
         return {"route": request.route, "size_bytes": request.payload.size_bytes}
 
-    async def answer(self, caller: Caller, answer_id: AnswerId, wait_s: float = 0.0) -> Answer:
+    async def answer(
+        self, caller: Caller, answer_id: AnswerId, wait_s: float = 0.0, after: int | None = None
+    ) -> Answer:
         if answer_id not in self.kept or self.kept[answer_id].tenant != caller.tenant:
             raise NotFound(f"there is no answer {answer_id!r}")
         self.asked += 1
         if wait_s > 0:
             try:
                 async with asyncio.timeout(wait_s), self.changed:
-                    await self.changed.wait_for(lambda: self.draining or not self.kept[answer_id].open_items)
+                    await self.changed.wait_for(lambda: self.draining or self._ends_wait(answer_id, after))
             except TimeoutError:
                 pass
         return self.kept[answer_id]
+
+    def _ends_wait(self, answer_id: AnswerId, after: int | None) -> bool:
+        answer = self.kept[answer_id]
+        return not answer.open_items or (after is not None and answer.revision > after)
+
+    async def cancel(self, caller: Caller, answer_id: AnswerId) -> Answer:
+        answer = await self.answer(caller, answer_id)
+        if answer.open_items:
+            items = [
+                replace(item, status=Status.CANCELLED) if i in answer.open_items else item
+                for i, item in enumerate(answer.items)
+            ]
+            await self.change(replace(answer, items=tuple(items), revision=answer.revision + 1))
+        return self.kept[answer_id]
+
+    async def revisions(self, caller: Caller, answer_id: AnswerId) -> Sequence[Revision]:
+        answer = await self.answer(caller, answer_id)
+        states = [ItemState(i, o.status, o.label, o.confidence, o.decided_by) for i, o in enumerate(answer.items)]
+        return [Revision(answer.revision, answer.created_s, "answer", None, None, tuple(states))]
+
+    @property
+    def is_draining(self) -> bool:
+        return self.draining
 
     async def feedback(self, caller: Caller, answer_id: AnswerId, item: int, label: str) -> None:
         if item >= len((await self.answer(caller, answer_id)).items):
@@ -150,8 +179,8 @@ class ScriptedService:
         names = (self.metadata(name, version).name,) if name else self.names()
         return tuple(self.counters[found].statistics(found, "1", (BATCHED,)) for found in names)
 
-    def why_not_ready(self, name: str) -> str | None:
-        return None if self.is_model_ready(name) else "not now"
+    def why_not_ready(self, name: str, version: str = "") -> str | None:
+        return None if self.is_model_ready(name, version) else "not now"
 
     def is_ready(self) -> bool:
         return self.ready

@@ -241,6 +241,7 @@ async def test_explain_tells_signals_traits_rules_route_and_stages_and_does_noth
     assert told["rules"][1]["why_not"] == "language is 'en' (0.95), not anything except en at 0.90 or more"
     assert (told["route"], told["to_person"], told["reason"], told["queue"]) == ("words", False, None, "words")
     assert [(stage["model"], stage["runs"]) for stage in told["stages"]] == [("fast", True), ("strong", True)]
+    assert " ms an item of " in told["stages"][0]["steps"]["postprocess"]
     assert told["accepts"] == "from confidence 0.9 on"
     assert gateway.store.statistics().rows == 0
 

@@ -18,14 +18,6 @@ from tests.unit.gateway.store.samples import deferred
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
-    """A configuration whose store is not there yet."""
-    path = tmp_path / "gateway.yaml"
-    path.write_text("models: {echo: {backend: echo, expose: true}}\nstore: {path: store.db}\n")
-    return path
-
-
-@pytest.fixture
 def store_file(config: Path) -> Path:
     """The store of *config*, with three rows in its decision log."""
     path = config.with_name("store.db")
@@ -39,7 +31,7 @@ def store_file(config: Path) -> Path:
 
 
 def verify_log(config: Path) -> Result:
-    return CliRunner().invoke(main, ["verify-log", os.fspath(config)])
+    return CliRunner().invoke(main, ["audit", "verify", os.fspath(config)])
 
 
 def test_a_whole_log_is_said_to_be_whole(config: Path, store_file: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from backends.errors import InvalidInput, NotFound, PointsmanError
 from gateway.compose import check_models, compose
 from gateway.request import JsonInputs, Protocol, Request, TensorInputs
 from gateway.settings import Settings, load_settings
+from kernels.decode import DECODERS
 from tests.integration.process import CONFIG
 
 STRONG = (
@@ -112,6 +116,27 @@ async def test_what_does_not_fit_is_told_at_start(tmp_path: Path, old: str, new:
 
     with pytest.raises(PointsmanError, match=message):
         await check_models(settings_of(tmp_path, CONFIG.replace(old, new)))
+
+
+async def test_a_decoder_that_cannot_work_here_is_told_at_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check() -> None:
+        raise ValueError("utf8 needs a typewriter; buy one")
+
+    monkeypatch.setitem(DECODERS, "utf8", replace(DECODERS["utf8"], check=check))
+
+    with pytest.raises(InvalidInput, match=r"route '.*': utf8 needs a typewriter; buy one"):
+        await check_models(settings_of(tmp_path, CONFIG))
+
+
+async def test_what_the_steps_around_a_model_take_is_logged_at_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "pointsman.compose"):
+        await check_models(settings_of(tmp_path, CONFIG))
+
+    assert re.search(r"model \w+: postprocess takes .* ms an item of .* MB read", caplog.text)
 
 
 async def test_two_routes_cannot_feed_one_model_differently(tmp_path: Path) -> None:

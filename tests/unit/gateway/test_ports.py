@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 import pytest
 
-from gateway.ports import address_of, bind, bind_shared, held, port_of
+from gateway.ports import SIBLINGS, address_of, bind, bind_first_free, bind_shared, held, port_of
 
 HOST = "127.0.0.1"
 
@@ -53,7 +54,41 @@ def test_a_port_is_held_before_anybody_listens() -> None:
                 pass
 
 
+def test_a_port_is_at_no_time_free_between_being_found_free_and_being_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever a socket is closed meanwhile, somebody else tries to have the port."""
+    port, close = _free(), socket.socket.close
+    taken: list[int] = []
+
+    def snatch(closed: socket.socket) -> None:
+        close(closed)
+        other = socket.socket()
+        with contextlib.suppress(OSError):
+            other.bind((HOST, port))
+            taken.append(port)
+        close(other)
+
+    with contextlib.ExitStack() as stack:
+        with monkeypatch.context() as watched:
+            watched.setattr(socket.socket, "close", snatch)
+            stack.enter_context(held(HOST, port))
+
+        assert taken == []
+
+
+def _free() -> int:
+    with bind(HOST, 0) as found:
+        return port_of(found)
+
+
 def test_a_port_whose_last_connections_have_only_just_ended_can_be_held() -> None:
+    port = _just_used()
+
+    with held(HOST, port), bind_shared(HOST, port) as worker:
+        worker.listen()
+        assert port_of(worker) == port
+
+
+def _just_used() -> int:
     with bind(HOST, 0) as before:
         before.listen()
         port = port_of(before)
@@ -61,10 +96,7 @@ def test_a_port_whose_last_connections_have_only_just_ended_can_be_held() -> Non
             accepted, _ = before.accept()
             accepted.close()  # the side that closes first keeps the port for a while
             assert client.recv(1) == b""
-
-    with held(HOST, port), bind_shared(HOST, port) as worker:
-        worker.listen()
-        assert port_of(worker) == port
+    return port
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
@@ -78,3 +110,17 @@ def test_a_name_of_no_machine_is_refused_with_the_remedy() -> None:
         held("no such", 0),
     ):
         pass
+
+
+def test_processes_of_a_host_have_ports_one_beside_the_other() -> None:
+    with bind(HOST, 0) as first:
+        first.listen()
+        with bind_first_free(HOST, port_of(first)) as second:
+            second.listen()
+            with bind_first_free(HOST, port_of(first)) as third:
+                assert port_of(first) < port_of(second) < port_of(third) < port_of(first) + SIBLINGS
+
+
+def test_any_port_will_do_where_none_is_named() -> None:
+    with bind_first_free(HOST, 0) as found:
+        assert port_of(found) > 0

@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 
 from backends.contract import Datatype, Signature, Tensor, Tensors, TensorSpec
 from backends.errors import BackendFailed, DeadlineExceeded, InvalidInput, Overloaded, PointsmanError, Unavailable
-from gateway.answer import Status
+from gateway.answer import AnswerId, Status
+from gateway.certify.labels import Missing, evidence_of
+from gateway.people.outlook import Overload
 from gateway.progress import Progress
+from gateway.store.contract import LabelledItem
+from router.cascade import judge
 from router.contract import (
     Decision,
     HumanPolicy,
@@ -21,7 +25,9 @@ from router.contract import (
     Reason,
     Route,
     Stage,
+    Uncertified,
     Verdict,
+    WhenOverloaded,
 )
 
 ROUTE = Route(
@@ -140,3 +146,77 @@ def test_a_failure_after_an_answer_keeps_the_answer_as_provisional() -> None:
 
     assert (item.status, item.stage, item.reason) == (Status.PROVISIONAL, "fast", Reason.STAGE_FAILED)
     assert [record.decision for record in item.trail] == [Decision.ESCALATE, Decision.ESCALATE]
+
+
+# --- people who have no time ---
+
+
+def overload(policy: WhenOverloaded) -> Overload:
+    return Overload(policy, "q", "people of queue 'q' need about 3 h, and this route allows 2 h", 3600.0)
+
+
+def unsure(route: Route = ROUTE, answered: bool = True) -> Progress:
+    """Two items, of which the first is sure; no stage is of the second, and none may have answered it."""
+    progress = Progress(2)
+    progress.judged("fast", "1", outputs_for(progress.open), [ACCEPT, ESCALATE])
+    if answered:
+        progress.judged("strong", "2", outputs_for(progress.open), [DEFER])
+    return progress
+
+
+def test_where_people_have_no_time_the_model_s_answer_stands_and_says_so() -> None:
+    sure, stands = unsure().settle(ROUTE, overload(WhenOverloaded.PROVISIONAL))
+
+    assert (sure.status, sure.decided_by, sure.remarks) == (Status.FINAL, "model:fast", ())
+    assert (stands.status, stands.decided_by, stands.label) == (Status.PROVISIONAL, "model:strong", "item-1")
+    assert stands.reason is Reason.LOW_CONFIDENCE
+    assert stands.remarks == ("people of queue 'q' need about 3 h, and this route allows 2 h",)
+    assert stands.trail[-1].reason is Reason.PEOPLE_OVERLOADED
+
+
+def test_what_no_stage_has_answered_waits_for_people_all_the_same() -> None:
+    progress = Progress(1)
+    progress.passed_over("fast", "", Reason.STAGE_UNAVAILABLE)
+
+    (item,) = progress.settle(ROUTE, overload(WhenOverloaded.PROVISIONAL))
+
+    assert (item.status, item.decided_by) == (Status.PENDING, None)
+
+
+def test_where_people_have_no_time_a_request_is_refused_with_the_time_to_try_again() -> None:
+    with pytest.raises(Overloaded, match="need about 3 h, and this route allows 2 h; try again later") as refused:
+        unsure().settle(ROUTE, overload(WhenOverloaded.REFUSE))
+
+    assert refused.value.retry_after_s == 3600.0
+
+
+@pytest.mark.parametrize("policy", [WhenOverloaded.STRONGER, WhenOverloaded.WAIT])
+def test_else_people_are_asked_whatever_it_takes(policy: WhenOverloaded) -> None:
+    assert unsure().settle(ROUTE, overload(policy))[1].decided_by is None
+
+
+@pytest.mark.parametrize("policy", list(WhenOverloaded))
+def test_nobody_is_refused_whom_no_person_would_have_been_asked_about(policy: WhenOverloaded) -> None:
+    progress = Progress(1)
+    progress.judged("fast", "1", outputs_for(progress.open), [ACCEPT])
+
+    (item,) = progress.settle(ROUTE, overload(policy))
+
+    assert (item.status, item.trail[-1].stage) == (Status.FINAL, "fast")
+
+
+def test_an_item_whose_label_a_certificate_needs_keeps_its_reason_without_a_label() -> None:
+    """It stays among those that were scored without selection: one whose label is missing, which holds the proof up."""
+    gathering = replace(ROUTE, accept=Uncertified("there is no certificate"))
+    progress = Progress(1)
+    verdicts = judge(gathering, 0, np.array([0.99]))
+    progress.judged("fast", "1", outputs_for(progress.open), verdicts, "subject")
+
+    (item,) = progress.settle(gathering, overload(WhenOverloaded.PROVISIONAL))
+
+    assert (item.status, item.reason, item.decided_by) == (Status.PROVISIONAL, Reason.NO_CERTIFICATE, "model:fast")
+    labelled = LabelledItem(AnswerId("0"), 0, 1.0, "t", item.trail, None)
+    held = evidence_of([labelled], ["fast"], "subject", Missing.HOLD)
+    assert (held.used, held.unlabelled) == (1, 1)
+    assert held.scores is not None
+    assert not held.scores.right.any()

@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 from backends.contract import Datatype, TensorSpec
 from backends.echo import EchoOptions
 from backends.onnx import OnnxOptions
-from batching.options import BatchingOptions
+from batching.options import BatchingOptions, SequenceOptions
 from gateway.grpc_edge.transport import Transport
+from gateway.masking import JsonPath, MaskOptions
+from gateway.notices.options import NotifyOptions, SmtpOptions
 from gateway.request import Role
 from gateway.security import ApiKey, SecurityOptions
 from gateway.settings import (
@@ -36,12 +38,15 @@ from gateway.settings import (
     settings_schema,
 )
 from gateway.shared_memory import SharedMemoryOptions
-from gateway.store.options import StoreOptions
+from gateway.store.contract import NoticeKind
+from gateway.store.options import Postgres, Retention, StoreOptions
+from gateway.webhooks.options import WebhookOptions
+from kernels.devices import KernelOptions
 from router.calibration import Calibration, Isotonic, Temperature
 from router.certificate import Certificate, StageSubject, Subject
 from router.certification import Budget
 from router.confidence import Kind, Measure
-from router.contract import HumanPolicy, MinConfidence, Observe, OnDefer
+from router.contract import AcceptAny, HumanPolicy, LabelQuality, MinConfidence, Observe, OnDefer
 from router.table import Conditions, Glob, ParameterTest, Range, RouteTable, Rule, Target, TraitTest
 
 DIGEST = hashlib.sha256(b"key").hexdigest()
@@ -145,6 +150,22 @@ def test_models_come_to_their_options(folder: Path) -> None:
     assert (strong.labels, strong.batching, strong.expose) == (("0", "1"), BatchingOptions(), True)
 
 
+def test_a_model_says_how_many_sequences_it_answers_and_a_route_that_it_takes_any_answer(folder: Path) -> None:
+    route = "{input: {x: {datatype: FP32, shape: [2]}}, cascade: [strong], accept: {any: true}}"
+    model = "{backend: echo, shape: [2], sequences: {max_live: 3}}"
+    text = f"models: {{strong: {model}}}\nroutes: {{only: {route}}}\nstore: {{path: p.db, retention: 1d, limit: 1GiB}}"
+
+    settings = load(folder, text)
+
+    assert settings.models["strong"].sequences == SequenceOptions(max_live=3)
+    assert settings.routes["only"].accept == AcceptAny()
+    beside = text.replace("{any: true}", "{any: true, max_error: 1%}")
+    assert any("takes every answer; remove what stands beside it" in fault for fault in faults_of(folder, beside))
+    two = text.replace("models: {", f"models: {{other: {model}, ").replace("[strong]", "[strong, other]")
+    assert any("leave out the others" in fault for fault in faults_of(folder, two))
+    assert any("max_live" in fault for fault in faults_of(folder, text.replace("max_live: 3", "max_live: 0")))
+
+
 def test_routes_come_to_what_the_router_needs(folder: Path) -> None:
     routes = load(folder, WHOLE).routes
 
@@ -157,6 +178,32 @@ def test_routes_come_to_what_the_router_needs(folder: Path) -> None:
     assert plain.inputs == (TensorSpec("x", Datatype.FP32, (-1, 3)),)
     assert (plain.decode, plain.human, plain.max_error) == (None, None, None)
     assert (plain.on_defer, plain.deadline_s) == (OnDefer.PROVISIONAL, 1.0)
+    assert not plain.id_as_key
+
+
+def test_people_are_asked_for_ever_or_as_long_as_is_said(folder: Path) -> None:
+    def human(words: str) -> HumanPolicy | None:
+        return load(folder, WHOLE.replace("due: 4h, form", f"due: 4h, {words} form")).routes["digits"].human
+
+    assert human("") == HumanPolicy("digits", 4 * 3600.0, ("0", "1"), None)
+    assert human("expires: 7d,") == HumanPolicy("digits", 4 * 3600.0, ("0", "1"), 7 * 86_400.0)
+    for too_soon in ("3h", "0"):
+        faults = faults_of(folder, WHOLE.replace("due: 4h, form", f"due: 4h, expires: {too_soon}, form"))
+        assert any("routes.digits.human.expires" in fault for fault in faults)
+
+
+def test_how_long_a_decision_can_be_taken_back_can_be_said(folder: Path) -> None:
+    for text, undo_s in (("", 10.0), ("undo: 0,", 0.0), ("undo: 1m,", 60.0)):
+        assert load(folder, WHOLE.replace("store: {", f"store: {{{text}")).store.undo_s == undo_s
+
+
+@pytest.mark.parametrize(
+    ("written", "decoder"), [("{image: nvimgcodec}", "image-nvimgcodec"), ("none", None), ("utf8", "utf8")]
+)
+def test_a_decoder_may_be_told_what_does_it(folder: Path, written: str, decoder: str | None) -> None:
+    text = WHOLE.replace("    decode: image\n", f"    decode: {written}\n")
+
+    assert load(folder, text).routes["digits"].decode == decoder
 
 
 def test_classify_comes_to_a_route_table(folder: Path) -> None:
@@ -204,6 +251,42 @@ def test_a_small_file_gets_the_defaults(folder: Path) -> None:
     assert small.models["m"].calibration is None
 
 
+def test_a_store_on_postgresql_comes_to_its_options(folder: Path) -> None:
+    text = "models: {m: {backend: echo, expose: true}}\nstore: {postgres: {%s}, retention: 1d}\n"
+
+    by_variable = load(folder, text.replace("retention", "key_env: KEY, retention") % "url_env: STORE").store
+    by_file = load(folder, text % "url_file: secrets/store").store
+
+    assert by_variable == StoreOptions(Postgres(url_env="STORE"), 86_400.0, key_env="KEY")
+    assert by_file == StoreOptions(Postgres(url_file=folder / "secrets/store"), 86_400.0)
+    assert by_file.name == f"store on PostgreSQL ({folder / 'secrets/store'})"
+
+
+@pytest.mark.parametrize(
+    ("store", "fault"),
+    [
+        ("{postgres: {}}", "store.postgres: needs `url_env` or `url_file`, one of them: where the address"),
+        ("{postgres: {url_env: A, url_file: b}}", "store.postgres: needs `url_env` or `url_file`, one of them"),
+        ("{postgres: {url_env: A}, path: p.db, key_env: K}", "store.path: stands beside `postgres`; keep one of them"),
+        ("{postgres: {url_env: A}}", "store.postgres: needs `key_env` or `key_file` beside it: all who share a store"),
+        ("{postgres: {url: 'postgresql://a:b@c/d'}}", "store.postgres.url: is an unknown key"),
+    ],
+)
+def test_a_store_that_is_not_one_place_is_a_fault(folder: Path, store: str, fault: str) -> None:
+    (told, *_) = faults_of(folder, f"models: {{m: {{backend: echo, expose: true}}}}\nstore: {store}\n")
+
+    assert fault in told
+    assert "a:b" not in told
+
+
+def test_a_store_on_postgresql_without_its_driver_is_a_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.settings.load.why_not_postgres", lambda: "needs its extra: pip install")
+
+    (told,) = faults_of(folder, "models: {m: {backend: echo, expose: true}}\nstore: {postgres: {url_file: a}}\n")
+
+    assert "store.postgres: needs its extra" in told
+
+
 def test_a_digest_is_not_printed(folder: Path) -> None:
     assert DIGEST not in repr(load(folder, WHOLE))
 
@@ -224,11 +307,123 @@ def test_a_confidence_that_is_not_said_is_the_calibrations(folder: Path) -> None
     assert load(folder, changed("    confidence: max\n", "")).models["fast"].measure == Measure(Kind.MARGIN)
 
 
+def test_webhooks_come_to_their_options(folder: Path) -> None:
+    text = (
+        WHOLE
+        + """\
+webhooks:
+  crm: {url: "https://crm.example.org/hooks", secret_env: CRM, routes: [plain]}
+  own: {url: "http://10.0.0.7/", secret_file: secrets/own, tenant: acme, private: true}
+"""
+    )
+    assert load(folder, text).webhooks == (
+        WebhookOptions("crm", "https://crm.example.org/hooks", secret_env="CRM", routes=frozenset({"plain"})),
+        WebhookOptions("own", "http://10.0.0.7/", secret_file=folder / "secrets/own", tenant="acme", private=True),
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ('{url: "https://a.example/"}', "crm: needs `secret_env` or `secret_file`, one of them: what its messages are signed with"),
+        ('{url: "https://a.example/", secret_env: A, secret_file: b}', "crm: needs `secret_env` or `secret_file`, one of them: what its messages are signed with"),
+        ('{url: "http://a.example/", secret_env: A}', "crm.url: is not encrypted; use https, or set `private: true` where it is in your own network"),
+        ('{url: "https://a.example/", secret_env: A, routes: [plain, nowhere]}', "crm.routes[1]: there is no route 'nowhere'; known: "),
+        ('{url: "https://a.example/", secret_env: A, retries: 3}', "crm.retries: is an unknown key; did you mean routes?"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_a_webhook_is_told_with_its_place_and_remedy(folder: Path, entry: str, told: str) -> None:
+    (found,) = faults_of(folder, f"{WHOLE}webhooks:\n  crm: {entry}\n")
+    assert f": webhooks.{told}" in found
+
+
+def test_how_long_each_kind_is_kept_is_read(folder: Path) -> None:
+    start = WHOLE[: WHOLE.index("store:")]
+    rest = WHOLE[WHOLE.index("security:") :]
+    one = load(folder, f"{start}store: {{retention: 7d, key_env: KEY}}\n{rest}").store
+    assert (one.retention_s, one.kept, one.key_env) == (7 * 86_400.0, Retention(), "KEY")
+
+    each = "{answers: 30d, payloads: 7d, decisions: 365d, feedback: 365d, messages: 14d, keys: 48h}"
+    store = load(folder, f"{start}store: {{retention: {each}, key_file: secrets/key}}\n{rest}").store
+    day_s = 86_400.0
+    assert store.retention_s == 30 * day_s
+    assert store.kept == Retention(7 * day_s, 365 * day_s, 365 * day_s, 14 * day_s, 2 * day_s)
+    assert store.key_file == folder / "secrets/key"
+
+    (found,) = faults_of(folder, f"{start}store: {{retention: {{answers: 7d, payloads: 8d}}}}\n{rest}")
+    assert "store.retention.payloads: is longer than answers are kept; make it shorter" in found
+
+
+NOTIFYING = (
+    WHOLE
+    + """\
+webhooks:
+  crm: {url: "https://crm.example.org/hooks", secret_env: CRM, answers: false}
+smtp: {host: mail.example.org, sender: pointsman@example.org, user: desk, password_file: secrets/mail}
+notify:
+  - {queue: QUEUE, webhook: crm, on: [new], digest: 1m}
+  - {queue: QUEUE, email: [anna@example.org, bert@example.org], ahead: 30m, link: "https://inbox.example.org"}
+mask:
+  - {parameter: customer}
+  - {path: "$.customer.iban", by: "[IBAN]", routes: [plain]}
+  - {text: "[0-9]{4} [0-9]{4}"}
+""".replace("QUEUE", "digits")
+)
+
+
+def test_masks_and_who_is_told_come_to_their_options(folder: Path) -> None:
+    found = load(folder, NOTIFYING)
+
+    assert not found.webhooks[0].answers
+    assert found.smtp == SmtpOptions(
+        "mail.example.org", "pointsman@example.org", user="desk", password_file=folder / "secrets/mail"
+    )
+    assert found.notify == (
+        NotifyOptions("digits", webhook="crm", on=frozenset({NoticeKind.NEW}), digest_s=60.0),
+        NotifyOptions(
+            "digits", email=("anna@example.org", "bert@example.org"), ahead_s=1800.0, link="https://inbox.example.org"
+        ),
+    )
+    assert found.masks == (
+        MaskOptions(parameter="customer"),
+        MaskOptions(path=JsonPath.parse("$.customer.iban"), by="[IBAN]", routes=frozenset({"plain"})),
+        MaskOptions(pattern=re.compile("[0-9]{4} [0-9]{4}")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("{parameter: customer}", "{parameter: customer, text: x}", "mask[0]: needs `parameter`, `path` or `text`, one of them: what is masked"),
+        ("$.customer.iban", "customer.iban", "mask[1].path: is 'customer.iban', which is no place in JSON; write it like"),
+        ("[0-9]{4} [0-9]{4}", "[0-9", "mask[2].text: is '[0-9', which is no regular expression: "),
+        ("[0-9]{4} [0-9]{4}", "[0-9]*", "mask[2].text: is '[0-9]*', which matches nothing at all, and so everywhere"),
+        ("routes: [plain]}\n  - {text", "routes: [plane]}\n  - {text", "mask[1].routes[0]: there is no route 'plane'; did you mean plain?"),
+        ("queue: digits, webhook", "queue: digit, webhook", "notify[0].queue: there is no queue 'digit'; did you mean digits?"),
+        ("webhook: crm", "webhook: cmr", "notify[0].webhook: there is no webhook 'cmr'; did you mean crm?"),
+        ("webhook: crm, ", "", "notify[0]: needs `webhook` or `email`, one of them: who is told"),
+        ("bert@example.org]", '"bert@example.org\\nBcc: eve@example.org"]', "notify[1].email[1]: is "),
+        ("email: [anna@example.org, bert@example.org]", "webhook: crm", "notify[1]: tells the same of queue 'digits' as entry 0 does; make them one"),
+        ("smtp: {host: mail.example.org, sender: pointsman@example.org, user: desk, password_file: secrets/mail}\n", "", "notify[1].email: needs a server that takes mail; add `smtp:"),
+        (", password_file: secrets/mail", "", "smtp: needs `user` and one of `password_env` and `password_file`, or none of them"),
+        (", user: desk", ", user: desk, security: none", "smtp.security: is none, so the password would be sent as it is"),
+        ("sender: pointsman@example.org", "sender: pointsman", "smtp.sender: is 'pointsman', which is no mailbox"),
+        (", user: desk", ", user: desk, ca: nowhere.pem", "smtp.ca: "),
+    ],
+)  # fmt: skip
+def test_a_fault_of_masks_or_notices_is_told_with_its_place_and_remedy(
+    folder: Path, old: str, new: str, told: str
+) -> None:
+    assert old in NOTIFYING
+    (found,) = faults_of(folder, NOTIFYING.replace(old, new))
+    assert f": {told}" in found
+
+
 def test_keys_can_stand_in_a_file_of_their_own(folder: Path) -> None:
     (folder / "keys.yaml").write_text(f"- {{name: ci, sha256: {DIGEST}}}\n")
     text = WHOLE[: WHOLE.index("security:")] + "security: {api_keys_file: keys.yaml}\n"
 
-    assert load(folder, text).security == SecurityOptions((ApiKey("ci", DIGEST),))
+    assert load(folder, text).security == SecurityOptions((ApiKey("ci", DIGEST),), folder / "keys.yaml")
 
 
 DETECTING = """\
@@ -346,7 +541,8 @@ FAULTS = [
     (
         "store: {path",
         "zzz: {path",
-        "41:1: zzz: is an unknown key; known: classify, detectors, models, pool, routes, security, server, store",
+        "41:1: zzz: is an unknown key; known: classify, cluster, detectors, mask, models, notify, pool, queues, routes, "
+        "security, server, smtp, store, telemetry, webhooks",
     ),
     (
         "    cost: 0.02",
@@ -380,12 +576,14 @@ FAULTS = [
     ('size: "<= 1MiB"', "size: 1MiB", "34:43: classify[0].when.size: is '1MiB', which compares nothing; write it like '<= 1MiB' or '>= 1KiB, < 1MiB'"),
     ("[billing, ", "[[x], ", "34:96: classify[0].when.parameters.team[0]: is ['x']; use text, a number, true or false, a pattern such as 'a*', or a range like '>= 3'"),
     # references
-    ("backend: echo", "backend: ech", "14:14: models.strong.backend: there is no backend 'ech'; did you mean 'echo'? there are echo, langid, magika, oip, onnx, openai, python, triton; others come with packages of their own"),
+    ("backend: echo", "backend: ech", "14:14: models.strong.backend: there is no backend 'ech'; did you mean 'echo'? there are echo, langid, magika, oip, onnx, openai, python, ray_serve, triton; others come with packages of their own"),
     ("[fast, strong]", "[fast, stron]", "22:21: routes.digits.cascade[1]: there is no model 'stron'; did you mean strong?"),
     ("[fast, strong]", "[fast, fast]", "22:21: routes.digits.cascade[1]: 'fast' is a stage already; keep one of them"),
     ("[fast, strong]\n    accept: {min_confidence: 0.9, max_error: 2%}", "[]", "23:43: routes.digits.human.form: there are no labels to choose from; set form: text"),
     ("cascade: [strong]\n    accept: {min_confidence: 1}", "cascade: []", "30:14: routes.plain.cascade: is empty, and there are no people; add models, or `human`"),
     ("decode: image", "decode: imag", "21:13: routes.digits.decode: there is no decoder 'imag'; did you mean image?"),
+    ("decode: image", "decode: {image: nvjpeg}", "21:13: routes.digits.decode: there is no decoder 'image-nvjpeg'; did you mean image-nvimgcodec?"),
+    ("decode: image", "decode: {image: 1}", "21:13: routes.digits.decode: is {'image': 1}, which is not text; write one, in quotes if need be"),
     ("decode: none", "decode: image", "28:5: routes.plain.input: a route that decodes takes one input; make it {datatype: BYTES, shape: [1]}, or set decode: none"),
     ("    route: digits\n    to: human", "    route: digit\n    to: human", "35:12: classify[0].route: there is no route 'digit'; known: digits, plain, strong"),
     ("otherwise: plain", "otherwise: auto", "39:16: classify[2].otherwise: 'auto' would ask these rules again; name a route"),
@@ -397,13 +595,13 @@ FAULTS = [
     ("confidence: max", "confidence: margin", "10:18: models.fast.calibration: {folder}/fast.json was fitted for confidence max, not margin; make them the same"),
     ('["0", "1"]', '["1", "0"]', "22:21: routes.digits.cascade[1]: labels of 'strong' differ from those of 'fast'; stages of a route share theirs, in the same order"),
     ("labels_file: labels.txt", "labels_file: .", "16:18: models.strong.labels_file: {folder} is not a regular file; name one"),
-    ("[softmax]", "[softmaxx]", "7:19: models.fast.postprocess[0]: step 1 of 1: unknown step 'softmaxx'; did you mean softmax?"),
+    ("[softmax]", "[softmaxx]", "7:19: models.fast.postprocess[0]: step 1 of 1: unknown step 'softmaxx'; did you mean softmax or log_softmax?"),
     ("    accept: {min_confidence: 1}\n", "", "27:3: routes.plain.accept: is missing; add it, such as {min_confidence: 0.9}"),
     ("{min_confidence: 1}", "{}", "31:5: routes.plain.accept.min_confidence: is missing, as are max_error and observe; write one of them, such as {max_error: 1%}"),
     ("{min_confidence: 1}", "{min_confidence: 1, observe: true}", "31:33: routes.plain.accept.observe: stands beside min_confidence; keep one of them"),
     ("max_error: 2%", "max_error: 2%, confidence: 95%", "23:50: routes.digits.accept.confidence: belongs to max_error alone; remove it"),
     ("{min_confidence: 1}", "{max_error: 1%, certificate: no.json}", "31:42: routes.plain.accept.certificate: {folder}/no.json does not exist; correct the path"),
-    ("{min_confidence: 1}", "{max_error: 1%, certificate: fast.json}", "31:42: routes.plain.accept.certificate: {folder}/fast.json: not a certificate (no format 'pointsman-certificate/1'); certify the route again"),
+    ("{min_confidence: 1}", "{max_error: 1%, certificate: fast.json}", "31:42: routes.plain.accept.certificate: {folder}/fast.json: not a certificate (no format 'pointsman-certificate/1' or 'pointsman-certificate/2'); certify the route again"),
     ("  - otherwise: plain\n", "", "33:1: classify: has no default; end it with `- otherwise: ROUTE`, or `- otherwise: none`"),
     ("  - otherwise: plain\n", "  - unsure: plain\n  - unsure: plain\n  - otherwise: none\n", "40:5: classify[3]: `unsure` stands here a second time; keep one of them"),
     ("  - otherwise: plain\n", "  - unsure: plane\n  - otherwise: none\n", "39:13: classify[2].unsure: there is no route 'plane'; known: digits, plain, strong"),
@@ -491,6 +689,12 @@ def test_a_fault_reads_as_file_line_and_column(folder: Path) -> None:
 )
 def test_a_file_that_is_no_configuration_says_how_to_begin(folder: Path, text: str, told: str) -> None:
     assert told in faults_of(folder, text)
+
+
+@pytest.mark.parametrize("section", ["detectors", "webhooks"])
+def test_a_section_that_is_no_mapping_is_told_once(folder: Path, section: str) -> None:
+    (told,) = faults_of(folder, f"{WHOLE}{section}: [crm]\n")
+    assert told.endswith(f": {section}: is not a mapping; write each entry as NAME: {{...}}")
 
 
 def test_a_missing_file_is_a_fault(folder: Path) -> None:
@@ -712,6 +916,18 @@ def test_batching_that_makes_no_sense_is_told_with_its_place(folder: Path, said:
     assert fault.startswith("1:")
 
 
+def test_what_is_said_of_kernels_is_read(folder: Path) -> None:
+    model = "models: {m: {backend: echo, expose: true, kernels: {%s}}}\n"
+
+    assert load(folder, model % "").models["m"].kernels == KernelOptions()
+    said = load(folder, model % "device: 'cuda:1', check: 1%, fuse: false").models["m"].kernels
+    assert said == KernelOptions(fuse=False, device="cuda:1", check=0.01)
+    (fault,) = faults_of(folder, model % "device: tpu")
+    assert fault.startswith("1:")
+    assert "kernels.device" in fault
+    assert "tpu" in fault
+
+
 def test_a_temperature_file_calibrates_its_model(folder: Path) -> None:
     (folder / "fast.json").write_text(json.dumps(Calibration(Temperature(1.5), Measure(), 100, "fast", "1").to_dict()))
 
@@ -758,10 +974,20 @@ def test_the_schema_knows_every_key_and_no_others() -> None:
     data = yaml.safe_load(WHOLE)
 
     onnx = schema["$defs"]["Model-onnx"]
-    assert schema["properties"].keys() == data.keys() | {"detectors", "pool"}
+    assert schema["properties"].keys() == data.keys() | {
+        "cluster",
+        "detectors",
+        "mask",
+        "notify",
+        "pool",
+        "queues",
+        "smtp",
+        "telemetry",
+        "webhooks",
+    }
     assert data["models"]["fast"].keys() <= onnx["properties"].keys()
     assert (onnx["required"], onnx["additionalProperties"]) == (["backend", "path"], False)
-    assert data["routes"]["digits"].keys() == schema["$defs"]["RouteSection"]["properties"].keys()
+    assert data["routes"]["digits"].keys() | {"id_as_key"} == schema["$defs"]["RouteSection"]["properties"].keys()
 
 
 def test_every_reference_of_the_schema_leads_somewhere() -> None:
@@ -820,3 +1046,51 @@ def test_settings_can_be_given_to_another_process(folder: Path) -> None:
     whole = load(folder, WHOLE)
 
     assert pickle.loads(pickle.dumps(whole)) == whole
+
+
+def with_people(human: str) -> str:
+    """`WHOLE`, with *human* beside what its route `digits` says of people."""
+    return changed("form: labels}\n    on_defer", f"form: labels, {human}}}\n    on_defer")
+
+
+@pytest.mark.parametrize(
+    ("human", "quality"),
+    [
+        ("opinions: {needed: 3, of: 5}", LabelQuality(needed=3, of=5)),
+        ("opinions: {}", LabelQuality(needed=2, of=3)),
+        ("opinions: {of: 2}, adjudicate: seniors", LabelQuality(needed=2, of=2, adjudicate="seniors")),
+        ("second_opinion: 5%", LabelQuality(second_opinion=0.05)),
+        ("second_opinion: 100%, adjudicate: seniors", LabelQuality(second_opinion=1.0, adjudicate="seniors")),
+        ("gold: 2%", LabelQuality(gold=0.02)),
+    ],
+)
+def test_people_are_checked_by_people_as_the_file_says(folder: Path, human: str, quality: LabelQuality) -> None:
+    policy = load(folder, with_people(human)).routes["digits"].human
+    assert policy == HumanPolicy("digits", 4 * 3600.0, ("0", "1"), quality=quality)
+
+
+@pytest.mark.parametrize(
+    ("human", "told"),
+    [
+        (
+            "opinions: {needed: 3, of: 2}",
+            "opinions.needed: is 3, of 2 that are asked at most; lower it, or raise `of`",
+        ),
+        ("opinions: {needed: 1}", "opinions.needed: is 1; use at least 2"),
+        (
+            "opinions: {}, second_opinion: 5%",
+            "second_opinion: stands beside opinions, which ask several people anyway; keep one of them",
+        ),
+        (
+            "adjudicate: seniors",
+            "adjudicate: says who decides where opinions differ, and only one is asked for; add opinions or "
+            "second_opinion",
+        ),
+        ("gold: 100%", "gold: is '100%'; use a share between 0% and 100%, such as 2%"),
+        ("second_opinion: 0%", "second_opinion: is '0%'; use a share above 0%, up to 100%, such as 5%"),
+    ],
+)
+def test_a_fault_in_how_people_are_checked_is_told(folder: Path, human: str, told: str) -> None:
+    (fault,) = faults_of(folder, with_people(human))
+    assert fault.startswith("24:")
+    assert fault.endswith(f"routes.digits.human.{told}")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.settings.units import DURATIONS, SIZES, duration_s, number_range, share, size_bytes, size_range
+from gateway.settings.units import DURATIONS, SIZES, duration_s, number_range, portion, share, size_bytes, size_range
 from router.table import Range
 
 
@@ -70,3 +70,16 @@ def test_every_size_is_its_number_times_its_unit(number: int, unit: str) -> None
 @given(st.floats(0, 1e9).map(lambda x: round(x, 3)), st.sampled_from(sorted(DURATIONS)))
 def test_every_duration_is_its_number_times_its_unit(number: float, unit: str) -> None:
     assert duration_s(f"{number:.3f}{unit}") == pytest.approx(number * DURATIONS[unit])
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [(0, 0.0), ("0", 0.0), ("0%", 0.0), ("1%", 0.01), (0.25, 0.25), ("100%", 1.0), (1, 1.0)]
+)
+def test_a_portion_is_a_share_nothing_or_all(value: object, number: float) -> None:
+    assert portion(value) == pytest.approx(number)
+
+
+@pytest.mark.parametrize("value", ["", "101%", 1.5, -0.1, "5", True, None, [], float("nan")])
+def test_nothing_else_is_a_portion(value: object) -> None:
+    with pytest.raises(ValueError, match=r"which is not a share|use a share from 0% to 100%"):
+        portion(value)

@@ -6,7 +6,9 @@ import gc
 import os
 import socket
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -20,8 +22,10 @@ from backends.errors import (
     PermissionDenied,
     PointsmanError,
     QuotaExceeded,
+    Unavailable,
     Unimplemented,
 )
+from gateway import shared_memory
 from gateway.shared_memory import Region, RegionStatus, SharedMemory, SharedMemoryOptions
 
 ON = SharedMemoryOptions(enabled=True, max_regions=4)
@@ -282,3 +286,90 @@ def test_a_region_that_cannot_be_written_says_so(folder: Path) -> None:
 
     with pytest.raises(InvalidInput, match="region 'r' cannot be used: Bad file descriptor; register it again"):
         region.write(SharedMemoryWindow("r", 0, 8), memoryview(bytes(8)))
+
+
+# --- what servers are told of ---
+
+
+def test_a_server_finds_the_object_that_was_registered_whatever_its_name_means_by_now(
+    memory: SharedMemory, folder: Path
+) -> None:
+    memory.register("t", "r", "/object", 0, 8)
+    region = memory.region("t", "r")
+    (folder / "object").rename(folder / "moved")
+    (folder / "object").write_bytes(b"another tenant's")
+
+    with region.key() as key:
+        assert (folder / key[1:]).read_bytes() == CONTENT
+
+    assert sorted(path.name for path in folder.iterdir()) == ["moved", "object"]  # the name was there for that alone
+
+
+def test_an_object_without_a_name_cannot_be_told_of_and_is_read_still(memory: SharedMemory, folder: Path) -> None:
+    memory.register("t", "r", "/object", 0, 8)
+    region = memory.region("t", "r")
+    (folder / "object").unlink()
+
+    with pytest.raises(OSError, match="No such file"), region.key():
+        pass
+
+    assert read(region, SharedMemoryWindow("r", 0, 8)) == CONTENT[:8]
+
+
+def test_names_that_killed_gateways_left_are_removed_once_nobody_can_need_them(folder: Path) -> None:
+    left = folder / "pointsman-region-0123"
+    left.write_bytes(b"")
+
+    SharedMemory(ON, folder=folder)
+    assert left.exists()  # it may be in use this moment
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_memory, "_LINKED_S", -1.0)
+        SharedMemory(ON, folder=folder)
+
+    assert not left.exists()
+    assert (folder / "object").exists()
+
+
+@pytest.mark.parametrize("prefix", ["pointsman-region-", "pointsman-tensors-"])
+def test_the_gateways_own_objects_are_no_clients(memory: SharedMemory, folder: Path, prefix: str) -> None:
+    (folder / f"{prefix}1").write_bytes(CONTENT)
+
+    with pytest.raises(PermissionDenied, match="reserved prefix"):
+        memory.register("t", "r", f"/{prefix}1", 0, 8)
+
+
+def test_whoever_was_told_of_a_region_hears_that_it_is_given_up(memory: SharedMemory) -> None:
+    heard: list[str] = []
+    for name in ("r", "s"):
+        memory.register("t", name, "/object", 0, 8)
+        memory.region("t", name).when_given_up(partial(heard.append, name))
+    region = memory.region("t", "r")
+
+    memory.unregister("t", "r")
+    assert heard == ["r"]
+    memory.unregister("t", "r")  # twice is harmless
+    memory.unregister("t")
+    region.when_given_up(partial(heard.append, "late"))
+
+    assert heard == ["r", "s", "late"]
+
+
+@given(st.integers(0, 90), st.integers(0, 10), st.integers(0, 90), st.integers(0, 10))
+def test_an_output_goes_nowhere_where_a_call_may_still_write(start: int, size: int, at: int, length: int) -> None:
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "object").write_bytes(CONTENT)
+        memory = SharedMemory(ON, folder=folder)
+        memory.register("t", "r", "/object", 0, 100)
+        region = memory.region("t", "r")
+        give_back = region.withhold(SharedMemoryWindow("r", start, size))
+        wanted = SharedMemoryWindow("r", at, length)
+
+        if set(range(start, start + size)) & set(range(at, at + length)):
+            with pytest.raises(Unavailable, match="given up may still write") as raised:
+                region.check_place(wanted)
+            assert raised.value.retry_after_s
+        give_back()
+
+        region.check_place(wanted)
+        region.check_length(wanted)

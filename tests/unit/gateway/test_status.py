@@ -26,6 +26,8 @@ def test_the_statuses_that_the_protocols_fix() -> None:
 
     assert told[Code.INVALID_ARGUMENT] == (400, "INVALID_ARGUMENT")
     assert told[Code.NOT_FOUND] == (404, "NOT_FOUND")
+    assert told[Code.HEADERS_TOO_LARGE][0] == 431
+    assert told[Code.UNMET_EXPECTATION][0] == 417
     assert told[Code.KEY_REUSED][0] == 422
     assert told[Code.QUOTA_EXCEEDED] == (429, "RESOURCE_EXHAUSTED")
     assert told[Code.UNAVAILABLE] == (503, "UNAVAILABLE")

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from pathlib import Path
 
-from backends.contract import NO_DEADLINE, Limits
+import numpy as np
+import pytest
+
+from backends.contract import NO_DEADLINE, Batch, Datatype, Limits, Tensor, TensorSpec
+from backends.errors import BackendFailed
+from backends.oip.remote import ServerSaid
+from backends.preprocessed import preprocessed
+from backends.python import Python, PythonOptions
 from batching.batcher import Batcher
+from batching.options import BatchingOptions
 from gateway.catalog import Catalog, Model
 from gateway.store.contract import StoreStatistics
-from gateway.telemetry import Telemetry
+from gateway.telemetry import Telemetry, _JsonLines
 from router.table import RouteTable
 from tests.unit.batching.conftest import FakeBackend, batcher, idle, run, submit, within
 from tests.unit.batching.test_padding import OPTIONS, Encoder, tokens
 
 STORE = StoreStatistics(pending_writes=0, commits=0, rows=0, size_bytes=1, limit_bytes=2, full=False)
+
+
+TAKEN, GIVEN = (TensorSpec(name, Datatype.FP32, (3, 2, 2)) for name in "xy")
 
 
 def telemetry_of(model: Model) -> Telemetry:
@@ -102,3 +115,49 @@ def test_refusals_are_told_by_reason_those_that_never_happened_included() -> Non
             }
 
     run(scenario)
+
+
+def test_what_another_server_said_reaches_the_log_and_what_a_model_here_quotes_does_not() -> None:
+    told = BackendFailed("model 'mine' failed on this batch; the log of its server has the cause")
+    told.__cause__ = ServerSaid("HTTP 500: CUDA error: out of memory")
+    quoting = ValueError("invalid literal: 'card 4711'")
+
+    lines = [
+        _JsonLines().format(logging.LogRecord("x", logging.ERROR, "", 0, "failed", (), (type(error), error, None)))
+        for error in (told, quoting)
+    ]
+
+    assert "CUDA error: out of memory" in lines[0]
+    assert "4711" not in lines[1]
+
+
+def test_fused_kernels_are_told_by_what_they_did_and_why_they_were_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that fails, and one that works: the metrics of both, and answers from both."""
+
+    async def scenario() -> None:
+        picture = TensorSpec("image", Datatype.UINT8, (-1, -1, 3))
+        steps = [{"resize": [2, 2]}, {"scale": 1.0}, "chw"]
+        model = Python("m", lambda inputs: {"y": inputs["x"]}, PythonOptions("given:directly", (TAKEN,), (GIVEN,)))
+        backend = await preprocessed(model, (picture,), steps, (), labels=None, base=Path())
+        async with Batcher("m", backend, BatchingOptions()) as b:
+            telemetry = telemetry_of(Model("m", backend, b))
+            batch = Batch.of({"image": Tensor.of(np.full((3, 40, 50, 3), 7, np.uint8))})
+            first = await backend.infer(batch, NO_DEADLINE)
+            monkeypatch.setattr("kernels.fused._spread", out_of_memory)
+            second = await backend.infer(batch, NO_DEADLINE)
+
+            assert (first["y"].numpy() == 7).all()
+            assert (second["y"].numpy() == 7).all()
+            assert values(telemetry, "pointsman_kernel_items_total") == {("m", "fused"): 3, ("m", "plain"): 3}
+            assert values(telemetry, "pointsman_kernel_checks_total").keys() == {("m",)}
+            assert values(telemetry, "pointsman_kernel_demotions_total") == {
+                ("mismatch", "m"): 0,
+                ("out_of_memory", "m"): 1,
+                ("failed", "m"): 0,
+            }
+
+    asyncio.run(scenario())
+
+
+def out_of_memory(*_: object) -> None:
+    raise MemoryError

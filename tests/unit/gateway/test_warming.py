@@ -229,3 +229,29 @@ def test_what_is_said_comes_to_options(settings_of: Callable[[str], Settings]) -
 def test_a_fault_is_told_with_its_remedy(settings_of: Callable[[str], Settings], old: str, new: str, told: str) -> None:
     with pytest.raises(SettingsError, match=told):
         settings_of(POOLED.replace(old, new))
+
+
+async def test_a_model_whose_load_has_failed_is_mended_while_its_backoff_lasts(
+    settings_of: Callable[[str], Settings],
+) -> None:
+    settings = settings_of(POOLED)
+    async with compose(settings) as gateway:
+        cold, warm = one_and_two(gateway)
+        file = settings.file.parent / f"{cold.name}.onnx"
+        content = file.read_bytes()
+        file.write_bytes(b"no model")
+        with pytest.raises(Unavailable):
+            await ask(gateway, cold.name)
+        assert cold.pooled is not None
+        cold.pooled._entry.retry_at_s = math.inf  # it would not try again by itself
+        assert [model.backend.state for model in (cold, warm)] == [State.FAILED, State.READY]
+
+        gateway.loader.mend()  # which cannot open it either
+        await asyncio.wait(gateway.loader._changes)
+        assert gateway.pipeline.catalog.models[cold.name] is cold
+
+        file.write_bytes(content)
+        gateway.loader.mend()
+        await asyncio.wait(gateway.loader._changes)
+        assert await ask(gateway, cold.name) == ([3.0, 4.0] if cold.name == "one" else [6.0, 8.0])
+        assert [model.backend.state for model in (cold, warm)] == [State.CLOSED, State.READY]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+import cv2
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -174,6 +176,54 @@ def test_a_resize_to_the_same_size_changes_nothing(rng: np.random.Generator) -> 
     assert all(np.array_equal(images.resize(image, (5, 4), method=method), image) for method in METHODS)
 
 
+# What OpenCV makes of the weights: 11 bits each.
+@given(pictures, st.tuples(sides, sides))
+def test_bilinear_without_antialias_is_opencvs_within_one_level(image: Uint8, size: tuple[int, int]) -> None:
+    expected = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR).reshape(*size, image.shape[2])
+
+    assert largest_difference(images.resize(image, size, antialias=False), expected) <= 1
+
+
+@given(st.tuples(sides, sides), st.integers(1, 24), st.integers(1, 24), st.integers(0, 2**32 - 1))
+def test_area_is_opencvs_when_reducing(size: tuple[int, int], down: int, across: int, seed: int) -> None:
+    shape = (size[0] + down, size[1] + across, 3)
+    image = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    expected = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+
+    assert largest_difference(images.resize(image, size, method="area"), expected) <= 1
+
+
+def test_aligned_corners_keep_the_corners_and_step_evenly() -> None:
+    def aligned(image: Uint8, size: tuple[int, int]) -> list[int]:
+        return images.resize(image, size, antialias=False, align_corners=True).ravel().tolist()
+
+    # At 0, 2/3, 4/3 and 2 of 0, 30, 90; a single output is the first pixel.
+    assert aligned(row(0, 30, 90), (1, 4)) == [0, 20, 50, 90]
+    assert aligned(row(10, 99, 20), (1, 2)) == [10, 20]
+    assert aligned(row(10, 99, 20), (1, 1)) == [10]
+    assert aligned(row(7), (2, 3)) == [7] * 6
+
+
+@given(pictures, st.tuples(st.integers(2, 24), st.integers(2, 24)))
+def test_aligned_corners_are_interpolated_between_pixels(image: Uint8, size: tuple[int, int]) -> None:
+    result = images.resize(image, size, antialias=False, align_corners=True)
+
+    at = [np.linspace(0, length - 1, target) for length, target in zip(image.shape[:2], size, strict=True)]
+    rows, columns = (np.minimum(place.astype(int), length - 1) for place, length in zip(at, image.shape, strict=False))
+    below, right = np.minimum(rows + 1, image.shape[0] - 1), np.minimum(columns + 1, image.shape[1] - 1)
+    down, across = (at[0] - rows)[:, None, None], (at[1] - columns)[None, :, None]
+    exact = image.astype(np.float64)
+    upper = exact[rows][:, columns] * (1 - across) + exact[rows][:, right] * across
+    lower = exact[below][:, columns] * (1 - across) + exact[below][:, right] * across
+    assert largest_difference(result, upper * (1 - down) + lower * down) <= 0.501
+
+
+@pytest.mark.parametrize("arguments", [{"method": "area"}, {"method": "nearest"}, {"antialias": True}])
+def test_corners_are_aligned_by_plain_bilinear_alone(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^align_corners goes with method bilinear and antialias false"):
+        images.resize(row(1, 2), (1, 3), align_corners=True, **{"antialias": False, **arguments})
+
+
 def test_resize_refuses_what_it_cannot_make() -> None:
     with pytest.raises(
         ValueError, match=r"^cannot make an image of 6001x6000 pixels; 1 to 36000000 pixels are allowed$"
@@ -290,6 +340,25 @@ def test_cast_converts_and_refuses_what_does_not_fit() -> None:
         images.cast(np.array([300, -1]), np.dtype("int8"))
 
 
+@given(npst.arrays(np.float32, st.integers(0, 30), elements=st.floats(width=32)))
+def test_bfloat16_is_what_others_make_of_it(values: NDArray[np.float32]) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = values.astype(ml_dtypes.bfloat16)
+
+    result = images.bfloat16(values)
+
+    assert result.dtype == np.uint16
+    numbers = ~np.isnan(values)
+    assert np.array_equal(result[numbers], expected.view(np.uint16)[numbers])
+    assert np.isnan(result[~numbers].view(ml_dtypes.bfloat16).astype(np.float32)).all()
+
+
+def test_bfloat16_rounds_halves_to_even_and_takes_integers_and_wider_floats() -> None:
+    assert images.bfloat16(np.array([0x3F808000, 0x3F818000], np.uint32).view(np.float32)).tolist() == [0x3F80, 0x3F82]
+    assert images.bfloat16(np.array([[255]], np.uint8)).tolist() == [[0x437F]]
+    assert images.bfloat16(np.array([1e300, -0.0])).tolist() == [0x7F80, 0x8000]
+
+
 OPERATIONS: dict[str, Callable[[Any], NDArray[Any]]] = {
     "gray": images.gray,
     "nearest": lambda x: images.resize(x, (4, 9), method="nearest"),
@@ -305,6 +374,8 @@ OPERATIONS: dict[str, Callable[[Any], NDArray[Any]]] = {
     "chw": images.chw,
     "flatten": images.flatten,
     "cast": lambda x: images.cast(x, np.dtype("int32")),
+    "bfloat16": images.bfloat16,
+    "aligned": lambda x: images.resize(x, (4, 9), antialias=False, align_corners=True),
 }
 
 

@@ -118,12 +118,130 @@ def test_label_refuses_another_number_of_classes() -> None:
         outputs.label(np.zeros((1, 2)), LABELS)
 
 
-@pytest.mark.parametrize("name", ["softmax", "sigmoid", "l2_normalize", "top_k", "mean_pool"])
+@pytest.mark.parametrize(
+    "name",
+    ["softmax", "log_softmax", "margin", "entropy", "sigmoid", "l2_normalize", "top_k", "mean_pool", "first_token"],
+)
 def test_read_only_and_scattered_arrays_give_the_same(name: str, rng: np.random.Generator, unfriendly: Any) -> None:
-    scores = rng.normal(size=(3, 4, 5)).astype(np.float32)
+    scores = rng.uniform(size=(3, 4, 5)).astype(np.float32)
     extra = {"top_k": (2,), "mean_pool": (np.ones((3, 4)),)}.get(name, ())
     operation = getattr(outputs, name)
     before = scores.copy()
 
     assert np.array_equal(operation(unfriendly(scores), *extra), operation(scores, *extra))
     assert np.array_equal(scores, before)
+
+
+# What a distribution says about itself
+
+
+def test_log_softmax_of_known_scores_and_of_improbable_ones() -> None:
+    result = outputs.log_softmax(np.array([[0.0, math.log(3)], [0.0, -5000.0]]))
+
+    assert result.dtype == np.float32
+    assert result.tolist() == [pytest.approx([math.log(0.25), math.log(0.75)]), [0, -5000]]
+
+
+@given(
+    npst.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=st.floats(-50, 50, width=32)),
+    st.floats(0.1, 10),
+)
+def test_log_softmax_is_the_logarithm_of_softmax(logits: NDArray[np.float32], temperature: float) -> None:
+    probable = outputs.softmax(logits, temperature=temperature)
+    logarithms = outputs.log_softmax(logits, temperature=temperature)
+
+    assert np.allclose(np.exp(logarithms), probable, atol=1e-6)
+
+
+@pytest.mark.parametrize("scores", [[NAN, 1.0], [INF, 1.0], [-INF, -INF]])
+def test_log_softmax_is_never_sure_of_what_is_not_a_number(scores: list[float]) -> None:
+    assert np.isnan(outputs.log_softmax(np.array([scores]))).all()
+
+
+def test_margin_is_between_the_two_highest() -> None:
+    result = outputs.margin(np.array([[0.1, 0.6, 0.3], [0.4, 0.2, 0.4], [NAN, 0.9, 0.1]]))
+
+    assert result.dtype == np.float32
+    assert result[:2, 0] == pytest.approx([0.3, 0])
+    assert np.isnan(result[2]).all()
+
+
+def test_entropy_is_0_where_sure_and_log_n_where_torn() -> None:
+    result = outputs.entropy(np.array([[1, 0, 0, 0], [0.25] * 4, [0.5, 0.5, 0, 0], [NAN, 1, 0, 0], [-0.1, 1.1, 0, 0]]))
+
+    assert result.dtype == np.float32
+    assert result[:3, 0] == pytest.approx([0, math.log(4), math.log(2)])
+    assert np.isnan(result[3:]).all()
+
+
+# Boxes
+
+
+def boxes(*corners: tuple[float, float, float, float]) -> NDArray[np.float32]:
+    return np.array([corners], dtype=np.float32)
+
+
+def test_of_boxes_that_overlap_the_best_stays() -> None:
+    # The first two share 2 x 1 of 2 x 3: an overlap of a third.
+    given_boxes = boxes((0, 0, 2, 2), (0, 1, 2, 3), (5, 5, 6, 6))
+    scores = np.array([[0.5, 0.9, 0.7]])
+
+    kept, rated, classes = outputs.non_maximum_suppression(given_boxes, scores, overlap=0.3, limit=4)
+
+    assert kept[0].tolist() == [[0, 1, 2, 3], [5, 5, 6, 6], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert rated[0] == pytest.approx([0.9, 0.7, 0, 0])
+    assert classes.tolist() == [[0, 0, -1, -1]]
+    assert outputs.non_maximum_suppression(given_boxes, scores, overlap=0.34)[2][0, :4].tolist() == [0, 0, 0, -1]
+
+
+def test_boxes_of_different_classes_leave_each_other_alone() -> None:
+    scores = np.array([[[0.9, 0.1], [0.2, 0.8], [0.7, 0.1]]])
+
+    kept, rated, classes = outputs.non_maximum_suppression(boxes(*[(0, 0, 2, 2)] * 3), scores, limit=3)
+
+    assert kept[0, :2].tolist() == [[0, 0, 2, 2]] * 2
+    assert rated[0] == pytest.approx([0.9, 0.8, 0])
+    assert classes.tolist() == [[0, 1, -1]]
+
+
+def test_boxes_of_low_score_or_not_a_number_are_left_out_and_the_limit_holds() -> None:
+    given_boxes = boxes((0, 0, 1, 1), (2, 0, 3, 1), (NAN, 0, 5, 1), (6, 0, 7, 1), (8, 0, 9, 1))
+
+    kept, _, classes = outputs.non_maximum_suppression(
+        given_boxes, np.array([[0.2, 0.9, 0.9, NAN, 0.8]]), min_score=0.3, limit=2
+    )
+    assert kept[0].tolist() == [[2, 0, 3, 1], [8, 0, 9, 1]]
+    assert classes.tolist() == [[0, 0]]
+    assert outputs.non_maximum_suppression(given_boxes, np.full((1, 5), 0.5), limit=1)[0].tolist() == [[[0, 0, 1, 1]]]
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 0.9))
+def test_suppression_is_its_definition(seed: int, overlap: float) -> None:
+    rng = np.random.default_rng(seed)
+    start = rng.integers(0, 8, (12, 2))
+    corners = np.concatenate([start, start + rng.integers(0, 5, (12, 2))], axis=1).astype(np.float32)
+    scores = rng.permutation(12).astype(np.float32) / 12
+
+    expected: list[int] = []
+    for candidate in np.argsort(-scores):
+        if all(intersection_over_union(corners[candidate], corners[kept]) <= overlap for kept in expected):
+            expected.append(int(candidate))
+
+    kept, rated, _ = outputs.non_maximum_suppression(corners[None], scores[None], overlap=overlap, limit=12)
+    assert kept[0, : len(expected)].tolist() == corners[expected].tolist()
+    assert rated[0, : len(expected)].tolist() == scores[expected].tolist()
+    assert not rated[0, len(expected) :].any()
+
+
+def intersection_over_union(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    width, height = (max(0.0, float(min(first[i + 2], second[i + 2]) - max(first[i], second[i]))) for i in (0, 1))
+    areas = [float((box[2] - box[0]) * (box[3] - box[1])) for box in (first, second)]
+    union = sum(areas) - width * height
+    return width * height / union if union else 0.0
+
+
+def test_the_first_token_stands_for_the_text() -> None:
+    result = outputs.first_token(np.array([[[1, 2], [3, 4]], [[5, 6], [7, 8]]], dtype=np.float16))
+
+    assert result.dtype == np.float32
+    assert result.tolist() == [[1, 2], [5, 6]]

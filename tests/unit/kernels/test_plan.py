@@ -177,6 +177,63 @@ def test_what_is_selected_alone_is_current() -> None:
     assert plan("[{select: [b]}, softmax]", {"a": floats(2), "b": floats(3)}).outputs == {"b": floats(3)}
 
 
+def test_what_is_said_about_scores_stands_beside_them() -> None:
+    made = plan("[log_softmax, margin, entropy]", floats(2))
+
+    result = made({"x": np.zeros((3, 2), dtype=np.float32)})
+
+    assert made.outputs == {"x": floats(2), "x_margin": floats(1), "x_entropy": floats(1)}
+    assert {name: array(value).shape for name, value in result.items()} == {
+        "x": (3, 2),
+        "x_margin": (3, 1),
+        "x_entropy": (3, 1),
+    }
+
+
+def test_boxes_are_suppressed_by_class() -> None:
+    made = plan("[{nms: {limit: 2, overlap: 0.4}}]", {"boxes": floats(-1, 4), "scores": floats(-1, 3)})
+
+    result = made({"boxes": np.zeros((1, 5, 4), np.float32), "scores": np.ones((1, 5, 3), np.float32)})
+
+    assert made.outputs == {"boxes": floats(2, 4), "scores": floats(2), "classes": ArraySpec(np.dtype(np.int64), (2,))}
+    assert {name: array(value).shape for name, value in result.items()} == {
+        "boxes": (1, 2, 4),
+        "scores": (1, 2),
+        "classes": (1, 2),
+    }
+
+
+def test_rows_of_a_table_become_features() -> None:
+    numbers = plan("[{impute: [1, 2]}, {normalize: {mean: [1, 1], std: [1, 2]}}]", floats(2))
+    colours = plan("[{one_hot: [red, blue]}]", ArraySpec(np.dtype(object), (1,)))
+    digits = plan("[{one_hot: [1, 2]}]", ArraySpec(np.dtype(np.int64), (2,)))
+    buckets = plan("[{hash: {buckets: 8, seed: 3}}]", TEXT)
+
+    assert array(numbers({"x": np.array([[math.nan, 5]], np.float32)})["x"]).tolist() == [[0, 2]]
+    assert array(colours({"x": texts(b"blue", b"green")})["x"]).tolist() == [[0, 1], [0, 0]]
+    assert array(digits({"x": np.array([[2, 1]])})["x"]).tolist() == [[0, 1, 1, 0]]
+    assert buckets.outputs == {"x": ArraySpec(np.dtype(np.int64), (1,))}
+    assert 0 <= array(buckets({"x": texts(b"blue")})["x"]).item() < 8
+
+
+def test_sound_becomes_bands() -> None:
+    made = plan("[{log_mel: {rate: 16000, mels: 8}}]", floats(1600))
+    frames = plan("[{frame: {length: 400, hop: 160}}]", floats(1600))
+    samples = {"x": np.zeros((2, 1600), np.float32)}
+
+    assert made.outputs == {"x": floats(8, 11)}
+    assert array(made(samples)["x"]).shape == (2, 8, 11)
+    assert frames.outputs == {"x": floats(8, 400)}
+    assert array(frames(samples)["x"]).shape == (2, 8, 400)
+
+
+def test_the_first_token_and_bfloat16() -> None:
+    made = plan("[first_token, {cast: bfloat16}]", floats(-1, 2))
+
+    assert made.outputs == {"x": ArraySpec(np.dtype(np.uint16), (2,))}
+    assert array(made({"x": np.ones((1, 3, 2), np.float32)})["x"]).tolist() == [[0x3F80, 0x3F80]]
+
+
 # Classifiers
 
 
@@ -269,8 +326,8 @@ def test_labels_that_do_not_fit_stop_the_start(inputs: dict[str, ArraySpec], lab
                             "got True"),
         ("[{softmax: 0}]", "step 1 of 1 (softmax): temperature must be a number above 0; got 0"),
         ("[{top_k: 1.5}]", "step 1 of 1 (top_k): k must be a whole number, at least 1; got 1.5"),
-        ("[{cast: complex64}]", "step 1 of 1 (cast): dtype must be one of float16, float32, float64, int8, int16, "
-                                "int32, int64, uint8, uint16, uint32, uint64; got 'complex64'"),
+        ("[{cast: complex64}]", "step 1 of 1 (cast): dtype must be one of bfloat16, float16, float32, float64, int8, "
+                                "int16, int32, int64, uint8, uint16, uint32, uint64; got 'complex64'"),
         ("[{select: []}]", "step 1 of 1 (select): names must be a list of different names; got []"),
         ("[{select: [a, a]}]", "step 1 of 1 (select): names must be a list of different names; got ['a', 'a']"),
         ("[{rename: {a: c, b: c}}]", "step 1 of 1 (rename): names must be a mapping from old to different new names; "
@@ -286,6 +343,12 @@ def test_labels_that_do_not_fit_stop_the_start(inputs: dict[str, ArraySpec], lab
         ("[{normalize: {mean: 0, std: [1, 0]}}]", "step 1 of 1 (normalize): std must be a number above 0, or a list "
                                                   "with one a channel; got [1, 0]"),
         ("[{tokenize: {file: '', max_length: 8}}]", "step 1 of 1 (tokenize): file must be the name of a file; got ''"),
+        ("[{one_hot: [a, 1]}]", "step 1 of 1 (one_hot): categories must be a list of different texts, or of different "
+                                "whole numbers; got ['a', 1]"),
+        ("[{hash: 0}]", "step 1 of 1 (hash): buckets must be a whole number, at least 1; got 0"),
+        ("[{nms: {overlap: 2}}]", "step 1 of 1 (nms): overlap must be a number from 0 to 1; got 2"),
+        ("[{log_mel: {rate: 16000, low_hz: -1}}]", "step 1 of 1 (log_mel): low_hz must be a number, 0 or above; got "
+                                                   "-1"),
         ("gray", "steps must be a list such as [lower, {softmax: {input: logits}}]; got 'gray'"),
     ],
 )  # fmt: skip
@@ -382,6 +445,42 @@ def test_any_configuration_is_parsed_or_refused(spec: Any) -> None:
          "input"),
         ("[{mean_pool: {input: x}}]", {"x": floats(7, 2), "attention_mask": ArraySpec(np.dtype(np.int64), (8,))},
          "step 1 of 1 (mean_pool): mask 'attention_mask' is int64[8]: whole numbers of shape [7] are needed"),
+        ("[{resize: {size: [2, 2], align_corners: true}}]", IMAGE,
+         "step 1 of 1 (resize): value 'x' is uint8[-1, -1, 3]: align_corners goes with method bilinear and antialias "
+         "false; set both"),
+        ("[{cast: bfloat16}]", TEXT,
+         "step 1 of 1 (cast): value 'x' is bytes[1]: it cannot become bfloat16; numbers are needed"),
+        ("[first_token]", floats(2),
+         "step 1 of 1 (first_token): value 'x' is float32[2]: floats (tokens, features) are needed; name them with "
+         "input"),
+        ("[{impute: [1, 2]}]", floats(3),
+         "step 1 of 1 (impute): value 'x' is float32[3]: there are 2 values for 3 features; give one a feature"),
+        ("[{one_hot: [a]}]", floats(2),
+         "step 1 of 1 (one_hot): value 'x' is float32[2]: the categories are texts, and so must be what they are "
+         "compared with"),
+        ("[{one_hot: [1]}]", floats(2, 2),
+         "step 1 of 1 (one_hot): value 'x' is float32[2, 2]: a known number of values an item is needed; name another "
+         "value with input"),
+        ("[{frame: {length: 4, hop: 2}}]", floats(3),
+         "step 1 of 1 (frame): value 'x' is float32[3]: it is shorter than a frame of 4; lower length"),
+        ("[{log_mel: {rate: 8000, high_hz: 5000}}]", floats(-1),
+         "step 1 of 1 (log_mel): value 'x' is float32[-1]: bands from 0 to 5000 Hz do not lie within 0 to 4000 Hz, "
+         "half of rate; correct low_hz and high_hz"),
+        ("[{log_mel: {rate: 8000}}]", floats(200),
+         "step 1 of 1 (log_mel): value 'x' is float32[200]: it is too short for a window of 400; lower window"),
+        ("[margin]", floats(1),
+         "step 1 of 1 (margin): value 'x' is float32[1]: 2 or more floats in its last axis are needed"),
+        ("[entropy]", {"x": floats(2), "x_entropy": floats(1)},
+         "step 1 of 1 (entropy): several values are at hand; add input: one of ['x', 'x_entropy']"),
+        ("[{entropy: {input: x}}]", {"x": floats(2), "x_entropy": floats(1)},
+         "step 1 of 1 (entropy): there is a value 'x_entropy' already; rename it first"),
+        ("[nms]", {"boxes": floats(5, 3), "scores": floats(5)},
+         "step 1 of 1 (nms): value 'boxes' is float32[5, 3]: floats (boxes, 4) are needed; name them with boxes"),
+        ("[nms]", {"boxes": floats(5, 4), "scores": floats(6)},
+         "step 1 of 1 (nms): value 'scores' is float32[6]: floats (5) or (5, classes) are needed; name them with "
+         "scores"),
+        ("[nms]", {"boxes": floats(5, 4), "scores": floats(5), "classes": floats(5)},
+         "step 1 of 1 (nms): there is a value 'classes' already; rename it first"),
         ("[{tokenize: {file: t.json, max_length: 4}}]", floats(2),
          "step 1 of 1 (tokenize): value 'x' is float32[2]: text, bytes[1], is needed; name another value with input"),
     ],

@@ -22,7 +22,7 @@ from tritonclient.grpc import service_pb2
 from loadtests.generator.histogram import GROWTH, Histogram
 from loadtests.generator.load import Plan, arrivals
 from loadtests.generator.report import LATENESS_BOUND_S, NotStarted, generate
-from loadtests.generator.shots import Form, grpc_shots, http_shots, is_right_grpc, is_right_http
+from loadtests.generator.shots import Form, Shot, grpc_shots, http_shots, is_right_grpc, is_right_http
 from tests.integration.process import ROOT, GatewayProcess, running
 
 NULL = (ROOT / "loadtests" / "configs" / "null.yaml").read_text()
@@ -66,6 +66,26 @@ def test_arrivals_are_a_poisson_process_of_the_stated_rate() -> None:
 def test_arrivals_are_the_same_again_and_differ_between_processes() -> None:
     assert arrivals(100.0, 5.0, (1, 0)).tolist() == arrivals(100.0, 5.0, (1, 0)).tolist()
     assert arrivals(100.0, 5.0, (1, 0)).tolist() != arrivals(100.0, 5.0, (1, 1)).tolist()
+
+
+def test_an_output_in_shared_memory_is_looked_for_there_and_taken_away() -> None:
+    y = np.arange(16, dtype="<f4").tobytes()
+    shot = Shot(b"", y, np.frombuffer(y, np.uint8).copy())
+
+    assert is_right_http(shot, b"", b"")
+    assert not is_right_http(shot, b"", b"")  # another answer has to write it again
+    assert not is_right_grpc(shot, service_pb2.ModelInferResponse())
+
+
+def test_every_output_that_goes_to_shared_memory_is_right(tmp_path: Path) -> None:
+    with running(tmp_path, f"{NULL}\nserver: {{shared_memory: {{enabled: true}}}}\n") as gateway:
+        for url in (gateway.http, f"grpc://{gateway.grpc}"):
+            report = generate(Plan(url, clients=2, seconds=0.3, binary=True, shared=True))
+
+            assert report.completed > 0
+            assert not report.errors
+            with urllib.request.urlopen(f"{gateway.http}/v2/systemsharedmemory/status") as listed:
+                assert json.load(listed) == []
 
 
 def test_the_reply_to_another_request_is_wrong() -> None:

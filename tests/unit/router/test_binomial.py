@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.binomial import at_most, critical_counts, is_rejected, least_trials, upper_bound
+from router.binomial import at_most, critical_counts, is_rejected, least_trials, two_sided, upper_bound
 
 RATES = st.floats(0.001, 0.999)
 
@@ -108,3 +108,14 @@ def test_the_least_trials_are_where_a_count_becomes_critical(k: int, rate: float
 def test_cached_counts_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="read-only"):
         critical_counts(10, 0.1, 0.05)[0] = np.int64(3)
+
+
+@given(n=st.integers(0, 200), share=st.floats(0, 1))
+def test_both_ends_of_an_interval_are_one_sided_bounds(n: int, share: float) -> None:
+    k = int(share * n)
+    low, high = two_sided(k, n, 0.95)
+    assert 0.0 <= low <= (k / n if n else 0.5) <= high <= 1.0
+    assert high == upper_bound(k, n, 0.975)
+    if 0 < k <= n:
+        # At the lower end, as many or more are seen with the other half of what is allowed.
+        assert 1.0 - at_most(k - 1, n, low) == pytest.approx(0.025, abs=1e-6)

@@ -58,6 +58,19 @@ def test_the_cascade_begins_at_its_first_stage_and_goes_on_to_the_next() -> None
     assert next_stage(TWO, 1, states, 1.0) == Next(None)
 
 
+def test_whoever_insists_gets_the_first_stage_that_is_ready_whatever_it_is_expected_to_take() -> None:
+    cold = ModelState(ready=True, version="1", residency=Residency.COLD, expected_load_s=60.0)
+    lost = ModelState(ready=True, version="1", predicted_wait_s=math.inf, latency_s=9.0)
+    for state in (SLOW, cold, lost):
+        states = {"fast": LOADING, "strong": state}
+        skipped = next_stage(TWO, None, states, 0.3).skipped
+        assert next_stage(TWO, None, states, 0.3) == Next(None, skipped)
+        assert next_stage(TWO, None, states, 0.3, insist=True) == Next(1, skipped[:1])
+        assert next_stage(TWO, None, states, 0.0, insist=True).stage is None
+        assert next_stage(TWO, None, states, math.nan, insist=True).stage is None
+    assert next_stage(TWO, 1, {"fast": READY, "strong": READY}, 0.3, insist=True) == Next(None)
+
+
 @pytest.mark.parametrize("states", [{"strong": READY}, {"fast": LOADING, "strong": READY}])
 def test_a_stage_that_is_not_ready_is_skipped(states: dict[str, ModelState]) -> None:
     skipped = Skipped(0, "fast", Reason.STAGE_UNAVAILABLE, "model fast is not ready")

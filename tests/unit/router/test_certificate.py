@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.certificate import Certificate, StageSubject, Subject, issue
+from router.certificate import Certificate, Disagreement, StageSubject, Subject, issue
 from router.certification import Budget, Scores, select_threshold
 
 DAY_S = 86_400.0
@@ -37,6 +37,12 @@ subjects = st.builds(
 
 
 @st.composite
+def disagreements(draw: st.DrawFn) -> Disagreement:
+    items = draw(st.integers(1, 10**6))
+    return Disagreement(items, draw(st.integers(0, items)), draw(shares), draw(st.booleans()))
+
+
+@st.composite
 def certificates(draw: st.DrawFn) -> Certificate:
     items = draw(st.integers(1, 10**6))
     accepted = draw(st.integers(1, items))
@@ -54,6 +60,7 @@ def certificates(draw: st.DrawFn) -> Certificate:
         created_s=created_s,
         valid_until_s=created_s + lifetime_s,
         evidence=draw(texts),
+        disagreement=draw(st.none() | disagreements()),
     )
 
 
@@ -152,6 +159,48 @@ def test_what_is_malformed_is_refused_by_name(change: Callable[[dict[str, Any]],
 
     with pytest.raises(ValueError, match=message):
         Certificate.from_dict(data)
+
+
+CHECKED = replace(CERTIFICATE, disagreement=Disagreement(50, 2, 0.12, is_proven=False))
+
+
+def test_a_certificate_that_tells_of_disagreement_has_another_form_and_the_others_keep_theirs() -> None:
+    assert CERTIFICATE.to_dict()["format"] == "pointsman-certificate/1"
+    assert "disagreement" not in CERTIFICATE.to_dict()
+    assert CHECKED.to_dict()["format"] == "pointsman-certificate/2"
+    assert CHECKED.id != CERTIFICATE.id
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("disagreement"), "certificate field disagreement is missing"),
+        (having(None, "disagreement"), "certificate disagreement is None, not an object"),
+        (without("disagreement", "limit"), r"certificate field disagreement\.limit is missing"),
+        (having(0, "disagreement", "items"), r"certificate disagreement\.items is 0, not at least 1"),
+        (having(51, "disagreement", "differing"), r"certificate disagreement\.differing is 51, not from 0 to 50"),
+        (having(1.5, "disagreement", "limit"), r"certificate disagreement\.limit is 1\.5, not in \[0, 1\]"),
+        (having(1, "disagreement", "is_proven"), r"certificate disagreement\.is_proven is 1, not true or false"),
+        (having(True, "disagreement", "is_proven"), "is not that of its content, which was altered"),
+        (having("pointsman-certificate/1", "format"), "certificate field disagreement is unknown"),
+    ],
+)
+def test_a_disagreement_that_is_malformed_or_altered_is_refused(
+    change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    data = json.loads(json.dumps(CHECKED.to_dict()))
+    change(data)
+
+    with pytest.raises(ValueError, match=message):
+        Certificate.from_dict(data)
+
+
+def test_what_labels_may_be_wrong_by_is_added_to_the_bound_unless_it_is_within() -> None:
+    assert CERTIFICATE.bound_with_labels is None
+    assert CHECKED.bound_with_labels == CERTIFICATE.bound + 0.12
+    assert replace(CHECKED, bound=0.95).bound_with_labels == 1.0
+    proven = replace(CERTIFICATE, disagreement=Disagreement(50, 2, 0.12, is_proven=True))
+    assert proven.bound_with_labels == CERTIFICATE.bound
 
 
 @pytest.mark.parametrize("data", [None, [], "x", 3])

@@ -21,6 +21,7 @@ from backends.errors import (
     Overloaded,
     PointsmanError,
     ReplicaFailed,
+    SequenceOver,
     Unavailable,
 )
 from backends.oip.grpc_remote import GrpcRemote, channel
@@ -83,6 +84,10 @@ STATUSES = [
     (aborting(G.INTERNAL, f"Received RST_STREAM with error code 2, {SECRET}"), ReplicaFailed),
     (aborting(G.UNKNOWN), BackendFailed),
     (aborting(G.ABORTED), BackendFailed),
+    (
+        aborting(G.ABORTED, f"{SECRET}: sequence 7 of model 'm' is over: its state is lost, or nobody knows"),
+        SequenceOver,
+    ),
 ]
 
 
@@ -128,9 +133,9 @@ async def test_a_call_larger_than_its_server_takes_is_the_batchs_fault() -> None
         await remote.infer(call_of(), NEVER)
 
 
-async def test_an_answer_larger_than_this_side_allows_is_nonsense() -> None:
+async def test_an_answer_larger_than_this_side_allows_is_no_server_s_fault() -> None:
     async with over_grpc(replying(reply_of(bytes(5000))), limit_bytes=1000) as (remote, _):
-        with pytest.raises(ReplicaFailed, match="makes no sense"):
+        with pytest.raises(BackendFailed, match="max_reply_bytes"):
             await remote.infer(call_of(), NEVER)
 
 

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from backends.contract import Batch, Datatype, Deadline, SharedMemoryWindow, State, Tensor
@@ -21,10 +22,12 @@ from backends.errors import (
     Overloaded,
     PointsmanError,
     ReplicaFailed,
+    SequenceOver,
     Unavailable,
 )
 from backends.http_client import HttpClient
 from backends.oip.http_remote import HttpRemote
+from backends.oip.options import ServerOptions, remote_of
 from backends.oip.remote import InferCall, ServerSaid
 from tests.unit.backends.oip.scripted import (
     NEVER,
@@ -72,6 +75,8 @@ STATUSES = [
     (error(403), ReplicaFailed),
     (error(404), ReplicaFailed),
     (error(408), ReplicaFailed),
+    (error(409), ReplicaFailed),
+    (error(409, f"{SECRET}: sequence 7 of model 'm' is over: its state is lost, or nobody knows"), SequenceOver),
     (error(413), BackendFailed),
     (error(429), Overloaded),
     (error(500), BackendFailed),
@@ -429,3 +434,30 @@ async def test_bytes_that_are_no_http_are_nonsense() -> None:
     async with over_http(b"SSH-2.0-OpenSSH\r\n\r\n") as (remote, _):
         with pytest.raises(ReplicaFailed, match="makes no sense"):
             await remote.infer(call_of(), NEVER)
+
+
+async def test_an_answer_larger_than_is_allowed_is_no_server_s_fault() -> None:
+    """Another would say as much, and half of the batch may be answered."""
+    async with over_http(lambda _: http(200, b" " * 5000)) as (_, server):
+        options = ServerOptions(f"http://{server.address}", max_reply_bytes=1000)
+        remote = remote_of("mine", options.urls[0], options)
+        with pytest.raises(BackendFailed, match="max_reply_bytes"):
+            await remote.infer(call_of(), NEVER)
+        await remote.aclose()
+
+
+async def test_what_is_wrong_with_an_output_is_not_said_of_an_input() -> None:
+    outputs = [{"name": "y", "datatype": "INT32", "shape": [1], "data": [1.5]}]
+    async with over_http(lambda _: http(200, orjson.dumps({"outputs": outputs}))) as (remote, _):
+        with pytest.raises(ReplicaFailed) as failed:
+            await remote.infer(call_of(), NEVER)
+
+    assert str(failed.value.__cause__).startswith("output 'y' has element 1.5")
+
+
+async def test_a_server_that_says_that_it_is_late_is_quoted_in_the_cause() -> None:
+    async with over_http(lambda _: error(504)) as (remote, _):
+        with pytest.raises(DeadlineExceeded) as late:
+            await remote.infer(call_of(), NEVER)
+
+    assert SECRET in str(late.value.__cause__)

@@ -56,7 +56,7 @@ def test_a_token_that_is_not_set_is_told(value: str | None, monkeypatch: pytest.
 @pytest.mark.parametrize("value", ["hunter2\r\nX-Mine: 1", "hunter2\x7f", "hünter2"])
 def test_a_token_with_more_in_it_is_refused_and_not_repeated(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN_OF_TEST", value)
-    with pytest.raises(InvalidInput, match="'TOKEN_OF_TEST' holds more than a token") as raised:
+    with pytest.raises(InvalidInput, match="'TOKEN_OF_TEST', named as `token_env`, holds more than a key") as raised:
         remote_of("mine", URL, ServerOptions(URL, token_env="TOKEN_OF_TEST"))
     assert "nter2" not in str(raised.value)
 

@@ -11,8 +11,8 @@ import numpy as np
 import orjson
 import pytest
 
-from backends.contract import URGENCY, Backend, Batch, Deadline, Tensor
-from backends.errors import PointsmanError
+from backends.contract import SEQUENCE, URGENCY, Backend, Batch, Deadline, Home, SequenceCall, Tensor
+from backends.errors import PointsmanError, SequenceOver
 from backends.triton.model import TritonOptions, open_triton
 from tests.unit.backends.oip.scripted import NEVER, HttpServer, Request, http, over_http
 
@@ -23,6 +23,7 @@ METADATA = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
     "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
 }
+HOME = Home()
 BATCH = Batch.of({"x": Tensor.of(np.ones((1, 3), np.float32))})
 
 
@@ -83,19 +84,55 @@ async def test_a_model_without_batching_takes_what_the_operator_says_or_one_item
         assert backend.limits.max_batch == 16
 
 
-@pytest.mark.parametrize(
-    ("config", "told"),
-    [
-        ({"max_batch_size": 8, "sequence_batching": {}}, "keeps state over a sequence"),
-        ({"max_batch_size": 8, "model_transaction_policy": {"decoupled": True}}, "decoupled"),
-    ],
-)
-async def test_what_no_batch_of_independent_items_can_be_answered_by_is_refused(
-    config: Mapping[str, Any], told: str
-) -> None:
-    with pytest.raises(PointsmanError, match=told):
+@pytest.mark.parametrize("batching", [{}, {"sequence_batching": {}}])
+async def test_a_model_that_gives_any_number_of_answers_is_refused(batching: Mapping[str, Any]) -> None:
+    config = {"max_batch_size": 8, "model_transaction_policy": {"decoupled": True}, **batching}
+
+    with pytest.raises(PointsmanError, match="decoupled"):
         async with opened(config):
             pass
+
+
+@pytest.mark.parametrize(("stated", "idle_s"), [({}, 1.0), ({"max_sequence_idle_microseconds": "2500000"}, 2.5)])
+async def test_a_model_that_keeps_state_takes_one_item_a_call(stated: Mapping[str, Any], idle_s: float) -> None:
+    async with opened({"max_batch_size": 8, "sequence_batching": stated}) as (backend, _):
+        assert (backend.limits.max_batch, backend.limits.sequence_idle_s) == (1, idle_s)
+    async with opened({"max_batch_size": 8}) as (backend, _):
+        assert backend.limits.sequence_idle_s is None
+
+
+@pytest.mark.parametrize(("corrid", "written"), [("TYPE_UINT64", 2**63 - 1), ("TYPE_STRING", str(2**63 - 1))])
+async def test_what_a_call_is_in_its_sequence_goes_along_with_it(corrid: str, written: int | str) -> None:
+    controls = [
+        {"name": "START", "control": [{"fp32_false_true": [0, 1]}]},
+        {"name": "ID", "control": [{"kind": "CONTROL_SEQUENCE_CORRID", "data_type": corrid}]},
+    ]
+    async with opened({"max_batch_size": 8, "sequence_batching": {"control_input": controls}}) as (backend, server):
+        for starts, ends in ((True, False), (False, True)):
+            token = SEQUENCE.set(SequenceCall(2**63 - 1, starts, ends, HOME))
+            parameters = await parameters_of(server, backend)
+            SEQUENCE.reset(token)
+
+            assert parameters["sequence_id"] == written
+            assert (parameters["sequence_start"], parameters["sequence_end"]) == (starts, ends)
+
+
+async def test_a_server_that_knows_no_such_sequence_says_that_it_is_over() -> None:
+    said = b'{"error": "inference request for sequence 9 to model m must specify the START flag on the first request"}'
+    known = answering({"max_batch_size": 8, "sequence_batching": {}}, METADATA)
+
+    def answer(request: Request) -> bytes:
+        return http(400, said, **JSON) if request.path.endswith("infer") else known(request)
+
+    async with over_http(answer) as (_, server):
+        backend = await open_triton("mine", TritonOptions(f"http://{server.address}"))
+        token = SEQUENCE.set(SequenceCall(9, True, False, Home()))
+        try:
+            with pytest.raises(SequenceOver, match="no longer; begin a new one"):
+                await backend.infer(BATCH, NEVER)
+        finally:
+            SEQUENCE.reset(token)
+            await backend.aclose()
 
 
 async def test_a_model_whose_first_axis_is_no_batch_axis_is_refused() -> None:

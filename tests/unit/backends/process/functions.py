@@ -156,6 +156,12 @@ def die_of_negative(inputs: Arrays) -> Arrays:
     return {"y": inputs["x"] * 2}
 
 
+def answer_and_die(inputs: Arrays) -> Arrays:
+    """Its process is gone as soon as it has answered, with as many numbers as the first says."""
+    threading.Timer(0.1, os._exit, (3,)).start()
+    return {"y": np.ones((1, int(inputs["x"][0, 0])), np.float32)}
+
+
 def held(inputs: Arrays) -> Arrays:
     """Where the number is 1: says that it has begun, then waits until it may go on, and says what it sees."""
     if inputs["x"][0, 0] == 1:

@@ -329,6 +329,30 @@ async def test_a_call_that_a_dying_process_has_not_read_goes_to_the_next(open_mo
     assert await call == workers_of(backend)[0] != pid
 
 
+async def asked_of_one_that_dies(open_model: Open, numbers: int) -> asyncio.Task[HostArray]:
+    """A call for so many *numbers*, of whose reply and whose process's end the event loop will hear at once."""
+    backend = await open_model("answer_and_die", outputs=LINE)
+    (pid,) = workers_of(backend)
+    call = asyncio.create_task(asked(backend, numbers))
+    while backend.statistics().idle:  # noqa: ASYNC110 (nobody sets an event)
+        await asyncio.sleep(0)
+    has_happened(pid, os.WEXITED)
+    return call
+
+
+async def test_an_answer_is_taken_from_a_process_that_has_died_since(open_model: Open) -> None:
+    call = await asked_of_one_that_dies(open_model, 5)
+
+    assert (await call).tolist() == [[1.0] * 5]
+
+
+async def test_a_process_that_dies_while_it_waits_for_room_has_failed_its_batch(open_model: Open) -> None:
+    call = await asked_of_one_that_dies(open_model, 10_000_000)
+
+    with pytest.raises(BackendFailed, match="its process ended"):
+        await call
+
+
 async def test_a_process_that_somebody_ends_is_nobodys_fault(open_model: Open, held: Held) -> None:
     backend = await open_model("held")
     call = asyncio.create_task(asked(backend, 1))

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from backends.conformance import exercise_backend
 from backends.contract import NO_DEADLINE, Backend, Batch, Deadline, State, Tensor, Tensors
 from backends.echo import Echo, EchoOptions
 from backends.errors import BackendFailed, DeadlineExceeded, InvalidInput, NotFound, Unavailable
+from backends.told import Loaded
 from backends.warm.entry import Ladder, WarmOptions
 from backends.warm.policy import Phase
 from backends.warm.pool import Pooled, WarmPool
@@ -355,6 +357,57 @@ async def test_a_model_that_comes_back_as_another_is_not_served(pool: WarmPool, 
         await ask(model)
     assert "not what it was" in str(told.value.__cause__)
     assert maker.made[-1].state is State.CLOSED
+
+
+async def test_a_model_that_comes_back_overlapping_fewer_calls_is_served(
+    pool: WarmPool, clock: Clock, watch: Watch
+) -> None:
+    """As one whose second server is away."""
+
+    wide = Model()
+    wide.limits = replace(wide.limits, max_in_flight=wide.limits.max_in_flight + 3)
+    both, models = wide.limits, [wide, Model()]
+
+    async def open_next() -> Backend:
+        return models.pop(0)
+
+    model = await pool.open("m", Ladder(open_next), sized(10))
+    await put_out(pool, clock, watch, "m")
+
+    assert await ask(model) == 7.0
+    assert model.limits == both
+
+
+class OnServer(Model):
+    """A model that is loaded on a server, which says what it takes there."""
+
+    def __init__(self, nbytes: int | None) -> None:
+        super().__init__()
+        self.loaded = Loaded(nbytes)
+
+
+async def test_of_a_model_on_a_server_its_own_account_of_memory_counts(pool: WarmPool) -> None:
+    async def open_one() -> Backend:
+        return OnServer(42)
+
+    model = await pool.open("m", Ladder(open_one))
+
+    assert (model.warmth.nbytes, pool.taken_bytes) == (42, 42)
+
+
+async def test_where_there_is_a_limit_somebody_must_say_what_a_model_on_a_server_takes(pool: WarmPool) -> None:
+    silent: list[OnServer] = []
+
+    async def open_one() -> Backend:
+        silent.append(OnServer(None))
+        return silent[-1]
+
+    with pytest.raises(InvalidInput, match=r"warm: {memory: 2GiB}"):
+        await pool.open("m", Ladder(open_one))
+    assert silent[0].state is State.CLOSED
+    assert (await pool.open("m", Ladder(open_one), sized(10))).warmth.nbytes == 10
+    async with WarmPool() as unlimited:
+        await (await unlimited.open("m", Ladder(open_one))).aclose()
 
 
 async def test_the_budget_is_kept_and_the_least_worth_keeping_makes_room(

@@ -20,13 +20,16 @@ from gateway.control.app import control_app
 from gateway.control.overview import ModelRow, Overview, RouteRow
 from gateway.http.asgi import AsgiApp
 from gateway.http.handler import Handler, HttpExchange
+from gateway.http.reviewers import reviewer_endpoints
 from gateway.http.reviews import review_endpoints
 from gateway.request import Role
 from gateway.security import ApiKey, Authenticator, SecurityOptions, new_api_key
 from gateway.store.contract import Proposal, Review, ReviewTask
 from gateway.store.options import StoreOptions
 from gateway.store.store import SqlStore, open_store
-from router.contract import Reason
+from kernels.cost import Cost
+from router.contract import USUAL_PRIORITY, Reason
+from tests.unit.gateway.store.samples import seen
 
 ORIGIN = "http://127.0.0.1:8002"
 
@@ -65,6 +68,7 @@ class Defer(Protocol):
         queue: str = "tickets",
         route: str = "tickets",
         due_in_s: float = 3600.0,
+        priority: int = USUAL_PRIORITY,
     ) -> Review: ...
 
 
@@ -82,6 +86,7 @@ def defer(store: SqlStore) -> Defer:
         queue: str = "tickets",
         route: str = "tickets",
         due_in_s: float = 3600.0,
+        priority: int = USUAL_PRIORITY,
     ) -> Review:
         item = ItemAnswer(Status.PENDING, None, None, None, None, None, Reason.LOW_CONFIDENCE)
         answer = Answer(new_answer_id(), tenant, route, time.time(), (item,))
@@ -94,8 +99,9 @@ def defer(store: SqlStore) -> Defer:
             content_type=content_type,
             proposals=tuple(proposals),
             reason=Reason.LOW_CONFIDENCE,
+            priority=priority,
         )
-        await store.commit(answer, [task])
+        await store.commit(seen(answer, payload), [task])
         found = await store.reviews(tenant, None, None, limit=200)
         return next(review for review in found if review.answer_id == answer.id)
 
@@ -119,7 +125,14 @@ OVERVIEW = Overview(
     (RouteRow("tickets", ("fast", "<b>strong</b>"), "<i>sure</i>", "tickets"), RouteRow("open", (), "-", None)),
     (
         ModelRow(
-            "fast", "ready", "7", BatchingStatistics(3, 100, 1, 10, 25, 0.0042, 0.001, CURVE, {Refusal.EXPIRED: 17})
+            "fast",
+            "ready",
+            "7",
+            BatchingStatistics(3, 100, 1, 10, 25, 0.0042, 0.001, CURVE, {Refusal.EXPIRED: 17}),
+            costs={
+                "preprocess": Cost("image uint8[1024, 1024, 3]", 3_145_728, 0, 602_112, 0.0025),
+                "postprocess": Cost("logits float32[3]", 12, 0, 16, 0.00001),
+            },
         ),
     ),
 )
@@ -196,7 +209,8 @@ class Plane:
 
 
 def _plane(store: SqlStore, authenticator: Authenticator, keys: Mapping[str, str]) -> Plane:
-    v1 = AsgiApp(Handler(review_endpoints(store), authenticator, Unobserved()))
+    reviews = (*review_endpoints(store, authenticator), *reviewer_endpoints(store))
+    v1 = AsgiApp(Handler(reviews, authenticator, Unobserved()))
     app = control_app(store, authenticator, v1, exposition, overview)
     return Plane(app, keys)
 

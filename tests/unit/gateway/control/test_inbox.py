@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from gateway.store.contract import Proposal, Review, ReviewState
+from backends.errors import Conflict
+from gateway.store.contract import Proposal, Review, ReviewState, Step
 from gateway.store.store import SqlStore
 from tests.unit.gateway.control.conftest import Clock, Defer, Plane
 
@@ -243,6 +244,230 @@ async def test_an_expired_claim_cannot_decide(plane: Plane, store: SqlStore, def
     assert (settled.label, settled.reviewer) == ("other", "ben")
 
 
+# Taking back
+
+
+async def test_a_decision_can_be_taken_back_from_the_page_that_follows(
+    plane: Plane, store: SqlStore, defer: Defer
+) -> None:
+    first = await defer(b"first text", due_in_s=10)
+    await defer(b"second text", due_in_s=20)
+    anna = await plane.reviewer("anna")
+    shown = await anna.get("/inbox/tickets/next")
+    decided = await anna.press(shown, "decide", {"label": "refund"})
+
+    following = await anna.get(decided.headers["location"])
+    undone = await anna.press(following, "undo", {})
+    again = await anna.get(undone.headers["location"])
+    decided_again = await anna.press(again, "decide", {"label": "other"})
+
+    assert "Decided <strong>refund</strong>" in following.text
+    assert "second text" in following.text
+    assert (undone.status_code, undone.headers["location"]) == (303, f"/inbox/reviews/{first.id}")
+    assert "first text" in again.text
+    assert "Decided <strong>" not in again.text
+    assert decided_again.status_code == 303
+    settled = await store.review("default", first.id)
+    assert settled is not None
+    assert (settled.state, settled.label) == (ReviewState.DECIDED, "other")
+
+
+async def test_undoing_is_offered_on_every_page_of_that_session_alone(plane: Plane, defer: Defer) -> None:
+    await defer()
+    anna, ben = await plane.reviewer("anna"), await plane.reviewer("ben")
+    await anna.press(await anna.get("/inbox/tickets/next"), "decide", {"label": "refund"})
+
+    for path in ("/inbox", "/inbox/tickets/next"):
+        assert "Decided <strong>refund</strong>" in (await anna.get(path)).text
+        assert "Decided <strong>" not in (await ben.get(path)).text
+
+
+async def test_taking_back_too_late_says_so_and_changes_nothing(
+    plane: Plane, store: SqlStore, defer: Defer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    review = await defer()
+    anna = await plane.reviewer("anna")
+    await anna.press(await anna.get("/inbox/tickets/next"), "decide", {"label": "refund"})
+    shown = await anna.get("/inbox")
+
+    async def too_late(*args: Any) -> Review:
+        raise Conflict("it is too late")
+
+    monkeypatch.setattr(store, "undo", too_late)
+    late = await anna.press(shown, "undo", {})
+
+    assert late.status_code == 409
+    assert "It is too late for that" in late.text
+    assert "The decision stands: <strong>refund</strong>, by you." in late.text
+    settled = await store.review("default", review.id)
+    assert settled is not None
+    assert settled.state is ReviewState.DECIDED
+
+
+async def test_what_another_decided_cannot_be_taken_back(plane: Plane, store: SqlStore, defer: Defer) -> None:
+    review = await defer()
+    anna, ben = await plane.reviewer("anna"), await plane.reviewer("ben")
+    await anna.press(await anna.get("/inbox/tickets/next"), "decide", {"label": "refund"})
+    form = re.search(r'name="token" value="(\w+)"', (await ben.get("/inbox")).text)
+    assert form is not None
+
+    refused = await ben.post(f"/inbox/reviews/{review.id}/undo", {"token": form[1], "fence": str(review.fence + 1)})
+
+    assert refused.status_code == 409
+    settled = await store.review("default", review.id)
+    assert settled is not None
+    assert settled.state is ReviewState.DECIDED
+
+
+# Who holds what
+
+
+async def test_the_list_and_an_item_tell_who_holds_what(plane: Plane, defer: Defer) -> None:
+    review = await defer()
+    anna, ben = await plane.reviewer("anna"), await plane.reviewer("ben")
+    before = (await ben.get(f"/inbox/reviews/{review.id}/live")).json()
+    await anna.get("/inbox/tickets/next")
+
+    listed, live = await ben.get("/inbox"), await ben.get("/inbox/live")
+    after = await ben.get(f"/inbox/reviews/{review.id}/live")
+
+    assert before == {"state": "open", "reviewer": None, "fence": 0, "lease_s": None, "recalled": False}
+    assert after.json() == {
+        "state": "claimed", "reviewer": "anna", "fence": 1, "lease_s": 300.0, "recalled": False
+    }  # fmt: skip
+    assert after.headers["cache-control"] == "no-store"
+    for page in (listed, live):
+        assert "anna has it" in page.text
+        assert "0 waiting · 1 being reviewed" in page.text
+    assert "<html" not in live.text
+    assert ">yours<" in (await anna.get("/inbox")).text
+
+
+async def test_a_claim_is_renewed_under_its_fence_and_not_after_it_ended(
+    plane: Plane, store: SqlStore, defer: Defer, clock: Clock
+) -> None:
+    review = await defer()
+    anna = await plane.reviewer("anna")
+    shown = await anna.get("/inbox/tickets/next")
+    form = re.search(r'name="token" value="(\w+)"', shown.text)
+    assert form is not None
+    fields = {"token": form[1], "fence": "1"}
+    path = f"/inbox/reviews/{review.id}/renew"
+
+    clock.now += 200
+    renewed = await anna.post(path, fields)
+    clock.now += 299
+    held = await store.review("default", review.id)
+    stale = await anna.post(path, {**fields, "fence": "0"})
+    clock.now += 2
+    late = await anna.post(path, fields)
+
+    assert renewed.json() == {"fence": 1, "lease_s": 300.0, "recalled": False}
+    assert held is not None
+    assert held.state is ReviewState.CLAIMED
+    assert (stale.status_code, late.status_code) == (409, 409)
+    after = await store.review("default", review.id)
+    assert after is not None
+    assert after.state is ReviewState.OPEN
+
+
+async def test_due_times_and_ages_are_told_in_words(plane: Plane, defer: Defer) -> None:
+    await defer(b"late", due_in_s=-7300)
+    await defer(b"soon", due_in_s=1900)
+    anna = await plane.reviewer("anna")
+
+    shown = (await anna.get("/inbox")).text
+
+    for part in ("2 waiting", "1 overdue", "overdue by 2 h", "due in 31 min", "waits under 1 min"):
+        assert part in shown
+
+
+# Many at once
+
+
+async def test_identical_items_are_decided_together_after_they_were_confirmed(
+    plane: Plane, store: SqlStore, defer: Defer
+) -> None:
+    same = [await defer(b"same text", due_in_s=60 + i) for i in range(4)]
+    other = await defer(b"another text")
+    await store.claim("default", same[3].id, "ben", 300.0)
+    anna = await plane.reviewer("anna")
+
+    listed = await anna.get("/inbox")
+    item = await anna.get(f"/inbox/reviews/{same[0].id}")
+    asked = await anna.get(f"/inbox/reviews/{same[0].id}/alike")
+    done = await anna.press(asked, "alike", {"label": "other"})
+
+    assert "4 identical" in listed.text
+    assert "Decide all 4 identical items" in item.text
+    assert "3 identical items" in asked.text
+    assert "ben has one" in asked.text
+    assert "3 items decided as other" in done.text
+    found = [await store.review("default", review.id) for review in (*same, other)]
+    assert [None if one is None else one.label for one in found] == ["other", "other", "other", None, None]
+    answer = await store.answer("default", same[1].answer_id)
+    assert answer is not None
+    assert answer.items[0].decided_by == "person:anna"
+
+
+async def test_what_others_took_between_asking_and_confirming_is_theirs(
+    plane: Plane, store: SqlStore, defer: Defer
+) -> None:
+    same = [await defer(due_in_s=60 + i) for i in range(4)]
+    anna = await plane.reviewer("anna")
+    asked = await anna.get(f"/inbox/reviews/{same[0].id}/alike")
+    held = await store.claim("default", same[1].id, "ben", 300.0)
+    decided = await store.claim("default", same[2].id, "ben", 300.0)
+    await store.decide("default", decided.id, "ben", decided.fence, "refund")
+    late = await defer(due_in_s=70)
+
+    done = await anna.press(asked, "alike", {"label": "other"})
+
+    assert "2 items decided as other" in done.text
+    assert "2 were left as they are" in done.text
+    assert "ben has it" in done.text
+    assert "it was decided meanwhile" in done.text
+    found = [await store.review("default", review.id) for review in (same[0], held, decided, same[3], late)]
+    assert [None if one is None else one.label for one in found] == ["other", None, "refund", "other", None]
+
+
+async def test_only_what_is_alike_is_decided_at_once(plane: Plane, store: SqlStore, defer: Defer) -> None:
+    """Whatever ids a form holds."""
+    review, other = await defer(b"one"), await defer(b"another")
+    anna = await plane.reviewer("anna")
+    asked = await anna.get(f"/inbox/reviews/{review.id}/alike")
+
+    wrong = await anna.press(asked, "alike", {"label": "nonsense"})
+    many = await anna.press(asked, "alike", {"label": "other", "ids": ",".join(["x"] * 201)})
+    done = await anna.press(asked, "alike", {"label": "other", "ids": f"{review.id},{other.id}"})
+
+    assert (wrong.status_code, many.status_code) == (400, 413)
+    assert "1 item decided as other" in done.text
+    untouched = await store.review("default", other.id)
+    assert untouched is not None
+    assert untouched.state is ReviewState.OPEN
+
+
+# What was before
+
+
+async def test_the_history_of_an_item_tells_its_way(plane: Plane, store: SqlStore, defer: Defer) -> None:
+    review = await defer()
+    anna = await plane.reviewer("anna")
+    shown = await anna.get("/inbox/tickets/next")
+    await anna.press(shown, "decide", {"label": "refund"})
+    await store.add_feedback("default", review.answer_id, 0, "other", "shop <b>")
+
+    history = (await anna.get(f"/inbox/reviews/{review.id}/history")).text
+
+    told = ("The request came in", "Handed to people", "anna took it", "anna decided: refund", "shop &lt;b&gt;: other")
+    places = [history.index(part) for part in told]
+    assert places == sorted(places)
+    assert re.search(r'<time datetime="\d{4}-\d\d-\d\dT[\d:.]+Z"', history)
+    assert "decision log: chain 0, row 2" in history
+    assert f'href="/inbox/reviews/{review.id}/history"' in shown.text
+
+
 # What callers sent is text, or a picture, or nothing to look at
 
 
@@ -318,7 +543,7 @@ async def test_a_small_picture_is_enlarged_by_a_whole_factor(plane: Plane, defer
 
     assert 'class="picture tiny"' in shown.text
     assert 'width="336" height="336"' in shown.text
-    assert 'value="0" data-key="0"' in shown.text
+    assert 'value="0" data-label-key="0"' in shown.text
     assert served.headers["content-type"] == "image/png"
     assert "content-disposition" not in served.headers
     assert served.content == _png()
@@ -372,6 +597,8 @@ async def test_a_foreign_page_changes_nothing(
 
     for action, form in (("decide", {"label": "refund"}), ("release", {"then": "skip"})):
         assert (await anna.press(shown, action, form, headers)).status_code == 403
+    for action in ("renew", "undo", "alike"):
+        assert (await anna.post(f"/inbox/reviews/{review.id}/{action}", {}, headers)).status_code == 403
     assert (await anna.post("/login", {"name": "mallory"}, headers)).status_code == 403
 
     held = await store.review("default", review.id)
@@ -530,9 +757,9 @@ async def test_another_tenants_review_does_not_exist(keyed: Plane, store: SqlSto
     assert "tickets</h2>" not in listed.text
     assert "All done" in (await olga.get("/inbox/tickets/next")).text
     assert (await olga.get(f"/inbox/tickets/next?after={review.id}")).status_code == 404
-    for path in (f"/inbox/reviews/{review.id}", f"/inbox/reviews/{review.id}/payload"):
-        assert (await olga.get(path)).status_code == 404
-    for action in ("claim", "decide"):
+    for page in ("", "/payload", "/live", "/history", "/alike"):
+        assert (await olga.get(f"/inbox/reviews/{review.id}{page}")).status_code == 404
+    for action in ("claim", "decide", "renew", "undo", "alike"):
         assert (await olga.post(f"/inbox/reviews/{review.id}/{action}", fields)).status_code == 404
     assert all("a secret of default" not in response.text for response in olga.sent)
     untouched = await store.review("default", review.id)
@@ -566,7 +793,12 @@ async def test_every_page_forbids_what_it_does_not_need(plane: Plane, defer: Def
     await defer()
     anna = await plane.reviewer("anna")
 
-    for path in ("/", "/inbox", "/inbox/tickets/next", "/login", "/nowhere", "/inbox/reviews/unknown"):
+    listed = await anna.get("/inbox")
+    item = re.search(r"/inbox/reviews/\w+", listed.text)
+    assert item is not None
+    of_item = (item[0], f"{item[0]}/history", f"{item[0]}/alike", "/inbox/live")
+
+    for path in ("/", "/inbox", "/inbox/tickets/next", "/login", "/nowhere", "/inbox/reviews/unknown", *of_item):
         response = await anna.get(path)
         policy = response.headers["content-security-policy"]
         assert policy.startswith("default-src 'none';")
@@ -590,6 +822,14 @@ async def test_every_page_forbids_what_it_does_not_need(plane: Plane, defer: Def
         ("/static/%2e%2e/app.py", 404),
         ("/static/inbox.css", 200),
         ("/static/inbox.js", 200),
+        ("/static/keys.js", 200),
+        ("/static/lease.js", 200),
+        ("/static/live.js", 200),
+        ("/static/moments.js", 200),
+        ("/static/picture.js", 200),
+        ("/inbox/reviews/unknown/history", 404),
+        ("/inbox/reviews/unknown/live", 404),
+        ("/inbox/reviews/unknown/alike", 404),
         ("/metrics", 200),
     ],
 )
@@ -631,6 +871,8 @@ async def test_the_status_page_shows_routes_models_queues_and_store(plane: Plane
         "2.5",
         "4.2 ms",
         "17 expired",
+        "2.5 ms</span> + ",
+        "postprocess: 12 B read, 0 B between, 16 B written an item of logits float32[3]",
         "items in a batch",
         "one of 8 11.0 ms",
         '<th scope="row">tickets</th>',
@@ -640,8 +882,8 @@ async def test_the_status_page_shows_routes_models_queues_and_store(plane: Plane
 
 
 async def test_an_item_that_no_model_answered_is_listed_and_shown(plane: Plane, defer: Defer) -> None:
-    await defer(proposals=())
-    await defer(proposals=(Proposal("fast", None, None),))
+    await defer(b"one text", proposals=())
+    await defer(b"another text", proposals=(Proposal("fast", None, None),))
     anna = await plane.reviewer("anna")
 
     listed, shown = await anna.get("/inbox"), await anna.get("/inbox/tickets/next")
@@ -707,3 +949,64 @@ async def test_an_unexpected_error_tells_its_number_and_nothing_else(
     assert number[1] in caplog.text
     assert "on fire" not in failed.text
     assert failed.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+# What is due
+
+
+async def test_what_is_due_and_held_says_that_it_moves_on_and_is_not_kept(
+    plane: Plane, store: SqlStore, defer: Defer, clock: Clock
+) -> None:
+    review = await defer(due_in_s=0.0)
+    anna, ben = await plane.reviewer("anna"), await plane.reviewer("ben")
+    shown = await anna.get("/inbox/tickets/next")
+    await store.escalate({"tickets": Step("leads", 600.0)})
+
+    mine, others = [await one.get(f"/inbox/reviews/{review.id}") for one in (anna, ben)]
+    clock.now += 200
+    form = re.search(r'name="token" value="(\w+)"', shown.text)
+    assert form is not None
+    renewed = await anna.post(f"/inbox/reviews/{review.id}/renew", {"token": form[1], "fence": "1"})
+    listed = await ben.get("/inbox")
+
+    assert "It is due, and moves on when your claim ends, in 5 min." in mine.text
+    assert 'id="keep" hidden' in mine.text
+    assert "It is due, and moves on when their claim ends, in 5 min at the latest." in others.text
+    assert renewed.json() == {"fence": 1, "lease_s": 100.0, "recalled": True}
+    assert ">moves on<" in listed.text
+
+
+async def test_what_moved_on_meanwhile_is_told_as_that(
+    plane: Plane, store: SqlStore, defer: Defer, clock: Clock
+) -> None:
+    review = await defer(due_in_s=0.0)
+    anna = await plane.reviewer("anna")
+    shown = await anna.get("/inbox/tickets/next")
+    clock.now += 301
+    await store.escalate({"tickets": Step("leads", 0.0)})
+
+    late = await anna.press(shown, "decide", {"label": "refund"})
+    await store.escalate({})
+    item, listed = await anna.get(f"/inbox/reviews/{review.id}"), await anna.get("/inbox")
+
+    assert late.status_code == 409
+    assert "the queue <b>leads</b> has it now" in late.text
+    assert "/inbox/tickets/next" in late.text
+    assert "moved on once, undecided" in item.text
+    assert "nobody else is left to go to" in item.text
+    assert ">moved on<" in listed.text
+    told = (await anna.get(f"/inbox/reviews/{review.id}/history")).text
+    assert told.count("Nobody decided it in time") == 2
+
+
+async def test_what_is_more_urgent_comes_first_and_says_so(plane: Plane, store: SqlStore, defer: Defer) -> None:
+    await defer(b"usual", due_in_s=10)
+    urgent = await defer(b"urgent", due_in_s=1000, priority=1)
+    anna = await plane.reviewer("anna")
+
+    listed = (await anna.get("/inbox")).text
+    item = (await anna.get("/inbox/tickets/next")).text
+
+    assert re.findall(r'href="/inbox/reviews/([\w-]+)"', listed)[0] == urgent.id
+    assert listed.count(">priority 1<") == 1
+    assert "<dt>Priority</dt><dd>1</dd>" in item

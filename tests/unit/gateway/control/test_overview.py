@@ -1,6 +1,7 @@
 from dataclasses import replace
 from typing import Any
 
+from backends.replicas import ReplicaState, ReplicaStatistics
 from batching.report import BatchingStatistics, CurvePoint, Refusal
 from gateway.control.overview import ModelRow, Overview, RouteRow, together
 
@@ -51,3 +52,23 @@ def test_what_workers_say_differently_of_a_route_or_model_is_all_shown() -> None
 
     assert [route.accepts for route in told.routes] == ["workers differ: over 0.9 / nothing", "anything"]
     assert told.models[0].version == "workers differ: 1 / 2"
+
+
+def test_of_several_workers_a_server_is_as_the_worst_off_finds_it_and_what_it_did_adds_up() -> None:
+    def seeing(state: ReplicaState, reason: str | None, latency_s: float | None) -> Overview:
+        servers = (
+            ReplicaStatistics("grpc://one", state, reason, 2, latency_s, 10, 3, 1),
+            ReplicaStatistics("grpc://two", ReplicaState.HEALTHY, None, 1, 0.2, 5, 0, 0),
+        )
+        base = part(0.1, 0)
+        return replace(base, models=(replace(base.models[0], replicas=servers),))
+
+    well = seeing(ReplicaState.HEALTHY, None, 0.1)
+    ejects = seeing(ReplicaState.EJECTED, "failures in a row", None)
+
+    (model,) = together([well, ejects, part(0.1, 0)], []).models  # the third has not opened it yet
+
+    assert model.replicas == (
+        ReplicaStatistics("grpc://one", ReplicaState.EJECTED, "failures in a row", 4, 0.1, 20, 6, 2),
+        ReplicaStatistics("grpc://two", ReplicaState.HEALTHY, None, 2, 0.2, 10, 0, 0),
+    )

@@ -88,6 +88,29 @@ def test_no_two_labels_share_a_key(labels: list[str]) -> None:
     assert len(set(used)) == len(used)
 
 
+def test_commands_give_way_to_labels_that_have_their_keys() -> None:
+    free = pages.commands(())
+    beside_letters = pages.commands(pages.shortcuts(["S", "u", "z", "r"]))
+
+    assert (free["skip"], free["zoom_out"], free["turn_left"]) == (("s", "ArrowRight"), ("Z", "-"), ("R", "["))
+    assert beside_letters["skip"] == ("ArrowRight",)
+    assert beside_letters["undo"] == ("Backspace",)
+    assert (beside_letters["zoom_in"], beside_letters["zoom_out"]) == (("+",), ("-",))
+    assert (beside_letters["turn_right"], beside_letters["turn_left"]) == (("]",), ("[",))
+
+
+def test_keys_given_to_labels_are_no_command_s() -> None:
+    given = set(pages.shortcuts([f"label {n}" for n in range(60)])) - {""}
+
+    assert given.isdisjoint(key.lower() for keys in pages.commands(()).values() for key in keys)
+    assert [pages.keycap(key) for key in ("s", "ArrowRight", "R")] == ["s", "→", "⇧ r"]
+
+
+def test_moments_are_told_in_utc_and_paths_escape_all() -> None:
+    assert pages.moment(1_700_000_000.9) == "2023-11-14 22:13:20 UTC"
+    assert pages.segment("a b/c&d") == "a%20b%2Fc%26d"
+
+
 def test_a_long_text_is_cut_and_says_so() -> None:
     whole = media.view("ä".encode() * 50_000, "text/plain")
     cut = media.view("ä".encode() * 50_001, "text/plain")
@@ -97,7 +120,7 @@ def test_a_long_text_is_cut_and_says_so() -> None:
 
 
 def test_json_is_indented_where_it_can_be() -> None:
-    assert media.view(b'{"a":[1]}', "application/json").text == '{\n  "a": [\n    1\n  ]\n}'
+    assert media.view(b'{"a":[1]}', "application/json").text == '{\n  "a": [1]\n}'
     assert media.view(b"{", "application/json").text == "{"
     assert media.view(b"[" * 40_000, "application/json").text == "[" * 40_000
 

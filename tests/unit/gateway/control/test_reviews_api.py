@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 from datetime import datetime
 
 import httpx2 as httpx
@@ -52,6 +53,8 @@ async def test_claim_next_and_decide_until_nothing_is_left(plane: Plane, store: 
             "reviewer": "anna",
             "answer_id": review.answer_id,
             "answer_status": "final",
+            "answer_revision": 2,
+            "undo_s": 10.0,
         }
     nothing = await anna.post("/v1/reviews:claim-next", {"queue": "tickets"})
 
@@ -83,7 +86,15 @@ async def test_a_review_reads_as_documented(plane: Plane, defer: Defer) -> None:
             {"stage": "fast", "label": "delivery", "confidence": 0.5},
             {"stage": "strong", "label": None, "confidence": None},
         ],
+        "blind": False,
+        "opinions": [],
         "reason": "low_confidence",
+        "expires": None,
+        "priority": 5,
+        "skills": [],
+        "escalations": 0,
+        "recalled": False,
+        "overdue": None,
         "content_type": "text/plain; charset=utf-8",
         "payload": "The parcel never came.",
     }
@@ -248,6 +259,16 @@ async def test_a_malformed_body_is_refused(plane: Plane, content: bytes, content
 )
 async def test_queries_and_paths_have_their_exact_status(plane: Plane, path: str, status: int) -> None:
     assert (await Program(plane, "anna").get(path)).status_code == status
+
+
+@pytest.mark.parametrize("written", ["x" * 65, "a.b"])
+async def test_what_is_no_id_of_a_review_is_refused_alike_by_api_and_inbox(plane: Plane, written: str) -> None:
+    told = await Program(plane, "anna").get(f"/v1/reviews/{written}")
+    page = await (await plane.reviewer("anna")).get(f"/inbox/reviews/{written}")
+
+    assert (told.status_code, page.status_code) == (404, 404)
+    assert told.json()["detail"].startswith("there is no review ")
+    assert told.json()["detail"] in html.unescape(page.text)
 
 
 async def test_another_tenants_review_is_unknown(keyed: Plane, store: SqlStore, defer: Defer) -> None:

@@ -64,6 +64,6 @@ def test_an_item_is_recognised_in_a_review_of_text_and_of_bytes() -> None:
 
 
 def test_every_queue_has_raters_and_the_simulated_ones_are_named_so() -> None:
-    assert {rater.queue for rater in RATERS} == {"digits", "feedback", "intake"}
+    assert {rater.queue for rater in RATERS} == {"digits", "feedback", "pages", "intake"}
     assert all(rater.name.startswith("simulated-") for rater in RATERS if rater.queue != "feedback")
     assert len({rater.name for rater in RATERS}) == len(RATERS)

@@ -18,6 +18,7 @@ from gateway.demo.data import Digits
 from gateway.demo.items import Item, write_items
 from gateway.demo.load import pick
 from gateway.demo.mail import INTAKE, odd_mail
+from gateway.demo.pages import ROUTE
 from gateway.demo.run import DemoOptions, main, own_configuration, run_demo
 from gateway.demo.server import Addresses, GatewayEnded, Listening, parse_ready, serving
 from gateway.demo.train import CONFIG, ITEMS, Sizes, build_digits, export_scores, write_configuration
@@ -159,3 +160,9 @@ def test_preparing_alone_leaves_labelled_scores_of_every_item(prepared: Path) ->
     assert found.stages == ("fast", "strong")
     assert (found.scores.shape, found.fit.sum()) == ((2, 800 + 300), 400)
     assert 0.6 < found.right[1].mean() < 1.0
+
+
+def test_every_eighth_is_a_page() -> None:
+    items = [Item("a", "text/plain", b"a", "x"), Item(ROUTE, "image/jpeg", b"page", "90")]
+
+    assert [n for n, item in enumerate(pick(items, 25)) if item.route == ROUTE] == [7, 15, 23]

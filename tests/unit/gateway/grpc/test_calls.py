@@ -6,6 +6,7 @@ import asyncio
 import logging
 import struct
 import time
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -24,7 +25,7 @@ from gateway.request import Caller
 from gateway.security import Authenticator, SecurityOptions
 from pointsman_pb import health_list_pb2, rich_error_pb2
 from tests.unit.gateway.grpc.conftest import LIMITS, Exchanges
-from tests.unit.gateway.scripted import ScriptedService
+from tests.unit.gateway.scripted import ROUTES, ScriptedService
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -198,8 +199,7 @@ async def test_extensions_that_are_not_served_are_unimplemented(stub: Any) -> No
     window = {"shared_memory_region": {"string_param": "r"}, "shared_memory_byte_size": {"int64_param": 4}}
     shared = {"name": "FP32", "datatype": "FP32", "shape": [1], "parameters": window}
 
-    for request in (a_request(shared), a_request(parameters={"sequence_id": {"int64_param": 7}})):
-        assert (await refused(stub.ModelInfer(request))).code() is grpc.StatusCode.UNIMPLEMENTED
+    assert (await refused(stub.ModelInfer(a_request(shared)))).code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def details(error: aio.AioRpcError) -> tuple[rich_error_pb2.RichError, dict[str, any_pb2.Any]]:
@@ -302,6 +302,18 @@ async def test_a_cancelled_call_is_cancelled_all_the_way(
     assert (exchanges.seen[-1].method, exchanges.seen[-1].code) == (INFER[1:], grpc.StatusCode.CANCELLED)
 
 
+async def test_whom_a_request_is_about_travels_as_metadata_or_as_a_parameter(
+    stub: Any, service: ScriptedService
+) -> None:
+    await stub.ModelInfer(a_request(id="1"), metadata=(("pointsman-subject", "anna"),))
+    named = a_request(id="2")
+    named.parameters["pointsman_subject"].string_param = "bert"
+    await stub.ModelInfer(named, metadata=(("pointsman-subject", "anna"),))
+
+    assert [request.subject for request in service.requests] == ["anna", "bert"]
+    assert all(not request.parameters for request in service.requests)
+
+
 async def test_an_idempotency_key_travels_as_metadata(stub: Any, service: ScriptedService) -> None:
     await stub.ModelInfer(a_request(id="1"), metadata=(("idempotency-key", '"k"'),))
     await stub.ModelInfer(a_request(id="2"), metadata=(("idempotency-key", "k"),))
@@ -309,6 +321,17 @@ async def test_an_idempotency_key_travels_as_metadata(stub: Any, service: Script
     first, second = service.requests
     assert (first.idempotency_key, second.idempotency_key) == ("k", "k")
     assert first.fingerprint == second.fingerprint != b""
+
+
+async def test_an_id_is_a_key_where_the_route_says_so(
+    stub: Any, service: ScriptedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stub.ModelInfer(a_request(id="1"))
+    monkeypatch.setitem(ROUTES, "echo", replace(ROUTES["echo"], id_as_key=True))
+    await stub.ModelInfer(a_request(id="1"))
+    await stub.ModelInfer(a_request(id="1"), metadata=(("idempotency-key", "k"),))
+
+    assert [request.idempotency_key for request in service.requests] == [None, "1", "k"]
 
 
 SERVICES = [

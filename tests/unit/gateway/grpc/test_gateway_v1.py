@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 from grpc import aio
 
-from gateway.answer import AnswerId
+from gateway.answer import AnswerId, Status
+from gateway.grpc_edge.gateway_v1 import _STATUSES
 from gateway.request import Protocol, RawBody, TensorInputs
 from pointsman_pb import gateway_pb2 as pb
 from pointsman_pb import gateway_pb2_grpc
@@ -69,6 +71,38 @@ async def test_a_caller_that_waits_gets_the_final_answer_on_the_same_stream(
     assert (second.revision, await call.read()) == (2, aio.EOF)
 
 
+async def test_a_caller_that_waits_gets_every_change_on_the_same_stream(stub: Any, service: ScriptedService) -> None:
+    tensor = pb.Tensor(name="text", datatype="BYTES", shape=[2, 1], data=b"\1\0\0\0a\1\0\0\0b")
+    tensors = pb.Tensors(tensors=[tensor])
+    call = stub.Decide(pb.DecideRequest(route="tickets", tensors=tensors, parameters=DEFER, wait=True))
+    answer_id = AnswerId((await call.read()).answer_id)
+
+    for item, status in ((1, pb.STATUS_PROVISIONAL), (0, pb.STATUS_FINAL)):
+        await service.decide_open(answer_id, "spam", item)
+        told = await call.read()
+        assert (told.status, told.items[item].label, told.items[item].status) == (status, "spam", pb.STATUS_FINAL)
+    assert (told.revision, await call.read()) == (3, aio.EOF)
+
+
+async def test_a_cancelled_answer_ends_the_stream_that_waits_for_it(stub: Any, service: ScriptedService) -> None:
+    call = stub.Decide(pb.DecideRequest(route="tickets", text="hi", parameters=DEFER, wait=True))
+    known = await call.read()
+
+    cancelled = [await stub.Cancel(pb.CancelRequest(answer_id=known.answer_id)) for _ in range(2)]
+
+    told = await call.read()
+    assert [answer.status for answer in (*cancelled, told)] == [pb.STATUS_CANCELLED] * 3
+    assert {answer.revision for answer in (*cancelled, told)} == {2}
+    assert (told.items[0].status, told.items[0].HasField("decided_by")) == (pb.STATUS_CANCELLED, False)
+    assert await call.read() == aio.EOF
+    assert (await stub.GetAnswer(pb.GetAnswerRequest(answer_id=known.answer_id))).status == pb.STATUS_CANCELLED
+
+
+def test_every_status_has_a_number() -> None:
+    assert set(_STATUSES) == set(Status)
+    assert set(_STATUSES.values()) == set(pb.Status.values()) - {pb.STATUS_UNSPECIFIED}
+
+
 async def test_a_stream_that_waits_for_a_person_ends_when_the_gateway_drains(
     stub: Any, service: ScriptedService
 ) -> None:
@@ -86,6 +120,16 @@ async def test_a_caller_that_does_not_wait_gets_what_is_known(stub: Any) -> None
     (answer,) = await replies(stub.Decide(pb.DecideRequest(route="tickets", text="hi", parameters=DEFER)))
 
     assert answer.status == pb.STATUS_PROVISIONAL
+
+
+async def test_an_open_answer_tells_how_long_people_take(stub: Any, service: ScriptedService) -> None:
+    (open_,) = await replies(stub.Decide(pb.DecideRequest(route="tickets", text="hi", parameters=DEFER)))
+    service.kept[AnswerId(open_.answer_id)] = replace(service.kept[AnswerId(open_.answer_id)], predicted_wait_s=90.0)
+
+    known = await stub.GetAnswer(pb.GetAnswerRequest(answer_id=open_.answer_id))
+
+    assert not open_.HasField("predicted_wait_s")
+    assert known.predicted_wait_s == 90.0
 
 
 async def test_an_answer_can_be_waited_for(stub: Any, service: ScriptedService) -> None:
@@ -143,10 +187,14 @@ async def test_an_unknown_answer_is_not_found(stub: Any, answer_id: str) -> None
     for call in (
         stub.GetAnswer(pb.GetAnswerRequest(answer_id=answer_id)),
         stub.SendFeedback(pb.SendFeedbackRequest(answer_id=answer_id, label="a")),
+        stub.Cancel(pb.CancelRequest(answer_id=answer_id)),
     ):
         with pytest.raises(aio.AioRpcError) as refused:
             await call
         assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+        details = dict(refused.value.trailing_metadata() or ())["grpc-status-details-bin"]
+        assert b"google.rpc.ErrorInfo" in details
+        assert b"NOT_FOUND" in details
 
 
 async def test_the_same_key_and_input_have_the_same_fingerprint(stub: Any, service: ScriptedService) -> None:
@@ -155,3 +203,14 @@ async def test_the_same_key_and_input_have_the_same_fingerprint(stub: Any, servi
 
     first, second, third = [request.fingerprint for request in service.requests]
     assert first == second != third
+
+
+async def test_whom_a_request_is_about_travels_as_metadata_or_as_a_parameter(
+    stub: Any, service: ScriptedService
+) -> None:
+    named = {"pointsman_subject": pb.Parameter(string_value="bert")}
+    await replies(stub.Decide(pb.DecideRequest(route="tickets", text="a"), metadata=(("pointsman-subject", "anna"),)))
+    await replies(stub.Decide(pb.DecideRequest(route="tickets", text="b", parameters=named)))
+
+    assert [request.subject for request in service.requests] == ["anna", "bert"]
+    assert all(not request.parameters for request in service.requests)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -16,10 +17,10 @@ from grpc import aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from gateway.grpc_edge.calls import MAX_TALKING
+from gateway.grpc_edge.calls import INLINE_BYTES, MAX_TALKING
 from gateway.grpc_server import GrpcServer
 from tests.unit.gateway.grpc.conftest import KEY, Exchanges
-from tests.unit.gateway.scripted import ScriptedService
+from tests.unit.gateway.scripted import ROUTES, ScriptedService
 
 STREAM = "inference.GRPCInferenceService/ModelStreamInfer"
 
@@ -85,7 +86,7 @@ async def test_the_asynchronous_client_talks_in_one_stream(server: GrpcServer, s
         found = [pair async for pair in client.stream_infer(requests())]
 
     assert sorted(result.get_response().id for result, error in found if error is None) == ["0", "2"]
-    assert [str(error) for _, error in found if error is not None] == ["there is no route 'none'"]
+    assert [str(error) for _, error in found if error is not None] == ["there is no route 'none' of version ''"]
     assert all(request.parameters == {} for request in service.requests)
 
 
@@ -106,12 +107,57 @@ async def test_replies_come_in_the_order_of_completion(stub: Any, service: Scrip
     assert await stream.code() is grpc.StatusCode.OK
 
 
+def a_step(request_id: str, sequence: int | str, script: str = "accept", **fields: Any) -> Any:
+    kind = "int64_param" if isinstance(sequence, int) else "string_param"
+    return a_request(request_id, script, parameters={"sequence_id": {kind: sequence}}, **fields)
+
+
+async def test_steps_of_a_sequence_are_answered_in_their_order_and_hold_up_no_other(
+    stub: Any, service: ScriptedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than a stream has answered at once: they wait for the first, which waits for the other sequence."""
+    monkeypatch.setitem(ROUTES, "echo", replace(ROUTES["echo"], sequence_idle_s=1.0))
+    stream = stub.ModelStreamInfer()
+    steps = [str(step) for step in range(2, 2 * MAX_TALKING)]
+    await stream.write(a_step("1", 5, "hang"))
+    for step in steps:
+        await stream.write(a_step(step, 5))
+    await stream.write(a_step("1000", 6))
+
+    other = await asyncio.wait_for(stream.read(), 5)
+    assert other.infer_response.id == "1000"
+    service.release.set()
+    found = [(await asyncio.wait_for(stream.read(), 5)).infer_response.id for _ in range(len(steps) + 1)]
+    await stream.done_writing()
+
+    assert found == ["1", *steps]
+    assert await stream.code() is grpc.StatusCode.OK
+
+
+async def test_a_long_step_is_not_overtaken_by_a_short_one(
+    stub: Any, service: ScriptedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long messages are read in a thread, short ones where they arrive."""
+    monkeypatch.setitem(ROUTES, "echo", replace(ROUTES["echo"], sequence_idle_s=1.0))
+    stream = stub.ModelStreamInfer()
+    count = INLINE_BYTES  # of elements
+    long = {"name": "FP32", "datatype": "FP32", "shape": [1, count], "contents": {"fp32_contents": [0.0] * count}}
+    for step in range(0, 20, 2):
+        await stream.write(a_step(str(step), "a", inputs=[long]))
+        await stream.write(a_step(str(step + 1), "a"))
+
+    found = [(await asyncio.wait_for(stream.read(), 10)).infer_response.id for _ in range(20)]
+    await stream.done_writing()
+
+    assert found == [str(step) for step in range(20)]
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
         (a_request("7", "busy"), "the queue is full"),
         (a_request("7", inputs=[]), "has no inputs"),
-        (a_request("7", parameters={"sequence_id": {"int64_param": 1}}), "sequences are not served"),
+        (a_request("7", parameters={"sequence_id": {"int64_param": -1}}), "sequence_id is -1"),
         (
             a_request("7", parameters={"triton_enable_empty_final_response": {"int64_param": 1}}),
             "can be true or false",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import orjson
 import pytest
 
 from gateway.http.asgi import AsgiApp
+from gateway.http.handler import Handler
+from gateway.http.messages import HttpRequest, HttpResponse
 from tests.unit.gateway.http.conftest import LIMITS, Plane
 
 INFER = b"/v2/models/echo/infer"
@@ -223,3 +226,55 @@ async def test_over_a_real_connection_a_long_body_is_413_and_the_server_lives(
     sender.write(head(GOOD) + GOOD)
     assert (await asyncio.wait_for(again.readline(), 2)).split()[1] == b"200"
     sender.close()
+
+
+class AtTheLastMoment(Handler):
+    """Has made its stream just when nobody wants it any more."""
+
+    def __init__(self, stop: Callable[[], object] = lambda: None) -> None:
+        """Args:
+        stop: is called where no client leaves.
+        """
+        self.limits = LIMITS
+        self.stop = stop
+        self.is_asked = asyncio.Event()
+        self.closed = 0
+
+    async def handle(self, request: HttpRequest) -> HttpResponse:
+        """A stream, whatever happens to whoever asks."""
+        self.is_asked.set()
+        self.stop()
+        if request.method == "GET":
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        return HttpResponse(200, parts=self)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        raise AssertionError("nobody listens")
+
+    async def aclose(self) -> None:
+        """Free what the stream holds."""
+        self.closed += 1
+
+
+async def test_a_stream_that_is_made_while_its_client_leaves_is_closed(plane: Plane) -> None:
+    handler = AtTheLastMoment()
+    exchange = Exchange(plane, [part(b"")], method="GET")
+    running = asyncio.create_task(AsgiApp(handler)(exchange.scope, exchange.receive, exchange.send))
+    await asyncio.wait_for(handler.is_asked.wait(), 2)
+
+    exchange.events.put_nowait({"type": "http.disconnect"})
+    await asyncio.wait_for(running, 2)
+
+    assert (exchange.sent, handler.closed) == ([], 1)
+
+
+async def test_a_stream_that_is_made_while_the_server_gives_up_is_closed(plane: Plane) -> None:
+    handler = AtTheLastMoment(stop=lambda: running.cancel())
+    exchange = Exchange(plane, [part(b"")])
+    running = asyncio.create_task(AsgiApp(handler)(exchange.scope, exchange.receive, exchange.send))
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, 2)
+
+    assert (exchange.sent, handler.closed) == ([], 1)

@@ -6,6 +6,7 @@ import gzip
 import random
 import struct
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -15,9 +16,10 @@ from backends.contract import NO_DEADLINE, Datatype, TensorSpec
 from backends.errors import InvalidInput
 from gateway.http.messages import HttpResponse
 from gateway.http.oip_body import coding_wanted, is_quick, parse_raw
-from gateway.request import Protocol, TensorInputs
+from gateway.request import Protocol, SequencePlace, TensorInputs
 from router.contract import OnDefer
 from tests.unit.gateway.http.conftest import LIMITS, Plane
+from tests.unit.gateway.scripted import ROUTES
 
 INFER = "/v2/models/echo/infer"
 
@@ -284,11 +286,13 @@ async def test_a_body_of_another_kind_is_415(plane: Plane, content_type: str) ->
     assert response.status == 415
 
 
-@pytest.mark.parametrize("name", ["sequence_id", "sequence_start"])
-async def test_an_extension_that_is_not_served_is_501(plane: Plane, name: str) -> None:
-    response = await plane.send("POST", INFER, {"inputs": [an_input()], "parameters": {name: 7}})
+async def test_a_request_says_which_sequence_it_is_of(plane: Plane) -> None:
+    parameters = {"sequence_id": 2**64 - 1, "sequence_start": True}
 
-    assert response.status == 501
+    response = await plane.send("POST", INFER, {"inputs": [an_input()], "parameters": parameters})
+
+    assert response.status == 200
+    assert plane.service.requests[-1].sequence == SequencePlace(2**64 - 1, starts=True, ends=False)
 
 
 async def test_shared_memory_that_is_off_is_501(plane: Plane) -> None:
@@ -331,6 +335,21 @@ async def test_an_idempotency_key_may_be_quoted_or_bare(plane: Plane, sent: str,
     await plane.send("POST", INFER, {"inputs": [an_input()]}, {"idempotency-key": sent})
 
     assert plane.service.requests[0].idempotency_key == key
+
+
+async def test_an_id_is_a_key_where_the_route_says_so(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"id": "ticket-1", "inputs": [an_input()]}
+    await plane.send("POST", INFER, asked)
+    monkeypatch.setitem(ROUTES, "echo", replace(ROUTES["echo"], id_as_key=True))
+    await plane.send("POST", INFER, asked)
+    await plane.send("POST", INFER, asked, {"idempotency-key": "k"})
+    await plane.send("POST", INFER, asked | {"id": ""})
+    refused = await plane.send("POST", INFER, asked | {"id": "tïcket"})
+
+    assert [request.idempotency_key for request in plane.service.requests] == [None, "ticket-1", "k", None]
+    assert plane.service.requests[1].fingerprint == plane.service.requests[2].fingerprint != b""
+    assert refused.status == 400
+    assert "idempotency key" in told(refused)["error"]
 
 
 @pytest.mark.parametrize(

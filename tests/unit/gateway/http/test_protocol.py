@@ -28,7 +28,7 @@ from gateway.http.handler import Handler, HttpExchange, HttpLimits
 from gateway.http.listener import ConnectionLimits, HttpListener
 from gateway.http.messages import HttpRequest, HttpResponse, PathParameters
 from gateway.http.paths import PathEntry
-from gateway.http.protocol import CHUNK_BYTES, Dates, RequestReader, WireLimits, encode_head
+from gateway.http.protocol import CHUNK_BYTES, Dates, Heads, RequestReader, WireLimits, encode_head
 from gateway.request import Caller
 from gateway.security import Authenticator, SecurityOptions
 from gateway.settings import SettingsError, load_settings
@@ -279,6 +279,13 @@ async def test_another_expectation_is_417(served: Served) -> None:
     assert (reply.status, reply.headers["connection"]) == (417, "close")
     assert "leave it out" in reply.error
 
+    told = await served.ask(post(b"hello", "Expect: the-spanish-inquisition").replace(b"/echo", b"/v1/echo"))
+    problem = orjson.loads(told.body)
+    assert told.headers["content-type"] == "application/problem+json"
+    assert (problem["status"], problem["title"]) == (417, "Expectation failed")
+    assert problem["type"].endswith(":unmet_expectation")
+    assert [exchange.status for exchange in served.site.exchanges] == [417, 417]
+
 
 @pytest.mark.parametrize(
     "sent",
@@ -399,6 +406,7 @@ async def test_what_is_refused_ends_its_connection(served: Served, sent: bytes, 
     assert message in reply.error
     assert await client.ended() == b""
     assert served.site.seen == []
+    assert [exchange.status for exchange in served.site.exchanges] == [status]
     assert (await served.ask(GET)).status == 200
 
 
@@ -564,6 +572,16 @@ async def test_a_client_that_leaves_behind_pipelined_requests_takes_all_with_it(
     assert served.site.cancelled.is_set() == served.site.started.is_set()
 
 
+async def test_a_client_that_leaves_takes_a_pipelined_request_with_it_that_is_at_work(served: Served) -> None:
+    client = await served.connect()
+    assert (await client.ask(GET + GET.replace(b"/live", b"/wait"))).status == 200
+    await served.site.started.wait()
+
+    client.writer.close()
+
+    await asyncio.wait_for(served.site.cancelled.wait(), 0.5)
+
+
 # --- the end ---
 
 
@@ -587,6 +605,47 @@ async def test_closing_ends_idle_connections_at_once_and_others_with_their_repli
         assert (reply.status, reply.headers["connection"]) == (200, "close")
         assert await client.ended() == b""
     await until(lambda: not served.listener.connections)
+
+
+async def test_a_listener_that_retires_answers_who_is_connected_once_more(served: Served) -> None:
+    idle, busy = await served.connect(), await served.connect()
+    await idle.ask(GET)
+    busy.writer.write(GET.replace(b"/live", b"/wait"))
+    await served.site.started.wait()
+
+    served.listener.retire()
+    served.listener.retire()
+
+    with pytest.raises(ConnectionRefusedError):
+        await served.connect()
+    served.site.go.set()
+    for reply, client in ((await idle.ask(GET), idle), (await busy.reply(), busy)):
+        assert (reply.status, reply.headers["connection"]) == (200, "close")
+        assert await client.ended() == b""
+
+
+async def test_who_has_connected_when_a_listener_retires_is_answered(served: Served) -> None:
+    """They are in the kernel's queue still: nothing was awaited since."""
+    with socket.create_connection(served.address, timeout=5) as waiting:
+        served.listener.retire()
+        waiting.setblocking(False)
+        client = Client(*await asyncio.open_connection(sock=waiting))
+        served.clients.append(client)
+
+        reply = await client.ask(GET)
+
+        assert (reply.status, reply.headers["connection"]) == (200, "close")
+        assert await client.ended() == b""
+
+
+async def test_closing_ends_who_is_idle_since_the_listener_has_retired(served: Served) -> None:
+    idle = await served.connect()
+    await idle.ask(GET)
+    served.listener.retire()
+
+    served.listener.close()
+
+    assert await idle.ended() == b""
 
 
 async def test_an_abort_cancels_what_is_at_work(served: Served) -> None:
@@ -727,8 +786,8 @@ async def test_accepting_pauses_while_descriptors_have_run_out(
 # --- bytes, without a connection ---
 
 
-def read_all(parts: Sequence[bytes]) -> list[tuple[str, str, str, dict[str, str], bytes]]:
-    reader = RequestReader(WIRE, BODY_LIMIT)
+def read_all(parts: Sequence[bytes], heads: Heads | None = None) -> list[tuple[str, str, str, dict[str, str], bytes]]:
+    reader = RequestReader(WIRE, BODY_LIMIT, heads)
     found = []
     for part in parts:
         request = reader.read(part)
@@ -752,6 +811,28 @@ def test_requests_are_read_alike_wherever_they_are_split(sent: bytes, data: st.D
     parts = [sent[a:b] for a, b in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
 
     assert read_all([part for part in parts if part]) == read_all([sent]) == read_all([bytes([b]) for b in sent])
+
+
+@given(st.lists(requests, min_size=1, max_size=8))
+def test_a_head_that_has_come_before_is_read_as_if_it_had_not(sent: list[bytes]) -> None:
+    heads = Heads(WIRE)
+
+    assert [read_all([one], heads) for one in sent * 2] == [read_all([one]) for one in sent * 2]
+
+
+def test_only_the_last_few_heads_are_known_and_none_that_was_refused() -> None:
+    heads = Heads(WIRE)
+    for number in range(1000):
+        read_all([b"GET /live?%d HTTP/1.1\r\nHost: localhost\r\n\r\n" % number], heads)
+        for bad in (
+            b"GET /live?%d HTTP/1.1\r\n\r\n" % number,
+            b"GET /%d HTTP/1.1\r\nHost: a\r\nX: \1\r\n\r\n" % number,
+        ):
+            with pytest.raises(PointsmanError):
+                read_all([bad], heads)
+    read_all([b"GET /live?1 HTTP/1.1\r\nHost: localhost\r\nX: %b\r\n\r\n" % (b"x" * 3000)], heads)
+
+    assert [int(head.split()[1][6:]) for head in heads._known] == list(range(744, 1000))
 
 
 @given(st.lists(requests | st.binary(max_size=60), min_size=1, max_size=4).map(b"".join), st.data())

@@ -44,6 +44,7 @@ async def test_a_text_is_answered_at_once(plane: Plane) -> None:
     assert answer == {
         "answer_id": answer["answer_id"],
         "status": "final",
+        "revision": 1,
         "route": "tickets",
         "label": "label-0",
         "stage": "fast",
@@ -65,6 +66,18 @@ async def test_what_routing_had_to_say_is_told(plane: Plane) -> None:
     )
 
     assert told(await plane.send("GET", f"/v1/answers/{answer_id}"))["remarks"] == ["language is 'fr'"]
+
+
+async def test_an_open_answer_tells_how_long_people_take_and_a_final_one_does_not(plane: Plane) -> None:
+    answer_id = await deferred(plane)
+    unknown = told(await plane.send("GET", f"/v1/answers/{answer_id}"))
+    plane.service.kept[answer_id] = replace(plane.service.kept[answer_id], predicted_wait_s=5400.0)
+    known = told(await plane.send("GET", f"/v1/answers/{answer_id}"))
+    await plane.service.decide_open(answer_id, "spam")
+    final = told(await plane.send("GET", f"/v1/answers/{answer_id}"))
+
+    assert (unknown["predicted_wait_s"], known["predicted_wait_s"]) == (None, 5400.0)
+    assert "predicted_wait_s" not in final
 
 
 # --- explain ---
@@ -189,6 +202,18 @@ async def test_json_is_the_same_request_in_any_order_and_with_any_spaces(plane: 
     assert len({first, *others}) == 4
 
 
+async def test_whom_a_request_is_about_makes_it_no_other_request_however_it_is_said(plane: Plane) -> None:
+    key = {"content-type": "application/json", "idempotency-key": '"k"'}
+    named = {"inputs": {"text": "hi"}, "parameters": {"pointsman_subject": "anna", "lang": "de"}}
+    plain = {"inputs": {"text": "hi"}, "parameters": {"lang": "de"}}
+    await plane.send("POST", DECIDE, named, key)
+    await plane.send("POST", DECIDE, plain, key | {"pointsman-subject": "anna"})
+    await plane.send("POST", DECIDE, plain, key)
+
+    assert [request.subject for request in plane.service.requests] == ["anna", "anna", ""]
+    assert len({request.fingerprint for request in plane.service.requests}) == 1
+
+
 async def test_a_deferred_request_is_202_and_says_where_the_answer_will_be(plane: Plane) -> None:
     response = await plane.send("POST", DECIDE, {"inputs": {"text": "hi"}, "parameters": {"script": "defer"}})
 
@@ -215,8 +240,52 @@ async def test_an_answer_is_202_while_open_and_200_when_final(plane: Plane) -> N
 
     assert (before.status, after.status) == (202, 200)
     assert (told(after)["label"], told(after)["decided_by"]) == ("spam", "person:ann")
-    assert dict(after.headers)["vary"] == "Prefer"
+    assert dict(after.headers)["vary"] == "Prefer, Accept"
     assert "preference-applied" not in dict(after.headers)
+
+
+async def test_a_cancelled_answer_is_closed_and_stays(plane: Plane) -> None:
+    answer_id = await deferred(plane)
+    waiting = asyncio.create_task(plane.send("GET", f"/v1/answers/{answer_id}", headers={"prefer": "wait=60"}))
+    await asyncio.sleep(0)
+
+    cancelled = [await plane.send("DELETE", f"/v1/answers/{answer_id}") for _ in range(2)]
+
+    found = [*cancelled, await asyncio.wait_for(waiting, 2), await plane.send("GET", f"/v1/answers/{answer_id}")]
+    assert [response.status for response in found] == [200] * 4
+    assert {told(response)["status"] for response in found} == {"cancelled"}
+    assert {(told(r)["revision"], told(r)["label"], told(r)["decided_by"]) for r in found} == {(2, "label-0", None)}
+    assert ("cache-control", "no-store") in cancelled[0].headers
+
+
+async def test_a_final_answer_is_not_cancelled(plane: Plane) -> None:
+    decided = await plane.send("POST", DECIDE, b"hello", TEXT)
+
+    response = await plane.send("DELETE", f"/v1/answers/{told(decided)['answer_id']}")
+
+    assert (response.status, told(response)) == (200, told(decided))
+
+
+async def test_revisions_tell_what_an_answer_was(plane: Plane) -> None:
+    answer_id = await deferred(plane)
+
+    response = await plane.send("GET", f"/v1/answers/{answer_id}/revisions")
+
+    state = {"item": 0, "status": "provisional", "label": "label-0", "confidence": 0.9, "decided_by": None}
+    assert told(response) == {
+        "answer_id": answer_id,
+        "revisions": [
+            {"revision": 1, "at": "1970-01-01T00:00:01.000Z", "event": "answer", "by": None, "items": [state]}
+        ],
+    }
+
+
+@pytest.mark.parametrize(("method", "path"), [("DELETE", ""), ("GET", "/revisions")])
+@pytest.mark.parametrize("answer_id", ["0" * 32, "x"])
+async def test_what_is_no_answer_is_neither_cancelled_nor_told(
+    plane: Plane, method: str, path: str, answer_id: str
+) -> None:
+    assert (await plane.send(method, f"/v1/answers/{answer_id}{path}")).status == 404
 
 
 async def test_a_long_poll_returns_as_soon_as_a_person_has_decided(plane: Plane) -> None:
@@ -332,3 +401,18 @@ def test_a_batch_tells_a_summary_and_its_items() -> None:
     assert {"status", "stage", "label", "confidence", "decided_by", "reason", "max_error", "certified"} == set(
         told["items"][0]
     )
+
+
+async def test_whom_a_request_is_about_comes_as_a_header_or_a_parameter(plane: Plane) -> None:
+    named = {"inputs": {"text": "hi"}, "parameters": {"pointsman_subject": "anna", "team": "billing"}}
+    await plane.send("POST", DECIDE, b"hello", TEXT | {"pointsman-subject": "bert"})
+    await plane.send("POST", DECIDE, named)
+    await plane.send("POST", DECIDE, named, {"pointsman-subject": "bert"})
+    await plane.send("POST", DECIDE, b"hello", TEXT)
+    bad = await plane.send("POST", DECIDE, b"hello", TEXT | {"pointsman-subject": "x" * 256})
+
+    assert [request.subject for request in plane.service.requests] == ["bert", "anna", "anna", ""]
+    assert plane.service.requests[1].parameters == {"team": "billing"}
+    assert "anna" not in repr(plane.service.requests[1])
+    assert bad.status == 400
+    assert told(bad)["detail"] == "the subject is not a text of 1 to 255 printable characters; send an opaque id"

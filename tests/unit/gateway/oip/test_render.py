@@ -9,10 +9,11 @@ import orjson
 import pytest
 
 from backends.contract import Datatype, Tensor, Tensors
-from backends.errors import InvalidInput, Unavailable, Unimplemented
+from backends.errors import Conflict, InvalidInput, Unavailable
 from gateway.answer import Answer, ItemAnswer, Status, new_answer_id
 from gateway.oip.parameters import MAX_TIMEOUT_S, deadline_of, sort
 from gateway.oip.render import render
+from gateway.request import SequencePlace
 from gateway.status import AwaitsPerson
 from router.contract import OnDefer, Reason
 
@@ -47,6 +48,15 @@ def test_one_item_reads_as_its_outputs_and_parameters() -> None:
     }
 
 
+def test_what_waits_for_people_tells_how_long_they_take() -> None:
+    waiting = replace(an_answer(UNSURE), predicted_wait_s=5400.0)
+
+    assert render(waiting).parameters["pointsman_predicted_wait_s"] == 5400.0
+    assert "pointsman_predicted_wait_s" not in render(an_answer(UNSURE)).parameters
+    with pytest.raises(AwaitsPerson, match="a person will decide it in about 90 min as answer"):
+        render(replace(waiting, on_defer=OnDefer.ERROR))
+
+
 def test_a_batch_reads_as_its_worst_status_and_least_confidence() -> None:
     rendered = render(an_answer(FINAL, UNSURE))
 
@@ -68,6 +78,33 @@ def test_a_batch_reads_as_its_worst_status_and_least_confidence() -> None:
 
 def test_a_row_without_confidence_leaves_the_batch_without() -> None:
     assert "pointsman_confidence" not in render(an_answer(FINAL, replace(FINAL, confidence=None))).parameters
+
+
+@pytest.mark.parametrize("status", [Status.CANCELLED, Status.EXPIRED])
+def test_what_was_given_up_reads_as_a_model_had_answered_it_and_says_so(status: Status) -> None:
+    given_up = replace(UNSURE, status=status)
+
+    rendered = render(an_answer(FINAL, given_up))
+
+    assert rendered.outputs["y"].numpy().tolist() == [[1], [2]]
+    assert rendered.parameters["pointsman_status"] == status
+    for unanswered in (
+        an_answer(FINAL, given_up, on_defer=OnDefer.ERROR),
+        an_answer(replace(PENDING, status=status)),
+        an_answer(replace(given_up, outputs=None), FINAL),
+    ):
+        with pytest.raises(Conflict, match=f"is {status}: no person decided it; ask anew, with a new key"):
+            render(unanswered)
+
+
+def test_what_is_open_still_outweighs_what_was_given_up() -> None:
+    cancelled, expired = (replace(UNSURE, status=status) for status in (Status.CANCELLED, Status.EXPIRED))
+
+    assert an_answer(FINAL, cancelled).status is Status.CANCELLED
+    assert an_answer(cancelled, expired, FINAL).status is Status.EXPIRED
+    assert an_answer(expired, UNSURE).status is Status.PROVISIONAL
+    assert an_answer(expired, cancelled, FINAL).open_items == ()
+    assert an_answer(expired, UNSURE).open_items == (1,)
 
 
 def test_what_no_model_answered_is_an_error_that_names_the_answer() -> None:
@@ -152,9 +189,42 @@ def test_a_reserved_parameter_needs_a_value_that_it_can_have(
         sort(parameters)
 
 
-def test_extensions_that_are_not_served_are_refused() -> None:
-    with pytest.raises(Unimplemented, match="sequences"):
-        sort({"sequence_id": 7, "sequence_start": True})
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"sequence_id": 7, "sequence_start": True}, SequencePlace(7, starts=True, ends=False)),
+        ({"sequence_id": "call 7", "sequence_end": True}, SequencePlace("call 7", starts=False, ends=True)),
+        ({"sequence_id": 2**64 - 1}, SequencePlace(2**64 - 1, starts=False, ends=False)),
+        ({"sequence_id": 0, "sequence_start": True, "sequence_end": False}, None),
+        ({"sequence_id": ""}, None),
+        ({"a": 1}, None),
+    ],
+)
+def test_a_sequence_is_named_by_a_number_or_a_text(
+    parameters: dict[str, int | str], expected: SequencePlace | None
+) -> None:
+    found = sort(parameters)
+
+    assert found.sequence == expected
+    assert found.own.keys() <= {"a"}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"sequence_id": -1}, "sequence_id is -1; it is a whole number"),
+        ({"sequence_id": 2**64}, "whole number below"),
+        ({"sequence_id": 1.5}, "whole number"),
+        ({"sequence_id": True}, "whole number"),
+        ({"sequence_id": False}, "whole number"),
+        ({"sequence_id": "x" * 129}, "at most 128 characters"),
+        ({"sequence_id": 1, "sequence_start": 1}, "sequence_start is 1; it can be true or false"),
+        ({"sequence_end": "yes"}, "sequence_end is 'yes'; it can be true or false"),
+    ],
+)
+def test_a_sequence_that_is_named_otherwise_is_refused(parameters: dict[str, int | str], told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        sort(parameters)
 
 
 def test_the_earliest_deadline_counts_and_none_is_none() -> None:

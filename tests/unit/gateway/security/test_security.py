@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.errors import PermissionDenied, Unauthenticated
+from gateway.people.scope import EVERYTHING
 from gateway.request import Caller, Role
 from gateway.security import (
+    ANYBODY,
     ApiKey,
     Authenticator,
     SecurityOptions,
@@ -80,8 +82,8 @@ def test_without_configured_keys_everybody_is_anonymous_with_every_role() -> Non
     authenticator = Authenticator(SecurityOptions())
 
     assert not authenticator.needs_key
-    assert authenticator.authenticate({}) == Caller("anonymous", "default", frozenset(Role))
-    assert authenticator.authenticate({"x-api-key": "whatever"}) == Caller()
+    assert authenticator.authenticate({}) == Caller("anonymous", "default", frozenset(Role), EVERYTHING)
+    assert authenticator.authenticate({"x-api-key": "whatever"}) == ANYBODY
 
 
 def test_reprs_show_no_secret() -> None:
@@ -96,7 +98,7 @@ def test_a_key_needs_a_name_that_can_stand_in_the_decision_log(name: str) -> Non
         ApiKey(name, DIGEST)
 
 
-@pytest.mark.parametrize("digest", ["", KEY, DIGEST.upper(), DIGEST[:-1]])
+@pytest.mark.parametrize("digest", ["", KEY, DIGEST.upper(), DIGEST[:-1]], ids=["none", "key", "upper", "short"])
 def test_a_digest_that_is_none_is_refused_without_being_shown(digest: str) -> None:
     with pytest.raises(ValueError, match="`pointsman key` prints one") as refused:
         ApiKey("anna", digest)

@@ -10,28 +10,45 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 
-from backends.contract import Tensor
-from backends.errors import Code, Conflict, InvalidInput, NotFound, Unavailable
-from gateway.answer import Answer, AnswerId, Status
+from backends.contract import Batch, Datatype, Tensor
+from backends.errors import Code, Conflict, InvalidInput, NotFound, PermissionDenied, Unavailable
+from gateway.answer import Answer, AnswerId, StageRecord, Status
+from gateway.people.scope import Scope
 from gateway.store.answers import KEPT_BYTES
 from gateway.store.contract import (
     KEY_LEASE_S,
+    CanaryHalt,
+    Claim,
     Done,
+    Erasure,
+    Escalated,
     Fresh,
     InProgress,
     LabelledItem,
+    Message,
     Mismatch,
+    Notice,
+    NoticeKind,
+    NoticeRule,
+    Place,
+    Proposal,
     QueueDepth,
+    QueueWork,
     RequestKey,
     Review,
     ReviewState,
+    ReviewTask,
+    Statement,
+    Step,
     Store,
+    Taken,
 )
+from router.contract import Decision, Reason
 from tests.unit.gateway.store.samples import (
     LABELS,
     TENANT,
@@ -42,6 +59,7 @@ from tests.unit.gateway.store.samples import (
     deferred,
     every_datatype,
     observed,
+    seen,
     uncertified,
 )
 
@@ -484,6 +502,269 @@ async def claim_next_gives_the_held_review_else_the_open_one_due_first(opener: O
         assert await store.claim_next(TENANT, "empty", "anna", LEASE_S) is None
 
 
+async def priorities_come_before_due_times(opener: Opener) -> None:
+    async with aclosing(await opener()) as store:
+        for due_s, priority in ((1.0, 5), (2.0, 1), (3.0, 9), (4.0, 1), (0.5, 9)):
+            await store.commit(*deferred(due_s=due_s, priority=priority))
+        order = [(1, 2.0), (1, 4.0), (5, 1.0), (9, 0.5), (9, 3.0)]
+        for state in (ReviewState.OPEN, None):
+            listed = await store.reviews(TENANT, state=state)
+            assert [(r.task.priority, r.task.due_s) for r in listed] == order
+        paged: list[Review] = []
+        while page := await store.reviews(TENANT, "pets", after=paged[-1].id if paged else None, limit=2):
+            paged += page
+        assert paged == list(await store.reviews(TENANT))
+        claims = [await store.claim_next(TENANT, "pets", name, LEASE_S) for name in "abcdef"]
+        assert [(c.task.priority, c.task.due_s) for c in claims if c is not None] == order
+
+
+async def a_scope_hides_what_its_owner_may_not_take(opener: Opener) -> None:
+    german, both = ("german",), ("german", "legal")
+    async with aclosing(await opener()) as store:
+        for due_s, queue, skills in ((1.0, "pets", both), (2.0, "pets", german), (3.0, "pets", ()), (4.0, "law", ())):
+            await store.commit(*deferred(due_s=due_s, queue=queue, skills=skills))
+        legal, medium, plain, law = await store.reviews(TENANT)
+        assert [legal.task.skills, medium.task.skills, plain.task.skills] == [both, german, ()]
+
+        async def seen(scope: Scope) -> list[str]:
+            return [review.id for review in await store.reviews(TENANT, scope=scope)]
+
+        assert await seen(Scope()) == [plain.id, law.id]
+        assert await seen(Scope(skills=frozenset(german))) == [medium.id, plain.id, law.id]
+        assert await seen(Scope(queues=frozenset({"law"}), skills=None)) == [law.id]
+        assert await seen(Scope(queues=frozenset(), skills=None)) == []
+        assert await seen(Scope(barred=frozenset({"pets"}), skills=None)) == [law.id]
+        one_page = await store.reviews(TENANT, limit=1, scope=Scope())
+        assert [r.id for r in await store.reviews(TENANT, after=one_page[0].id, scope=Scope())] == [law.id]
+        for scope, review, why in (
+            (Scope(skills=frozenset(german)), legal, "needs the skill 'legal', which you do not have"),
+            (Scope(queues=frozenset({"law"})), plain, "reviews in queue 'pets' are for others"),
+            (Scope(barred=frozenset({"law"})), law, "reviews in queue 'law' are for others"),
+        ):
+            with pytest.raises(PermissionDenied, match=why):
+                await store.claim(TENANT, review.id, "anna", LEASE_S, scope)
+        anna = await store.claim_next(TENANT, "pets", "anna", LEASE_S, Scope(skills=frozenset(german)))
+        ben = await store.claim_next(TENANT, "pets", "ben", LEASE_S, Scope())
+        cleo = await store.claim_next(TENANT, "pets", "cleo", LEASE_S, Scope())
+        assert anna is not None
+        assert ben is not None
+        assert (anna.id, ben.id, cleo) == (medium.id, plain.id, None)
+        dora = await store.claim_next(TENANT, "pets", "dora", LEASE_S, Scope(skills=frozenset(both)))
+        assert dora is not None
+        assert dora.id == legal.id
+
+
+async def a_renewed_lease_lasts_longer_and_only_its_holder_renews_it(opener: Opener) -> None:
+    async with aclosing(await opener()) as store:
+        await store.commit(*deferred())
+        held = await store.claim_next(TENANT, "pets", "anna", LEASE_S)
+        assert held is not None
+        for _ in range(3):
+            opener.clock.now += LEASE_S - 1.0
+            renewed = await store.renew(TENANT, held.id, "anna", held.fence, LEASE_S)
+            assert (renewed.fence, renewed.lease_s, renewed.reviewer) == (held.fence, LEASE_S, "anna")
+        for reviewer, fence in (("ben", held.fence), ("anna", held.fence - 1), ("anna", held.fence + 1)):
+            with pytest.raises(Conflict, match="is not held under this claim any more; claim it again"):
+                await store.renew(TENANT, held.id, reviewer, fence, LEASE_S)
+        with pytest.raises(NotFound, match="is unknown, or no longer kept"):
+            await store.renew("other", held.id, "anna", held.fence, LEASE_S)
+        opener.clock.now += LEASE_S
+        with pytest.raises(Conflict, match="is not held under this claim any more"):
+            await store.renew(TENANT, held.id, "anna", held.fence, LEASE_S)
+        taken = await store.claim(TENANT, held.id, "ben", LEASE_S)
+        await store.decide(TENANT, held.id, "ben", taken.fence, "cat")
+        with pytest.raises(Conflict, match="is not held under this claim any more"):
+            await store.renew(TENANT, held.id, "ben", taken.fence, LEASE_S)
+
+
+async def a_review_is_given_to_another_under_a_new_fence(opener: Opener) -> None:
+    async with aclosing(await opener()) as store:
+        await store.commit(*deferred())
+        open_ = await first_review(store)
+        anna = await store.assign(TENANT, open_.id, "anna", open_.fence, LEASE_S)
+        ben = await store.assign(TENANT, open_.id, "ben", anna.fence, LEASE_S)
+        assert (anna.reviewer, anna.fence, ben.reviewer, ben.fence) == ("anna", 1, "ben", 2)
+        with pytest.raises(Conflict, match="is not held under this claim any more"):
+            await store.decide(TENANT, open_.id, "anna", anna.fence, "cat")
+        for fence in (open_.fence, anna.fence, ben.fence + 1):
+            with pytest.raises(Conflict, match=f"was claimed since fence {fence}; read it again"):
+                await store.assign(TENANT, open_.id, "cleo", fence, LEASE_S)
+        await store.decide(TENANT, open_.id, "ben", ben.fence, "cat")
+        with pytest.raises(Conflict, match="is decided"):
+            await store.assign(TENANT, open_.id, "cleo", ben.fence, LEASE_S)
+
+
+STEPS = {"pets": Step("leads", 600.0), "leads": Step("boss", 60.0)}
+
+
+async def what_is_due_and_undecided_moves_up_its_chain_and_is_never_decided_by_that(opener: Opener) -> None:
+    answer, tasks = deferred(due_s=opener.wall_clock.now + 10.0)
+    async with aclosing(await opener()) as store:
+        await store.commit(answer, tasks)
+        review = await first_review(store)
+        assert await store.escalate(STEPS) == []
+        for queue, to, due_in_s, gets_s in (("pets", "leads", 10.0, 600.0), ("leads", "boss", 600.0, 60.0)):
+            opener.wall_clock.now += due_in_s
+            due_s = opener.wall_clock.now + gets_s
+            assert await store.escalate(STEPS) == [Escalated(review.id, TENANT, "pets", queue, to, due_s)]
+            assert await store.escalate(STEPS) == []
+            moved = await first_review(store)
+            assert (moved.id, moved.task.queue, moved.task.due_s, moved.overdue_s) == (review.id, to, due_s, None)
+            assert await store.claim_next(TENANT, queue, "anna", LEASE_S) is None
+        assert (moved.state, moved.escalations, moved.fence) == (ReviewState.OPEN, 2, 0)
+        opener.wall_clock.now += 60.0
+        assert [(e.queue, e.to) for e in await store.escalate(STEPS)] == [("boss", None)]
+        assert await store.escalate(STEPS) == []
+        stays = await first_review(store)
+        assert (stays.task.queue, stays.task.due_s, stays.overdue_s) == ("boss", due_s, opener.wall_clock.now)
+        assert_same_answer(await store.answer(TENANT, answer.id), answer)
+        claimed = await store.claim_next(TENANT, "boss", "anna", LEASE_S)
+        assert claimed is not None
+        assert (await store.decide(TENANT, review.id, "anna", claimed.fence, "cat")).status is Status.FINAL
+        assert await store.escalate(STEPS) == []
+        assert await store.verify_log() == []
+    async with aclosing(await opener()) as store:
+        assert await store.escalate(STEPS) == []
+
+
+async def who_holds_a_review_that_is_due_keeps_it_for_one_lease(opener: Opener) -> None:
+    async with aclosing(await opener()) as store:
+        for _ in range(2):
+            await store.commit(*deferred(due_s=opener.wall_clock.now + 10.0))
+        kept = await store.claim_next(TENANT, "pets", "anna", LEASE_S)
+        lost = await store.claim_next(TENANT, "pets", "ben", LEASE_S)
+        assert kept is not None
+        assert lost is not None
+        opener.wall_clock.now += 20.0
+        opener.clock.now += 20.0
+        assert await store.escalate(STEPS) == []
+        for hold in (
+            store.renew(TENANT, lost.id, "ben", lost.fence, LEASE_S),
+            store.claim(TENANT, lost.id, "ben", LEASE_S),
+            store.claim_next(TENANT, "pets", "ben", LEASE_S),
+        ):
+            held = await hold
+            assert held is not None
+            assert (held.lease_s, held.fence, held.recalled) == (LEASE_S - 20.0, lost.fence, True)
+        decided = await store.decide(TENANT, kept.id, "anna", kept.fence, "cat")
+        assert decided.status is Status.FINAL
+        opener.clock.now += LEASE_S - 20.0
+        (moved,) = await store.escalate(STEPS)
+        assert (moved.review_id, moved.to) == (lost.id, "leads")
+        with pytest.raises(Conflict, match="is not held under this claim any more"):
+            await store.decide(TENANT, lost.id, "ben", lost.fence, "cat")
+        again = await store.claim_next(TENANT, "leads", "ben", LEASE_S)
+        assert again is not None
+        assert (again.id, again.fence, again.recalled) == (lost.id, lost.fence + 1, False)
+        with pytest.raises(Conflict, match="is not held under this claim any more"):
+            await store.decide(TENANT, lost.id, "ben", lost.fence, "cat")
+        opener.clock.now += LEASE_S - 1.0
+        assert (await store.renew(TENANT, lost.id, "ben", again.fence, LEASE_S)).lease_s == LEASE_S
+
+
+async def what_is_put_back_when_due_moves_on_at_once(opener: Opener) -> None:
+    async with aclosing(await opener()) as store:
+        await store.commit(*deferred(due_s=opener.wall_clock.now))
+        held = await store.claim_next(TENANT, "pets", "anna", LEASE_S)
+        assert held is not None
+        assert await store.escalate(STEPS) == []
+        await store.release(TENANT, held.id, "anna", held.fence)
+        assert [(e.queue, e.to) for e in await store.escalate(STEPS)] == [("pets", "leads")]
+
+
+async def a_review_at_the_end_of_its_chain_is_marked_though_held_and_stays_with_its_holder(opener: Opener) -> None:
+    async with aclosing(await opener()) as store:
+        await store.commit(*deferred(due_s=opener.wall_clock.now, queue="boss"))
+        held = await store.claim_next(TENANT, "boss", "anna", LEASE_S)
+        assert held is not None
+        assert [(e.queue, e.to) for e in await store.escalate(STEPS)] == [("boss", None)]
+        opener.clock.now += LEASE_S - 1.0
+        renewed = await store.renew(TENANT, held.id, "anna", held.fence, LEASE_S)
+        assert (renewed.lease_s, renewed.recalled, renewed.overdue_s) == (LEASE_S, False, opener.wall_clock.now)
+        assert (await store.decide(TENANT, held.id, "anna", held.fence, "cat")).status is Status.FINAL
+
+
+async def a_recalled_review_whose_queue_leads_nowhere_any_more_can_be_renewed(opener: Opener) -> None:
+    async with aclosing(await opener()) as store:
+        await store.commit(*deferred(due_s=opener.wall_clock.now))
+        held = await store.claim_next(TENANT, "pets", "anna", LEASE_S)
+        assert held is not None
+        assert await store.escalate(STEPS) == []
+        assert [e.to for e in await store.escalate({})] == [None]
+        opener.clock.now += 30.0
+        assert (await store.renew(TENANT, held.id, "anna", held.fence, LEASE_S)).lease_s == LEASE_S
+
+
+async def many_reviews_that_are_due_all_move_and_nobody_else_s(opener: Opener) -> None:
+    now_s = opener.wall_clock.now
+    async with aclosing(await opener()) as store, aclosing(await opener()) as other:
+        due = [deferred(tenant=tenant, items=100, due_s=now_s) for tenant in (TENANT, "other") for _ in range(3)]
+        await asyncio.gather(*(store.commit(*one) for one in due), store.commit(*deferred(due_s=now_s + 1.0)))
+        moved = await asyncio.gather(store.escalate(STEPS), other.escalate(STEPS))
+        ids = [one.review_id for batch in moved for one in batch]
+        assert len(ids) == len(set(ids)) == 600
+        assert len(await store.reviews(TENANT, "leads", limit=1000)) == 300
+        assert len(await store.reviews("other", "leads", limit=1000)) == 300
+        assert len(await store.reviews(TENANT, "pets", limit=1000)) == 1
+        assert await store.verify_log() == []
+
+
+async def workloads_tell_what_waits_and_how_the_latest_went(opener: Opener) -> None:
+    began_s = opener.wall_clock.now
+    async with aclosing(await opener()) as store:
+        assert await store.workloads() == []
+        for priority in (5, 5, 5, 1, 9):
+            await store.commit(*deferred(priority=priority, due_s=began_s + 50.0))
+            opener.wall_clock.now += 1.0
+        await store.commit(*deferred(tenant="other"))
+        urgent = await store.claim_next(TENANT, "pets", "anna", LEASE_S)
+        assert urgent is not None
+        opener.wall_clock.now += 10.0
+        await store.decide(TENANT, urgent.id, "anna", urgent.fence, "cat")
+        held = await store.claim_next(TENANT, "pets", "ben", LEASE_S)
+        assert held is not None
+        mine, others = await store.workloads()
+        assert (mine.tenant, mine.queue, others.tenant) == (TENANT, "pets", "other")
+        assert (dict(mine.undecided), mine.claimed, mine.unclaimed_since_s) == ({5: 3, 9: 1}, 1, began_s + 1.0)
+        assert set(mine.taken) == {
+            Taken(5, "ben", began_s, began_s + 15.0, None),
+            Taken(1, "anna", began_s + 3.0, began_s + 5.0, began_s + 15.0),
+        }
+        assert (dict(others.undecided), others.taken, others.is_cut) == ({5: 1}, (), False)
+        opener.wall_clock.now = began_s + 50.0
+        opener.clock.now += LEASE_S
+        await store.escalate(STEPS)
+        at_last = {(load.tenant, load.queue): load for load in await store.workloads()}
+        leads, pets = at_last[TENANT, "leads"], at_last[TENANT, "pets"]
+        assert (dict(leads.undecided), leads.unclaimed_since_s) == ({5: 3, 9: 1}, began_s + 50.0)
+        assert (dict(pets.undecided), pets.unclaimed_since_s, len(pets.taken)) == ({}, None, 1)
+
+
+async def a_renewed_claim_counts_from_its_beginning(opener: Opener) -> None:
+    began_s = opener.wall_clock.now
+    async with aclosing(await opener()) as store:
+        await store.commit(*deferred())
+        held = await store.claim_next(TENANT, "pets", "anna", LEASE_S)
+        assert held is not None
+        opener.wall_clock.now += 30.0
+        await store.renew(TENANT, held.id, "anna", held.fence, LEASE_S)
+        await store.decide(TENANT, held.id, "anna", held.fence, "cat")
+        (load,) = await store.workloads()
+        assert load.taken == (Taken(5, "anna", began_s, began_s, began_s + 30.0),)
+
+
+async def places_count_what_goes_before(opener: Opener) -> None:
+    answer, tasks = deferred(items=3, due_s=5.0)
+    async with aclosing(await opener()) as store:
+        await store.commit(answer, tasks)
+        for due_s, priority, tenant in ((4.0, 5, TENANT), (6.0, 5, TENANT), (9.0, 1, TENANT), (1.0, 1, "other")):
+            await store.commit(*deferred(due_s=due_s, priority=priority, tenant=tenant))
+        assert await store.places(TENANT, answer.id) == [Place("pets", 5, 4)]
+        assert await store.places("other", answer.id) == []
+        await decide_all(store)
+        assert await store.places(TENANT, answer.id) == []
+
+
 async def a_hundred_reviewers_never_share_a_review(opener: Opener) -> None:
     async with aclosing(await opener()) as store:
         await asyncio.gather(*(store.commit(*deferred(due_s=float(i))) for i in range(100)))
@@ -609,6 +890,21 @@ async def another_process_s_certificate_is_noticed_by_the_version(opener: Opener
         await store.commit(*uncertified())
         await decide_all(store)
         assert await store.certificates_version() == versions[-1]
+
+
+async def a_halt_is_kept_for_all_until_another_of_its_version_takes_its_place(opener: Opener) -> None:
+    old, other = CanaryHalt("pets", "2", 1.0, "it failed"), CanaryHalt("digits", "2", 1.5, "it was late")
+    new, third = CanaryHalt("pets", "2", 2.0, "it failed again"), CanaryHalt("pets", "3", 0.5, "it failed, too")
+    async with aclosing(await opener()) as store, aclosing(await opener()) as beside:
+        assert await store.canary_halts() == []
+        for halt in (old, other):
+            await store.add_canary_halt(halt)
+        assert await beside.canary_halts() == [other, old]
+        await asyncio.gather(*(one.add_canary_halt(halt) for one in (store, beside) for halt in (new, third)))
+    async with aclosing(await opener()) as store:
+        opener.wall_clock.now += 3650 * DAY_S
+        await store.maintain()
+        assert await store.canary_halts() == [other, new, third]
 
 
 async def looks_at_labels_are_counted_where_they_see_something_new(opener: Opener) -> None:
@@ -763,6 +1059,246 @@ async def final_answers_are_purged_by_age_and_open_ones_never(opener: Opener) ->
         assert await store.verify_log() == []
 
 
+async def what_is_erased_by_an_answer_is_gone_and_the_log_is_whole(opener: Opener) -> None:
+    answer, tasks = texted()
+    other, other_tasks = texted()
+    async with aclosing(await opener()) as store:
+        await store.commit(answer, tasks)
+        await store.commit(other, other_tasks)
+        await decide_with(store, SECRET)
+        await store.add_feedback(TENANT, answer.id, 0, SECRET, "caller")
+        await store.add_feedback(TENANT, answer.id, 0, "cat", "another")
+
+        erased = await store.erase(erasure_of(answer), known)
+
+        assert (erased.answers, erased.reviews) == (1, 0)
+        found = await store.answer(TENANT, answer.id)
+        assert found is not None
+        assert (found.items[0].status, found.items[0].label, found.items[0].outputs) == (Status.FINAL, None, None)
+        (review,) = [r for r in await store.reviews(TENANT, state=None) if r.answer_id == answer.id]
+        shown = await store.review(TENANT, review.id)
+        assert shown is not None
+        assert (shown.task.payload, shown.task.proposals, shown.label) == (b"", (), "[erased]")
+        assert shown.task.is_forgotten
+        kept = await store.answer(TENANT, other.id)
+        assert kept is not None
+        assert kept.items[0].label == SECRET
+        assert await store.verify_log() == []
+        assert (await store.erase(erasure_of(answer), known)).answers == 0
+        assert await store.verify_log() == []
+    async with aclosing(await opener()) as store:
+        assert await store.verify_log() == []
+
+
+async def what_is_erased_of_a_subject_is_every_answer_about_them(opener: Opener) -> None:
+    async with aclosing(await opener()) as store:
+        mine, theirs = store.subject(TENANT, "anna"), store.subject(TENANT, "bert")
+        assert mine != theirs
+        assert mine != store.subject("other", "anna")
+        answers = [replace(texted()[0], subject=subject) for subject in (mine, mine, theirs, None)]
+        for answer in answers:
+            await store.commit(answer, texted()[1])
+        recorded = replace(accepted(label=SECRET), subject=mine)
+        await store.record(recorded)
+        await decide_with(store, SECRET)
+
+        erased = await store.erase(Erasure(TENANT, "operator:olga", subject="anna"), known)
+
+        assert erased.answers == 3
+        found = [await store.answer(TENANT, answer.id) for answer in (*answers, recorded)]
+        assert [a.items[0].label for a in found if a is not None] == [None, None, SECRET, SECRET, None]
+        assert await store.verify_log() == []
+        assert (await store.erase(Erasure("other", "operator:olga", subject="bert"), known)).answers == 0
+        assert (await store.erase(Erasure(TENANT, "operator:olga", subject="anna"), known)).answers == 0
+
+
+async def an_open_review_is_cancelled_by_an_erasure(opener: Opener) -> None:
+    answer, tasks = texted(items=2)
+    async with aclosing(await opener()) as store:
+        fresh = await store.claim_key(KEY, BODY)
+        assert isinstance(fresh, Fresh)
+        await store.commit(answer, tasks, KEY, fresh.fence)
+        held = await store.claim_next(TENANT, "pets", "anna", LEASE_S)
+        assert held is not None
+        waiting = asyncio.create_task(store.wait(TENANT, answer.id, 10.0))
+        await asyncio.sleep(0)
+
+        erased = await store.erase(erasure_of(answer), known)
+
+        assert (erased.answers, erased.reviews) == (1, 2)
+        final = await waiting
+        assert final is not None
+        assert [(i.status, i.label, i.decided_by) for i in final.items] == [(Status.CANCELLED, None, None)] * 2
+        told = await store.revisions(TENANT, answer.id)
+        assert [(revision.number, revision.event) for revision in told] == [(1, "answer"), (2, "cancel"), (3, "erase")]
+        assert {item.label for revision in told for item in revision.items} == {None}
+        assert final.revision == 3
+        assert {review.state for review in await store.reviews(TENANT, state=None)} == {ReviewState.CANCELLED}
+        with pytest.raises(Conflict, match="is cancelled"):
+            await store.decide(TENANT, held.id, "anna", held.fence, SECRET)
+        assert isinstance(await store.claim_key(KEY, OTHER_BODY), Fresh)
+        opener.wall_clock.now += 8 * DAY_S
+        assert (await store.maintain()).answers_purged == 1
+        assert await store.verify_log() == []
+
+
+async def an_answer_that_is_purged_can_still_be_erased_from_the_log(opener: Opener) -> None:
+    answer = replace(accepted(label=SECRET), created_s=opener.wall_clock.now)
+    async with aclosing(await opener()) as store:
+        await store.commit(replace(answer, subject=store.subject(TENANT, "anna")), [])
+        await store.add_feedback(TENANT, answer.id, 0, SECRET, "caller")
+        opener.wall_clock.now += 8 * DAY_S
+        await store.maintain()
+        assert await store.answer(TENANT, answer.id) is None
+
+        assert (await store.erase(Erasure(TENANT, "operator:olga", subject="anna"), known)).answers == 1
+
+        assert await store.verify_log() == []
+        assert (await store.erase(Erasure(TENANT, "operator:olga", subject="anna"), known)).answers == 0
+
+
+async def nothing_of_another_tenant_is_erased(opener: Opener) -> None:
+    answer, tasks = texted()
+    async with aclosing(await opener()) as store:
+        await store.commit(answer, tasks)
+        for erasure in (replace(erasure_of(answer), tenant="other"), replace(erasure_of(answer), answer_id=NOBODY)):
+            with pytest.raises(NotFound, match="there is no answer"):
+                await store.erase(erasure, known)
+        assert len(await store.reviews(TENANT)) == 1
+        assert await store.verify_log() == []
+
+
+async def a_label_that_could_be_chosen_stays_and_certifies(opener: Opener) -> None:
+    (chosen, chosen_tasks), (written, written_tasks) = uncertified(), uncertified()
+    written_tasks = [replace(task, labels=()) for task in written_tasks]
+    async with aclosing(await opener()) as store:
+        await store.commit(chosen, chosen_tasks)
+        await decide_with(store, "dog")
+        await store.commit(written, written_tasks)
+        await decide_with(store, SECRET)
+        assert [item.label for item in await store.labelled(TENANT, "pets")] == ["dog", SECRET]
+
+        for answer in (chosen, written):
+            await store.erase(erasure_of(answer), lambda route: {"cat"})
+
+        assert [item.label for item in await store.labelled(TENANT, "pets")] == ["dog"]
+        assert await store.verify_log() == []
+
+
+async def reviewers_are_told_of_what_is_new_and_due_once(opener: Opener) -> None:
+    now_s = opener.wall_clock.now
+    rule = NoticeRule("rule-1", TENANT, "pets", frozenset(NoticeKind), ahead_s=60.0, every_s=300.0)
+    told: list[tuple[int, int, int]] = []
+
+    def tell(notice: Notice, at_s: float) -> Message:
+        told.append((notice.new, notice.due, notice.waiting))
+        return Message(f"message-{len(told)}", "crm", "{}")
+
+    async with aclosing(await opener()) as store, aclosing(await opener()) as other:
+        assert not await store.tell_reviewers(rule, tell)
+        for due_in_s in (30.0, 1000.0, 2000.0):
+            await store.commit(*deferred(due_s=now_s + due_in_s))
+        await store.commit(*deferred(queue="elsewhere"))
+        both = await asyncio.gather(store.tell_reviewers(rule, tell), other.tell_reviewers(rule, tell))
+        assert sorted(both) == [False, True]
+        assert told == [(3, 1, 3)]
+
+        await store.commit(*deferred(due_s=now_s + 3000.0))
+        opener.wall_clock.now += 299.0
+        assert not await store.tell_reviewers(rule, tell)
+        opener.wall_clock.now += 1.0
+        assert await other.tell_reviewers(rule, tell)
+        opener.wall_clock.now += 700.0
+        assert await store.tell_reviewers(rule, tell)
+        assert told[1:] == [(1, 0, 4), (0, 1, 4)]
+        assert (await store.outbox_depths())["crm"].waiting == 3
+        await decide_all(store)
+        opener.wall_clock.now += 9000.0
+        assert not await store.tell_reviewers(rule, tell)
+
+
+async def reviewers_are_told_of_what_is_escalated_to_them_and_not_of_what_is_over(opener: Opener) -> None:
+    rules = [
+        NoticeRule(queue, TENANT, queue, frozenset([NoticeKind.NEW]), ahead_s=0.0, every_s=0.0)
+        for queue in ("pets", "seniors")
+    ]
+    told: list[tuple[str, int, int]] = []
+
+    def tell(notice: Notice, at_s: float) -> Message:
+        told.append((notice.rule.queue, notice.new, notice.waiting))
+        return Message(f"message-{len(told)}", "crm", "{}")
+
+    async with aclosing(await opener()) as store:
+        cancelled, tasks = deferred()
+        await store.commit(cancelled, tasks)
+        await store.cancel(TENANT, cancelled.id, "app")
+        await store.commit(*deferred(due_s=opener.wall_clock.now + 30.0))
+        assert [await store.tell_reviewers(rule, tell) for rule in rules] == [True, False]
+        opener.wall_clock.now += 30.0
+        await store.escalate({"pets": Step("seniors", 60.0)})
+        assert [await store.tell_reviewers(rule, tell) for rule in rules] == [False, True]
+        assert told == [("pets", 1, 1), ("seniors", 1, 1)]
+
+
+async def a_decision_tells_how_long_its_review_was_held(opener: Opener) -> None:
+    answer, tasks = deferred()
+    async with aclosing(await opener()) as store:
+        await store.commit(answer, tasks)
+        review = await first_review(store)
+        claimed = await store.claim(TENANT, review.id, "anna", LEASE_S)
+        started_s = opener.wall_clock.now
+        opener.clock.now += 40.0
+        opener.wall_clock.now += 40.0
+        renewed = await store.claim(TENANT, review.id, "anna", LEASE_S)
+        assert (claimed.held_s(started_s), renewed.held_s(started_s + 40.0)) == (0.0, 40.0)
+        opener.clock.now += 70.0
+        opener.wall_clock.now += 70.0
+        taken = await store.claim(TENANT, review.id, "bert", LEASE_S)
+        assert taken.held_s(opener.wall_clock.now) == 0.0
+        await store.decide(TENANT, review.id, "bert", taken.fence, "cat")
+        assert await store.verify_log() == []
+
+
+SECRET = "canary-5ecre7 words"
+"""Free text, which may be made of an input."""
+
+NOBODY = AnswerId("0" * 32)
+
+
+def known(_route: str) -> frozenset[str]:
+    """The choices of every route."""
+    return frozenset(LABELS)
+
+
+def texted(items: int = 1) -> tuple[Answer, list[ReviewTask]]:
+    """An answer of a route where people write, and models do: whatever can hold an input holds `SECRET`."""
+    answer, tasks = deferred(items=items)
+    trail = (StageRecord("fast", "3", SECRET, 0.4, Decision.ESCALATE, Reason.LOW_CONFIDENCE),)
+    elements = np.empty((1, 1), object)
+    elements[:] = SECRET.encode()
+    outputs = {"text": Tensor(Datatype.BYTES, (1, 1), elements)}
+    item = replace(answer.items[0], label=SECRET, outputs=outputs, trail=trail)
+    proposals = (Proposal("fast", SECRET, 0.4),)
+
+    def written(task: ReviewTask) -> ReviewTask:
+        shown = SECRET.encode() * 500
+        return replace(task, labels=(), payload=shown, content_type="text/plain", proposals=proposals)
+
+    inputs = Batch({"text": Tensor(Datatype.BYTES, (items, 1), np.repeat(elements, items, axis=0))}, items)
+    return replace(answer, items=(item,) * items, inputs=inputs), [written(task) for task in tasks]
+
+
+def erasure_of(answer: Answer) -> Erasure:
+    return Erasure(TENANT, "operator:olga", answer_id=answer.id)
+
+
+async def decide_with(store: Store, label: str) -> None:
+    """Decide every open review of the tenant so."""
+    for review in await store.reviews(TENANT, limit=1000):
+        claimed = await store.claim(TENANT, review.id, "anna", LEASE_S)
+        await store.decide(TENANT, review.id, "anna", claimed.fence, label)
+
+
 async def a_wall_clock_that_jumps_leaves_leases_as_they_are(opener: Opener) -> None:
     async with aclosing(await opener()) as store:
         for jump_s in (3600.0, -7200.0, 1800.0):
@@ -819,6 +1355,122 @@ async def statistics_tell_what_was_written(opener: Opener) -> None:
         assert 1 <= after.commits - before.commits <= 10
 
 
+async def work_is_told_by_queue_and_for_one_tenant(opener: Opener) -> None:
+    began_s = opener.wall_clock.now
+    async with aclosing(await opener()) as store:
+        assert await store.queue_work(TENANT) == {}
+        for tenant, queue, due_s in (
+            (TENANT, "pets", began_s + 10),
+            (TENANT, "pets", began_s + 900),
+            (TENANT, "digits", began_s + 20),
+            ("other", "pets", began_s),
+        ):
+            await store.commit(*deferred(tenant=tenant, queue=queue, due_s=due_s))
+        await store.claim_next(TENANT, "pets", "anna", LEASE_S)
+        opener.wall_clock.now += 15
+        assert await store.queue_work(TENANT) == {
+            "pets": QueueWork(1, 1, 1, began_s, began_s + 10),
+            "digits": QueueWork(1, 0, 0, began_s, began_s + 20),
+        }
+        opener.clock.now += LEASE_S
+        assert (await store.queue_work(TENANT))["pets"] == QueueWork(2, 0, 1, began_s, began_s + 10)
+        await decide_all(store)
+        assert await store.queue_work(TENANT) == {}
+
+
+async def reviews_are_alike_that_ask_the_same_about_the_same_input(opener: Opener) -> None:
+    async with aclosing(await opener()) as store:
+        first, (task,) = deferred(due_s=5.0)
+        others: dict[str, tuple[str, dict[str, Any]]] = {
+            "same": (TENANT, {}),
+            "claimed": (TENANT, {"due_s": 9.0}),
+            "decided": (TENANT, {"due_s": 6.0}),
+            "input": (TENANT, {"payload": b"another"}),
+            "labels": (TENANT, {"labels": ("yes", "no")}),
+            "queue": (TENANT, {"queue": "others"}),
+            "media": (TENANT, {"content_type": "image/jpeg"}),
+            "tenant": ("other", {}),
+        }
+        await store.commit(seen(first, task.payload), [task])
+        answers: dict[str, AnswerId] = {}
+        for name, (tenant, changes) in others.items():
+            answer, _ = deferred(tenant=tenant)
+            answers[name] = answer.id
+            opener.wall_clock.now += 1
+            asked = replace(task, **changes)
+            await store.commit(seen(answer, asked.payload), [asked])
+        route, _ = deferred()
+        await store.commit(seen(replace(route, route="birds"), task.payload), [task])
+        found = {review.answer_id: review for review in await store.reviews(TENANT, limit=100)}
+        claimed = await store.claim(TENANT, found[answers["claimed"]].id, "ben", LEASE_S)
+        decided = await store.claim(TENANT, found[answers["decided"]].id, "ben", LEASE_S)
+        await store.decide(TENANT, decided.id, "ben", decided.fence, "dog")
+
+        alike = await store.alike(TENANT, found[first.id].id, 10)
+        assert [review.answer_id for review in alike] == [first.id, answers["same"], answers["claimed"]]
+        assert alike[2] == replace(claimed, task=replace(claimed.task, payload=b""))
+        assert await store.alike(TENANT, claimed.id, 10) == alike
+        assert [review.answer_id for review in await store.alike(TENANT, found[first.id].id, 2)] == [
+            first.id,
+            answers["claimed"],
+        ]
+        assert [r.answer_id for r in await store.alike(TENANT, found[answers["input"]].id, 10)] == [answers["input"]]
+        assert await store.alike(TENANT, found[first.id].id, 10, among=[claimed.id, decided.id]) == alike[2:]
+        with pytest.raises(NotFound, match="is unknown, or no longer kept"):
+            await store.alike("other", found[first.id].id, 10)
+
+        digests = await store.input_digests(TENANT, [review.id for review in found.values()])
+        assert digests[found[first.id].id] == digests[claimed.id] != digests[found[answers["input"]].id]
+        assert await store.input_digests("other", [claimed.id]) == {}
+
+
+async def the_way_of_an_item_is_told_in_full(opener: Opener) -> None:
+    began_s = opener.wall_clock.now
+    async with aclosing(await opener()) as store:
+        answer, tasks = deferred(items=2)
+        await store.commit(seen(answer, *(task.payload for task in tasks)), tasks)
+        review = next(one for one in await store.reviews(TENANT) if one.task.item == 1)
+        opener.wall_clock.now = began_s + 1
+        claim = await store.claim(TENANT, review.id, "anna", LEASE_S)
+        await store.claim(TENANT, review.id, "anna", LEASE_S)  # renewed: no claim of its own
+        opener.wall_clock.now = began_s + 2
+        await store.release(TENANT, review.id, "anna", claim.fence)
+        await store.claim(TENANT, review.id, "ben", LEASE_S)
+        opener.clock.now += LEASE_S
+        opener.wall_clock.now = began_s + 3
+        await store.maintain()
+        last = await store.claim(TENANT, review.id, "anna", LEASE_S)
+        await store.release(TENANT, review.id, "ben", claim.fence + 1)  # stale
+        opener.wall_clock.now = began_s + 4
+        await store.decide(TENANT, review.id, "anna", last.fence, "owl")
+        await store.add_feedback(TENANT, answer.id, 1, "dog", "shop")
+        await store.add_feedback(TENANT, answer.id, 0, "dog", "shop")
+
+        history = await store.history(TENANT, review.id)
+        assert history is not None
+        assert history.review == await store.glance(TENANT, review.id)
+        assert (history.review.label, history.review.task.payload) == ("owl", b"")
+        assert (history.requested_s, history.trail) == (answer.created_s, answer.items[1].trail)
+        assert [(row.event, row.actor, row.label) for row in history.log] == [
+            ("defer", None, "cat"),
+            ("decide", "person:anna", "owl"),
+        ]
+        assert history.log[0].payload_sha256 is not None
+        assert history.claims == (
+            Claim(1, "anna", began_s + 1, began_s + 2),
+            Claim(2, "ben", began_s + 2, None),
+            Claim(3, "anna", began_s + 3, None),
+        )
+        assert set(history.statements) == {
+            Statement("person:anna", "owl", began_s + 4),
+            Statement("shop", "dog", began_s + 4),
+        }
+        assert history.deliveries == ()
+        assert await store.history("other", review.id) is None
+        assert await store.glance("other", review.id) is None
+        assert await store.history(TENANT, "nonsense") is None
+
+
 async def first_review(store: Store) -> Review:
     """The open review due first."""
     return (await store.reviews(TENANT, limit=1))[0]
@@ -863,6 +1515,19 @@ CHECKS: tuple[Check, ...] = (
     renewing_a_claim_extends_it_under_its_fence,
     a_released_review_is_open_and_a_stale_release_changes_nothing,
     claim_next_gives_the_held_review_else_the_open_one_due_first,
+    priorities_come_before_due_times,
+    a_scope_hides_what_its_owner_may_not_take,
+    a_renewed_lease_lasts_longer_and_only_its_holder_renews_it,
+    a_review_is_given_to_another_under_a_new_fence,
+    what_is_due_and_undecided_moves_up_its_chain_and_is_never_decided_by_that,
+    who_holds_a_review_that_is_due_keeps_it_for_one_lease,
+    what_is_put_back_when_due_moves_on_at_once,
+    a_review_at_the_end_of_its_chain_is_marked_though_held_and_stays_with_its_holder,
+    a_recalled_review_whose_queue_leads_nowhere_any_more_can_be_renewed,
+    many_reviews_that_are_due_all_move_and_nobody_else_s,
+    workloads_tell_what_waits_and_how_the_latest_went,
+    a_renewed_claim_counts_from_its_beginning,
+    places_count_what_goes_before,
     a_hundred_reviewers_never_share_a_review,
     waiting_ends_with_the_decision,
     waiting_ends_when_time_is_over_or_nothing_is_there,
@@ -873,6 +1538,7 @@ CHECKS: tuple[Check, ...] = (
     certificates_come_back_newest_first_for_good,
     adding_a_certificate_again_is_harmless,
     another_process_s_certificate_is_noticed_by_the_version,
+    a_halt_is_kept_for_all_until_another_of_its_version_takes_its_place,
     looks_at_labels_are_counted_where_they_see_something_new,
     items_that_every_stage_scored_are_listed_and_no_others,
     labelled_items_come_in_the_order_of_their_requests,
@@ -881,8 +1547,20 @@ CHECKS: tuple[Check, ...] = (
     labels_outlive_their_answers,
     reopening_frees_what_a_closed_process_held,
     final_answers_are_purged_by_age_and_open_ones_never,
+    what_is_erased_by_an_answer_is_gone_and_the_log_is_whole,
+    what_is_erased_of_a_subject_is_every_answer_about_them,
+    an_open_review_is_cancelled_by_an_erasure,
+    an_answer_that_is_purged_can_still_be_erased_from_the_log,
+    nothing_of_another_tenant_is_erased,
+    a_label_that_could_be_chosen_stays_and_certifies,
+    reviewers_are_told_of_what_is_new_and_due_once,
+    reviewers_are_told_of_what_is_escalated_to_them_and_not_of_what_is_over,
+    a_decision_tells_how_long_its_review_was_held,
     a_wall_clock_that_jumps_leaves_leases_as_they_are,
     a_cancelled_caller_leaves_the_store_usable,
     closing_twice_is_harmless_and_then_everything_is_refused,
     statistics_tell_what_was_written,
+    work_is_told_by_queue_and_for_one_tenant,
+    reviews_are_alike_that_ask_the_same_about_the_same_input,
+    the_way_of_an_item_is_told_in_full,
 )

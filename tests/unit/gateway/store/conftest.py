@@ -9,8 +9,6 @@ import pytest
 from gateway.store import StoreOptions
 from tests.unit.gateway.store.samples import Clock
 
-pytest.register_assert_rewrite("tests.unit.gateway.store.conformance")
-
 
 @pytest.fixture
 def options(tmp_path: Path) -> StoreOptions:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from backends.contract import Datatype, Ragged, Tensor, Tensors
+from backends.contract import Batch, Datatype, Ragged, Tensor, Tensors
 from gateway.answer import Answer, ItemAnswer, StageRecord, Status, new_answer_id
 from gateway.store.contract import Proposal, ReviewTask
 from router.certificate import Certificate, StageSubject, Subject
@@ -36,7 +36,14 @@ def accepted(*, tenant: str = TENANT, label: str = "cat", items: int = 1, output
 
 
 def deferred(
-    *, tenant: str = TENANT, items: int = 1, queue: str = "pets", due_s: float = 1e9
+    *,
+    tenant: str = TENANT,
+    items: int = 1,
+    queue: str = "pets",
+    due_s: float = 1e9,
+    expires_s: float | None = None,
+    priority: int = 5,
+    skills: tuple[str, ...] = (),
 ) -> tuple[Answer, list[ReviewTask]]:
     """An answer whose every item waits for a person, and the tasks for them."""
     trail = (
@@ -45,14 +52,21 @@ def deferred(
     )
     item = ItemAnswer(Status.PROVISIONAL, "fast", "cat", every_datatype(), 0.4, None, Reason.LOW_CONFIDENCE, trail)
     answer = Answer(new_answer_id(), tenant, "pets", 1_700_000_000.5, (item,) * items)
-    return answer, [task(i, queue, due_s) for i in range(items)]
+    tasks = [task(i, queue, due_s) for i in range(items)]
+    return answer, [replace(one, expires_s=expires_s, priority=priority, skills=skills) for one in tasks]
+
+
+def seen(answer: Answer, *payloads: bytes) -> Answer:
+    """*answer* to items that were sent as *payloads*."""
+    column = np.array([[payload] for payload in payloads], dtype=object)
+    return replace(answer, inputs=Batch.of({"image": Tensor.of(column, Datatype.BYTES)}))
 
 
 def uncertified(
-    *, tenant: str = TENANT, items: int = 1, at_s: float = 1_700_000_000.5
+    *, tenant: str = TENANT, items: int = 1, at_s: float = 1_700_000_000.5, expires_s: float | None = None
 ) -> tuple[Answer, list[ReviewTask]]:
     """An answer of a route without a certificate: every stage scored its items, and a person decides."""
-    answer, tasks = deferred(tenant=tenant, items=items)
+    answer, tasks = deferred(tenant=tenant, items=items, expires_s=expires_s)
     trail = (
         StageRecord("fast", "3", "cat", 0.4, Decision.ESCALATE, Reason.NO_CERTIFICATE),
         StageRecord("strong", "1", "cat", 0.9, Decision.DEFER, Reason.NO_CERTIFICATE, "no certificate is valid"),

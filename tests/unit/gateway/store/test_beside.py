@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -16,7 +17,7 @@ import pysqlite3.dbapi2 as sqlite3
 import pytest
 from sqlalchemy import Connection
 
-from gateway.store import CannotOpenStore, StoreOptions, open_beside, open_store, verify_log_file
+from gateway.store import CannotOpenStore, StoreOptions, open_beside, open_store, overwrite_beside, verify_log_of
 from gateway.store.beside import StoreBeside
 from gateway.store.migrations import newest_revision
 from gateway.store.sqlite import read_untouched
@@ -42,12 +43,12 @@ async def test_a_store_that_nobody_uses_is_verified_and_stays_as_it_is(options: 
     async with aclosing(await open_store(options)) as store:
         await store.commit(*deferred(items=3))
     before = contents(options.path.parent)
-    assert await verify_log_file(options) == []
+    assert await verify_log_of(options) == []
     assert contents(options.path.parent) == before
 
     execute(options.path, TAMPER)
     before = contents(options.path.parent)
-    assert await verify_log_file(options) == [FAULT]
+    assert await verify_log_of(options) == [FAULT]
     assert contents(options.path.parent) == before
 
 
@@ -55,9 +56,9 @@ async def test_a_store_in_use_is_verified_with_its_last_commit_and_stays_as_it_i
     async with aclosing(await open_store(options)) as store:
         await store.commit(*deferred(items=3))
         before = contents(options.path.parent)
-        assert await verify_log_file(options) == []
+        assert await verify_log_of(options) == []
         execute(options.path, TAMPER)
-        assert await verify_log_file(options) == [FAULT]
+        assert await verify_log_of(options) == [FAULT]
         # It took no writer's place, and the gateway goes on.
         assert contents(options.path.parent).keys() == before.keys()
         await store.commit(*deferred())
@@ -66,7 +67,7 @@ async def test_a_store_in_use_is_verified_with_its_last_commit_and_stays_as_it_i
 async def test_verifying_goes_on_beside_writes(options: StoreOptions) -> None:
     async with aclosing(await open_store(options)) as store:
         for _ in range(5):
-            verifying = asyncio.ensure_future(verify_log_file(options))
+            verifying = asyncio.ensure_future(verify_log_of(options))
             while not verifying.done():
                 await store.commit(accepted(), [])
             assert await verifying == []
@@ -116,7 +117,7 @@ def test_what_a_killed_process_left_is_verified_and_kept(options: StoreOptions) 
     before = contents(options.path.parent)
     assert before["store.db-wal"][0]
 
-    assert asyncio.run(verify_log_file(options)) == []
+    assert asyncio.run(verify_log_of(options)) == []
 
     after = contents(options.path.parent)
     for name in before.keys() - {"store.db-shm"}:  # the log's index, which SQLite builds anew
@@ -180,8 +181,8 @@ def make_other_database(path: Path) -> None:
         (make_nothing, "{path}: No such file or directory; check `path` of `store`"),
         (make_folder, "{path} is no file; check `path` of `store`"),
         (make_text, "{path}: file is not a database; free or restore it, or check `path` of `store`"),
-        (make_empty, "{path} is a database, and no store of Pointsman; check its path"),
-        (make_other_database, "{path} is a database, and no store of Pointsman; check its path"),
+        (make_empty, "{path} is a database, and no store of Pointsman; check where it is"),
+        (make_other_database, "{path} is a database, and no store of Pointsman; check where it is"),
     ],
 )
 async def test_what_is_no_store_is_refused_and_nothing_is_made(
@@ -192,7 +193,7 @@ async def test_what_is_no_store_is_refused_and_nothing_is_made(
     store = StoreBeside(options)  # what became of its file since it was opened
 
     for work in (
-        verify_log_file(options),
+        verify_log_of(options),
         open_and_close(options),
         store.labelled(None, "pets"),
         store.add_certificate(certificate()),
@@ -212,7 +213,7 @@ async def test_another_version_s_schema_is_refused_and_not_upgraded(options: Sto
     store = StoreBeside(options)
 
     for work in (
-        verify_log_file(options),
+        verify_log_of(options),
         open_and_close(options),
         store.certificates(),
         store.add_certificate(certificate()),
@@ -265,7 +266,8 @@ async def test_another_process_certifies_while_the_gateway_serves(options: Store
     with process(options, SERVE) as gateway:
         assert says(gateway.stdout) == "serving"
         files = {path.name for path in options.path.parent.iterdir()}
-        async with open_beside(options) as store:
+        # The gateway never pauses between its writes: whoever gives up soon may not get between them.
+        async with open_beside(replace(options, busy_timeout_s=30.0)) as store:
             for _ in range(5):
                 found = await store.labelled(TENANT, "pets")
                 assert [item.label for item in found] == [LABELS[0]] * 5 + [None] * (len(found) - 5)
@@ -281,7 +283,7 @@ async def test_another_process_certifies_while_the_gateway_serves(options: Store
         assert {path.name for path in options.path.parent.iterdir()} == files
         gateway.communicate("end\n", timeout=30.0)
         assert gateway.returncode == 0
-    assert await verify_log_file(options) == []
+    assert await verify_log_of(options) == []
 
 
 async def test_two_processes_add_the_same_certificate_once(options: StoreOptions) -> None:
@@ -340,7 +342,7 @@ async def test_a_certificate_is_added_to_what_a_killed_gateway_left(options: Sto
         await store.add_certificate(certificate())
         assert await store.certificates() == [certificate()]
         assert len(await store.labelled(None, "pets")) == 3
-    assert await verify_log_file(options) == []
+    assert await verify_log_of(options) == []
 
 
 async def test_a_certificate_that_cannot_be_written_is_not_acknowledged(options: StoreOptions) -> None:
@@ -355,6 +357,16 @@ async def test_a_certificate_that_cannot_be_written_is_not_acknowledged(options:
             other.execute("ROLLBACK")
         await store.add_certificate(certificate())
         assert await gateway.certificates() == [certificate()]
+
+
+async def test_a_file_that_is_locked_is_not_written_anew_and_says_why(options: StoreOptions) -> None:
+    async with aclosing(await open_store(options)):
+        with closing(sqlite3.connect(os.fspath(options.path), isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(
+                CannotOpenStore, match=f"store file {options.path}: database is locked; free or restore"
+            ):
+                overwrite_beside(options)
 
 
 def test_its_repr_tells_where_it_is(options: StoreOptions) -> None:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from backends.contract import Datatype, Ragged, SharedMemoryWindow, Tensor, Tensors
 from backends.errors import InvalidInput
-from gateway.answer import StageRecord
+from gateway.answer import StageRecord, StageRun
 from gateway.store import codec
 from gateway.store.contract import Proposal
 from router.contract import Decision, Reason
@@ -84,6 +84,17 @@ def test_the_layout_in_memory_does_not_matter(array: np.ndarray[Any, np.dtype[An
     assert back.numpy().dtype == np.int32
 
 
+def test_large_elements_are_not_copied_to_be_looked_at() -> None:
+    array = np.arange(3000, dtype=np.float32).reshape(2, 1500)
+
+    parts = codec.encoded_parts({"x": Tensor.of(array)})
+
+    assert any(isinstance(part, memoryview) and np.shares_memory(np.asarray(part), array) for part in parts)
+    assert b"".join(parts) == codec.encode_tensors({"x": Tensor.of(array)})
+    turned = Tensor.of(array.T)
+    assert np.array_equal(codec.decode_tensors(codec.encode_tensors({"x": turned}))["x"].numpy(), array.T)
+
+
 def test_text_elements_become_bytes() -> None:
     back = codec.decode_tensors(codec.encode_tensors({"x": Tensor.of(np.array(["owl", "ü"]))}))["x"]
     assert back.numpy().tolist() == [b"owl", "ü".encode()]
@@ -152,3 +163,12 @@ def test_a_stage_without_details_is_written_as_ever() -> None:
     )
     assert codec.encode_trail([record]) == text
     assert codec.decode_trail(text) == (record,)
+
+
+def test_what_a_stage_took_comes_back() -> None:
+    run = StageRun(0.5, 0.25, "a1b2-7", 12, 0.027, 0.93, "c" * 64)
+    taken = StageRecord("fast", "1", "cat", 0.5, Decision.ACCEPT, run=run)
+    stateful = StageRecord("total", "1", "cat", None, Decision.ACCEPT, run=StageRun(0.25))
+    classified = StageRecord("classify", "", None, None, Decision.ESCALATE, traits={"content_type": "text/plain"})
+
+    assert codec.decode_trail(codec.encode_trail((classified, taken, stateful))) == (classified, taken, stateful)

@@ -48,7 +48,8 @@ async def test_no_item_is_searched_for(options: StoreOptions) -> None:
         steps = await store._read(plan)
     assert [step for step in steps if not step.startswith("CORRELATED")] == [
         "SEARCH decision_log USING INDEX decision_log_scored (route=?)",
-        "SEARCH ruling USING INDEX decision_log_ruled (answer_id=? AND item=?)",
+        *[f"SEARCH ruling USING INDEX decision_log_{kind} (answer_id=? AND item=?)" for kind in ("erased", "ruled")],
+        "USE TEMP B-TREE FOR ORDER BY",
         *["SEARCH feedback USING INDEX sqlite_autoindex_feedback_1 (answer_id=? AND item=?)"] * 2,
     ]
 

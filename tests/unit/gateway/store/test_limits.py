@@ -24,7 +24,7 @@ from gateway.store import CannotOpenStore, SqlStore, StoreOptions, open_store
 from gateway.store.contract import Fresh, RequestKey, ReviewState, ReviewTask
 from gateway.store.retention import Watermarks
 from tests.unit.gateway.store.conformance import BODY, DAY_S, KEY, decide_all
-from tests.unit.gateway.store.samples import TENANT, Clock, accepted, assert_same_answer, deferred
+from tests.unit.gateway.store.samples import TENANT, Clock, accepted, assert_same_answer, deferred, seen
 
 LIMIT = 2 * 2**20
 CANARY = "canary-4711"
@@ -208,6 +208,16 @@ async def test_too_many_recorded_answers_make_the_next_wait(
             await asyncio.sleep(0)
             assert not waiting.done()
         await asyncio.wait_for(waiting, 10.0)
+
+
+async def test_inputs_that_are_digested_already_take_no_room_among_what_is_recorded(options: StoreOptions) -> None:
+    large = seen(accepted(), bytes(2**20))
+    async with aclosing(await open_store(replace(options, busy_timeout_s=30.0))) as store:
+        with locked(options):
+            await store.record(large)
+            assert 0 < store._queued_bytes < 2**19
+        await store.commit(*deferred())
+        assert store._queued_bytes == 0
 
 
 async def test_near_the_limit_deferrals_are_refused_and_at_it_everything_new(options: StoreOptions) -> None:

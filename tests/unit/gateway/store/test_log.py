@@ -62,7 +62,7 @@ async def test_the_log_says_what_happened_and_no_more(options: StoreOptions) -> 
     await fill(options)
     with edited(options) as execute:
         rows = list(
-            execute("SELECT event, actor, label, reason, payload_sha256 IS NULL FROM decision_log ORDER BY seq")
+            execute("SELECT event, actor, label, reason, outputs_sha256 IS NULL FROM decision_log ORDER BY seq")
         )  # type: ignore[call-overload]
     assert rows == [
         *[("defer", None, "cat", "low_confidence", 0)] * 2,

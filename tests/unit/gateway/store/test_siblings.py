@@ -47,6 +47,15 @@ async def test_feedback_is_taken_before_the_process_that_told_the_answer_has_com
     await other.add_feedback(TENANT, answer.id, 0, "dog", "caller")
 
 
+async def test_revisions_are_told_before_the_process_that_told_the_answer_has_committed(
+    sibling: SqlStore, other: SqlStore
+) -> None:
+    answer = accepted()
+    await sibling.record(answer)
+
+    assert [revision.number for revision in await other.revisions(TENANT, answer.id)] == [1]
+
+
 async def test_what_nobody_has_told_is_not_looked_for_for_long(sibling: SqlStore) -> None:
     async with asyncio.timeout(30):
         assert await sibling.answer(TENANT, new_answer_id()) is None

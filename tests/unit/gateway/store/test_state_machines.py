@@ -18,12 +18,14 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from backends.errors import Code, Conflict
 from gateway.answer import Answer
 from gateway.store import SqlStore, StoreOptions, open_store
-from gateway.store.contract import Done, Fresh, InProgress, KeyClaim, Mismatch, RequestKey, ReviewState
+from gateway.store.contract import Done, Fresh, InProgress, KeyClaim, Mismatch, RequestKey, ReviewState, Step
 from tests.unit.gateway.store.samples import LABELS, TENANT, Clock, deferred
 
 T = TypeVar("T")
 reviewers = st.sampled_from(["anna", "ben"])
 keys = st.sampled_from([RequestKey(TENANT, "pets", name) for name in ("one", "two")])
+STEPS = {"pets": Step("leads", 40.0)}
+WALL_S = 1_700_000_000.0
 bodies = st.sampled_from([b"a" * 32, b"b" * 32])
 
 
@@ -39,6 +41,11 @@ class ModelReview:
     reviewer: str | None = None
     until: float = 0.0
     label: str | None = None
+    queue: str = "pets"
+    priority: int = 5
+    recalled: bool = False
+    overdue: bool = False
+    escalations: int = 0
 
     def state(self, now: float) -> ReviewState:
         if self.label is not None:
@@ -67,6 +74,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.runner = asyncio.Runner()
         self.clock = Clock(1000.0)
+        self.wall_clock = Clock(WALL_S)
         self.reviews: list[ModelReview] = []
         self.keys: dict[RequestKey, ModelKey] = {}
         self.due = itertools.count()
@@ -76,7 +84,8 @@ class StoreMachine(RuleBasedStateMachine):
         return self.runner.run(work)
 
     async def open(self) -> SqlStore:
-        return await open_store(StoreOptions(Path(self.folder.name) / "store.db"), clock=self.clock)
+        options = StoreOptions(Path(self.folder.name) / "store.db")
+        return await open_store(options, clock=self.clock, wall_clock=self.wall_clock)
 
     def teardown(self) -> None:
         assert self.run(self.store.verify_log()) == []
@@ -85,18 +94,20 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder.cleanup()
 
     def ordered(self) -> list[ModelReview]:
-        return sorted(self.reviews, key=lambda review: (review.due_s, review.id))
+        return sorted(self.reviews, key=lambda review: (review.priority, review.due_s, review.id))
 
     async def keep(self, answer: Answer, known: list[str]) -> None:
         for review in await self.store.reviews(TENANT, state=None, limit=1000):
             if review.id not in known:
-                self.reviews.append(ModelReview(review.id, answer, review.task.item, review.task.due_s))
+                task = review.task
+                self.reviews.append(ModelReview(review.id, answer, task.item, task.due_s, priority=task.priority))
 
     # --- reviews ---
 
-    @rule(items=st.integers(1, 2))
-    def defer(self, items: int) -> None:
-        answer, tasks = deferred(items=items, due_s=float(next(self.due)))
+    @rule(items=st.integers(1, 2), due_in_s=st.sampled_from([0.0, 30.0, 1000.0]), priority=st.sampled_from([1, 5]))
+    def defer(self, items: int, due_in_s: float, priority: int) -> None:
+        due_s = self.wall_clock.now + due_in_s + next(self.due) / 1024
+        answer, tasks = deferred(items=items, due_s=due_s, priority=priority)
         self.run(self.store.commit(answer, tasks))
         self.run(self.keep(answer, [review.id for review in self.reviews]))
 
@@ -113,15 +124,16 @@ class StoreMachine(RuleBasedStateMachine):
             return (model.id, reviewer, model.fence)
         review = self.run(work)
         self.granted(model, reviewer, lease_s)
-        assert (review.fence, review.lease_s) == (model.fence, lease_s)
+        assert (review.fence, review.lease_s) == (model.fence, model.until - self.clock.now)
         return (model.id, reviewer, model.fence)
 
-    @rule(target=claimed_fences, reviewer=reviewers)
-    def claim_next(self, reviewer: str) -> tuple[str, str, int]:
+    @rule(target=claimed_fences, reviewer=reviewers, queue=st.sampled_from(["pets", "leads"]))
+    def claim_next(self, reviewer: str, queue: str) -> tuple[str, str, int]:
         now = self.clock.now
-        held = [r for r in self.ordered() if r.state(now) is ReviewState.CLAIMED and r.reviewer == reviewer]
-        free = [r for r in self.ordered() if r.state(now) is ReviewState.OPEN]
-        review = self.run(self.store.claim_next(TENANT, "pets", reviewer, 60.0))
+        there = [r for r in self.ordered() if r.queue == queue]
+        held = [r for r in there if r.state(now) is ReviewState.CLAIMED and r.reviewer == reviewer]
+        free = [r for r in there if r.state(now) is ReviewState.OPEN]
+        review = self.run(self.store.claim_next(TENANT, queue, reviewer, 60.0))
         expected = next(iter(held + free), None)
         assert (None if review is None else review.id) == (None if expected is None else expected.id)
         if expected is None:
@@ -132,7 +144,58 @@ class StoreMachine(RuleBasedStateMachine):
     def granted(self, model: ModelReview, reviewer: str, lease_s: float) -> None:
         if model.state(self.clock.now) is ReviewState.OPEN:
             model.fence += 1
+        elif model.recalled:
+            return
         model.reviewer, model.until = reviewer, self.clock.now + lease_s
+
+    @rule(claim=claimed_fences, lease_s=st.sampled_from([10.0, 60.0]))
+    def renew(self, claim: tuple[str, str, int], lease_s: float) -> None:
+        review_id, reviewer, fence = claim
+        model = self.held(*claim)
+        if review_id == "none":
+            return
+        work = self.store.renew(TENANT, review_id, reviewer, fence, lease_s)
+        if model is None:
+            with pytest.raises(Conflict):
+                self.run(work)
+            return
+        self.run(work)
+        self.granted(model, reviewer, lease_s)
+
+    @rule(target=claimed_fences, pick=st.integers(0, 99), reviewer=reviewers)
+    def assign(self, pick: int, reviewer: str) -> tuple[str, str, int]:
+        if not self.reviews:
+            return ("none", reviewer, 0)
+        model = self.reviews[pick % len(self.reviews)]
+        work = self.store.assign(TENANT, model.id, reviewer, model.fence, 60.0)
+        if model.label is not None:
+            with pytest.raises(Conflict):
+                self.run(work)
+            return (model.id, reviewer, model.fence)
+        self.run(work)
+        model.fence, model.reviewer, model.until = model.fence + 1, reviewer, self.clock.now + 60.0
+        return (model.id, reviewer, model.fence)
+
+    @rule()
+    def escalate(self) -> None:
+        now, now_s = self.clock.now, self.wall_clock.now
+        moved = self.run(self.store.escalate(STEPS))
+        expected: set[tuple[str, str, str | None]] = set()
+        for model in self.reviews:
+            if model.label is not None or model.overdue or model.due_s > now_s:
+                continue
+            step = STEPS.get(model.queue)
+            if step is None:
+                model.overdue, model.recalled = True, False
+                expected.add((model.id, model.queue, None))
+            elif model.state(now) is ReviewState.CLAIMED:
+                model.recalled = True
+            else:
+                expected.add((model.id, model.queue, step.queue))
+                model.queue, model.due_s, model.recalled = step.queue, now_s + step.due_s, False
+                model.reviewer, model.escalations = None, model.escalations + 1
+        assert {(one.review_id, one.queue, one.to) for one in moved} == expected
+        assert len(moved) == len(expected)
 
     def held(self, review_id: str, reviewer: str, fence: int) -> ModelReview | None:
         for model in self.reviews:
@@ -193,7 +256,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(held=consumes(key_fences))
     def commit_with_key(self, held: tuple[RequestKey, int]) -> None:
-        answer, tasks = deferred(due_s=float(next(self.due)))
+        answer, tasks = deferred(due_s=self.wall_clock.now + next(self.due) / 1024)
         model = self.in_progress(*held)
         if model is None:
             with pytest.raises(Conflict):
@@ -229,6 +292,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1.0, 15.0, 61.0]))
     def pass_time(self, seconds: float) -> None:
         self.clock.now += seconds
+        self.wall_clock.now += seconds
 
     @rule()
     def maintain(self) -> None:
@@ -248,8 +312,11 @@ class StoreMachine(RuleBasedStateMachine):
     def the_store_is_as_the_model(self) -> None:
         found = self.run(self.store.reviews(TENANT, state=None, limit=1000))
         now = self.clock.now
-        assert [(r.id, r.state, r.label, r.fence) for r in found] == [
-            (model.id, model.state(now), model.label, model.fence) for model in self.ordered()
+        assert [
+            (r.id, r.state, r.label, r.fence, r.task.queue, r.task.due_s, r.escalations, r.overdue_s is not None)
+            for r in found
+        ] == [
+            (m.id, m.state(now), m.label, m.fence, m.queue, m.due_s, m.escalations, m.overdue) for m in self.ordered()
         ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from contextlib import aclosing, closing
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from backends.contract import Datatype, SharedMemoryWindow, Tensor
-from backends.errors import InvalidInput
+from backends.errors import InvalidInput, Unavailable
 from gateway.answer import Answer
 from gateway.store import StoreOptions, open_store
 from gateway.store.transaction import Transaction
@@ -99,6 +100,33 @@ async def test_a_store_that_closes_while_it_cannot_write_says_what_is_lost(
         await asyncio.wait_for(store.aclose(), 30.0)
     assert "claims stay until the store is opened again" in caplog.text
     assert "the store closes with 3 decisions unrecorded" in caplog.text
+
+
+async def test_what_was_to_be_done_between_is_done_though_the_store_closes_while_it_cannot_write(
+    options: StoreOptions,
+) -> None:
+    store = await open_store(options)
+    writer, locking = store._writer, threading.Event()
+    with closing(sqlite3.connect(options.path, isolation_level=None, check_same_thread=False)) as other:
+
+        def lock() -> None:
+            other.execute("BEGIN IMMEDIATE")
+            locking.set()
+
+        await writer.between(lock)
+        writing = writer.run(lambda _: None)
+        while not writer._in_flight:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        between = writer.between(lambda: "done")
+        closing_ = asyncio.ensure_future(writer.aclose())
+        assert await asyncio.wait_for(between, 30.0) == "done"
+        with pytest.raises(Unavailable, match="the store cannot write now"):
+            await writing
+        await asyncio.wait_for(closing_, 30.0)
+        other.execute("ROLLBACK")
+    with pytest.raises(Unavailable):
+        await store._writer.run(lambda _: None)
+    await store.aclose()
 
 
 async def test_its_repr_tells_where_it_is_and_how_full(options: StoreOptions) -> None:

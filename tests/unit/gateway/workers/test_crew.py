@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from backends.errors import Unavailable
+from gateway.folders import private_folder
 from gateway.http.messages import HttpRequest
-from gateway.ports import private_folder
 from gateway.settings import Settings, load_settings
 from gateway.workers import crew
 from gateway.workers.crew import Crew, Worker, WorkerFailed
@@ -44,7 +44,7 @@ async def test_a_system_that_has_no_process_to_give_is_a_failure_to_start(
     folder.mkdir()
 
     with pytest.raises(WorkerFailed, match=r"no process can be started: .*temporarily unavailable"):
-        await Worker(0, settings, folder).run(lambda: None)
+        await Worker(0, settings, folder, {}).run(lambda: None)
 
     assert list(folder.iterdir()) == []
 
@@ -125,7 +125,7 @@ async def test_a_worker_whose_event_loop_hangs_is_told_of_killed_and_started_aga
     monkeypatch.setattr(crew, "HUNG_S", 1.0)
     path = tmp_path / "gateway.yaml"
     path.write_text(FREEZING)
-    with private_folder("crew-", 60) as folder:
+    with private_folder("crew", 100) as folder:
         async with asyncio.timeout(120), Crew(load_settings(path), folder) as workers:
             assert await workers.wait_ready(asyncio.Event())
             first, other = workers.workers
@@ -153,7 +153,7 @@ async def test_a_worker_that_misses_a_question_now_and_then_lives_on(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed: list[int] = []
-    worker = Worker(0, settings, tmp_path)
+    worker = Worker(0, settings, tmp_path, {})
     monkeypatch.setattr(worker, "kill", lambda: killed.append(worker.number))
 
     for miss in range(crew.HUNG_MISSES):  # the supervisor was stopped for an hour after the first

@@ -1,0 +1,28 @@
+"""Models that Ray Serve places, scales, heals and rolls, reached from the gateway by handle.
+
+    gateway                                        a replica, anywhere on the cluster
+    Batcher ─► RayServe.infer ── Asked ─► Serve's router ─► ModelReplica.infer ─► Onnx, Python, ...
+                    ▲                                              │
+                    └───────────── Answered or Refused ────────────┘
+
+**One call per batch.** Batches are formed at the gateway, by slack and across callers, as for every other backend; what
+Serve offers for that (`@serve.batch`) is not used. A replica hosts one backend of ours in its process, as it is.
+
+**Tensors** are pickled by protocol 5: NumPy arrays travel as buffers, and from 100 kB on through the shared memory of
+the node, where both sides read them in place. They are not writable then, as the contract allows.
+
+**Deadlines** travel as seconds that are left, since clocks differ between nodes. At the deadline, or when the caller
+leaves, the call is cancelled, and the backend in the replica stops what it can stop.
+
+**Failures.** What the model says of a batch comes back as data (`Refused`) and is raised here again. A replica that
+dies or leaves is `ReplicaFailed`; the batch is tried at another one, within its deadline and a budget.
+
+**Versions.** A replica knows a digest of what it was made of, and refuses calls that want another: while a model is
+being replaced by its next version, an answer never comes from a model that the gateway's certificates are not about.
+
+**Scaling** (`scaling`): callers tell with every call how long its batch has waited and how many deadlines they have
+missed; each replica sums that up, and Serve's controller asks a policy of ours about the sums.
+
+Rejected: an exception for each refusal (Ray renders a traceback in the replica, and logs it, for what is an answer to
+the caller's mistake); streaming calls (one more message each).
+"""

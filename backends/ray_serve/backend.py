@@ -1,0 +1,294 @@
+"""A model whose replicas are deployments of Ray Serve, as a backend; `backends.ray_serve` tells how they talk."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import itertools
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from backends.contract import (
+    TRACE,
+    URGENCY,
+    WAITED_S,
+    Backend,
+    Batch,
+    Deadline,
+    Limits,
+    Memory,
+    Signature,
+    State,
+    Tensors,
+    check_batch,
+    check_outputs,
+)
+from backends.errors import (
+    BackendFailed,
+    DeadlineExceeded,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    PointsmanError,
+    ReplicaFailed,
+    Unavailable,
+)
+from backends.in_flight import InFlight
+from backends.ray_serve.messages import About, AnotherModel, Answered, Asked, Refused
+from backends.registry import BackendType
+from backends.replicas.budget import Budget
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+_ATTEMPTS = 4
+_PAUSE_S = 0.01
+"""Before the second attempt; as much more before each further one."""
+
+_LOOK_AGAIN_S = 0.2
+"""Between two looks whether a model's next version is there."""
+
+_TRAVELS = frozenset({Memory.HOST, Memory.RAGGED})
+"""What can be sent to another process."""
+
+
+@dataclass(frozen=True, slots=True)
+class RayServeOptions:
+    """What a model with `backend: ray_serve` can set.
+
+    Attributes:
+        deployment: of the class `backends.ray_serve.deployment.ModelReplica`.
+        app: the Serve application that it is part of.
+        address: of the cluster, where this process is not part of one; auto: the one on this machine.
+        replicas: that there can be of it: as many times what one overlaps is sent to them.
+        open_timeout_s: what its first answer may take, the start of a replica included.
+    """
+
+    deployment: str
+    app: str = "default"
+    address: str = "auto"
+    replicas: int = 1
+    open_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.replicas < 1 or self.open_timeout_s <= 0:
+            raise ValueError("replicas is at least 1, and open_timeout_s more than 0")
+
+
+class RayServe:
+    """The replicas of one deployment as a backend; `open_deployment` builds it. Belongs to one event loop."""
+
+    def __init__(self, model_name: str, handle: DeploymentHandle[Any], about: About, replicas: int) -> None:
+        """Args:
+        model_name: names the model in errors.
+        handle: of the deployment.
+        about: what one of its replicas has said.
+        replicas: that there can be.
+
+        Raises:
+            InvalidInput: it cannot be asked from another process.
+        """
+        memory = about.limits.memory & _TRAVELS
+        if not memory:
+            raise InvalidInput(f"model {model_name!r} takes {sorted(about.limits.memory)}, none of which can be sent")
+        self._name = model_name
+        self._ask = handle.options(method_name="infer")
+        self._about = about
+        self._limits = replace(about.limits, max_in_flight=about.limits.max_in_flight * replicas, memory=memory)
+        self._state = State.READY
+        self._calls = InFlight()
+        self._budget = Budget()
+        self._misses = 0
+        self._on_the_way_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"<RayServe {self._name!r} version {self.version}: {self._state}, {self._calls.count} calls>"
+
+    @property
+    def signature(self) -> Signature:
+        """As a replica has said."""
+        return self._about.signature
+
+    @property
+    def version(self) -> str:
+        """As a replica has said."""
+        return self._about.version
+
+    @property
+    def limits(self) -> Limits:
+        """Those of one replica, with calls for as many as there can be."""
+        return self._limits
+
+    @property
+    def state(self) -> State:
+        """Ready, also while there is no replica; failed when they are of another version; closed."""
+        return self._state
+
+    async def infer(self, batch: Batch, deadline: Deadline) -> Tensors:
+        """Ask a replica, and another one where it dies; see `Backend.infer`."""
+        check_batch(self._about.signature, batch, self._limits)
+        if self._state is State.CLOSED:
+            raise Unavailable(f"model {self._name!r} is closed; send the request elsewhere")
+        self._budget.call_came(time.monotonic())
+        with self._calls:
+            for attempt in itertools.count(1):
+                try:
+                    return await self._attempt(batch, deadline)
+                except ReplicaFailed:
+                    pause_s = attempt * _PAUSE_S
+                    if attempt == _ATTEMPTS or time.monotonic() + pause_s >= deadline:
+                        raise
+                    if not self._budget.grant_retry(time.monotonic()):
+                        raise
+                    await asyncio.sleep(pause_s)
+        raise AssertionError("attempts ended without an end. This is a bug.")
+
+    async def _attempt(self, batch: Batch, deadline: Deadline) -> Tensors:
+        sent = time.monotonic()
+        left_s = deadline - sent
+        if left_s <= 0:
+            raise DeadlineExceeded(f"the deadline passed before model {self._name!r} started; allow more time")
+        misses, self._misses = self._misses, 0
+        waited_s = WAITED_S.get() + self._on_the_way_s
+        asked = Asked(self._about.digest, batch, left_s, URGENCY.get(), TRACE.get(), waited_s, misses)
+        reply = await self._reply(asked)
+        match reply:
+            case Answered():
+                self._on_the_way_s = max(0.0, time.monotonic() - sent - reply.took_s)
+                if fault := check_outputs(self._about.signature, reply.outputs, batch.size):
+                    raise BackendFailed(f"model {self._name!r} broke its signature: {fault}")
+                return reply.outputs
+            case Refused():
+                self._misses += reply.kind is DeadlineExceeded
+                raise reply.error()
+            case AnotherModel():
+                self._state = State.FAILED  # whoever opens failed models anew finds the next version
+                raise ReplicaFailed(f"model {self._name!r} is being replaced by another version; try again")
+        raise BackendFailed(f"model {self._name!r} gave an answer that makes no sense")
+
+    async def _reply(self, asked: Asked) -> object:
+        """What a replica says to *asked*; the call is cancelled at its deadline, and when this is."""
+        response = self._ask.remote(asked)
+        try:
+            async with asyncio.timeout(None if math.isinf(asked.left_s) else asked.left_s):
+                return await response
+        except TimeoutError as error:
+            response.cancel()
+            self._misses += 1
+            raise DeadlineExceeded(
+                f"the deadline passed before a replica of model {self._name!r} answered; allow more time"
+            ) from error
+        except asyncio.CancelledError as error:
+            if _is_cancelled():
+                response.cancel()
+                raise
+            raise self._leaving() from error
+        except Exception as error:  # Ray's many
+            raise _translated(self._name, error) from error
+
+    def _leaving(self) -> ReplicaFailed:
+        return ReplicaFailed(f"model {self._name!r}: its replica left before it had answered; try again")
+
+    async def aclose(self) -> None:
+        """Take no more calls, and wait for those in flight; the deployment stays, as it is Serve's."""
+        self._state = State.CLOSED
+        await self._calls.wait_idle()
+
+
+def _is_cancelled() -> bool:
+    """Whether the task at hand is, and not what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _translated(model: str, error: Exception) -> PointsmanError:
+    """Which error of ours *error*, from a call of a replica, is."""
+    from ray import exceptions as ray
+    from ray.serve import exceptions as serve
+
+    match error:
+        case serve.BackPressureError():
+            return Overloaded(f"model {model!r}: too much waits for its replicas; try again later")
+        case ray.ObjectStoreFullError() | ray.OutOfDiskError() | ray.PendingCallsLimitExceeded():
+            return Overloaded(f"model {model!r}: the node's shared memory is full; try again later", retry_after_s=1.0)
+        case serve.DeploymentUnavailableError():
+            return Unavailable(f"model {model!r} could not be deployed; an operator must see to it")
+        case ray.RayTaskError():
+            return BackendFailed(f"model {model!r} failed on this batch; the log of its replica has the cause")
+        case serve.RayServeException() | ray.RayError():
+            return ReplicaFailed(f"model {model!r}: its replica is gone, or cannot be reached; try again")
+    return BackendFailed(f"model {model!r} could not be asked; the log has the cause")
+
+
+async def open_deployment(
+    model_name: str,
+    handle: DeploymentHandle[Any],
+    replicas: int,
+    *,
+    digest: str | None = None,
+    timeout_s: float | None = None,
+) -> Backend:
+    """The model behind *handle*, once a replica has said what it takes and gives.
+
+    Args:
+        replicas: that there can be.
+        digest: of the model that is wanted; None: whichever is there.
+        timeout_s: what that may take; None: as long as Serve takes to start one.
+
+    Raises:
+        Unavailable: no replica answers, or none of the version that is wanted.
+        InvalidInput: it cannot be asked from another process.
+    """
+    ask = handle.options(method_name="about")
+    try:
+        async with asyncio.timeout(timeout_s):
+            about: About = await ask.remote()
+            while digest is not None and about.digest != digest:  # it is being replaced
+                await asyncio.sleep(_LOOK_AGAIN_S)
+                about = await ask.remote()
+    except TimeoutError as error:
+        raise Unavailable(
+            f"model {model_name!r}: no replica of the version that is wanted answered within {timeout_s:g} s"
+        ) from error
+    except Exception as error:  # Ray's many
+        raise Unavailable(f"model {model_name!r}: no replica could be asked: {error}") from error
+    return RayServe(model_name, handle, about, replicas)
+
+
+async def open_ray_serve(model_name: str, options: RayServeOptions) -> Backend:
+    """Find the deployment on the cluster, and ask it what it takes and gives.
+
+    Raises:
+        InvalidInput: Ray is not installed.
+        NotFound: there is no such deployment.
+        Unavailable: there is no such cluster, or no replica answers.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise InvalidInput(f"model {model_name!r}: Ray needs its extra: pip install 'pointsman[cluster]'")
+    handle = await asyncio.to_thread(_handle, model_name, options)
+    return await open_deployment(model_name, handle, options.replicas, timeout_s=options.open_timeout_s)
+
+
+def _handle(model_name: str, options: RayServeOptions) -> DeploymentHandle[Any]:
+    import ray
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    if not ray.is_initialized():
+        try:
+            ray.init(address=options.address, namespace="serve", configure_logging=False, log_to_driver=False)
+        except ConnectionError as error:
+            raise Unavailable(f"model {model_name!r}: there is no Ray cluster at {options.address!r}") from error
+    try:
+        return serve.get_deployment_handle(options.deployment, options.app)
+    except (KeyError, RayServeException) as error:
+        raise NotFound(
+            f"model {model_name!r}: there is no deployment {options.deployment!r} in the application {options.app!r}"
+        ) from error
+
+
+RAY_SERVE = BackendType(
+    "ray_serve", RayServeOptions, open_ray_serve, frozenset({"app", "address", "replicas", "open_timeout_s"})
+)

@@ -1,0 +1,339 @@
+"""`pointsman cluster up` and `down`: the gateway on a Ray of its own, on this machine, with one command.
+
+`up` starts Ray and Serve in processes below its own, all on 127.0.0.1, deploys, says that it is ready as `serve` does,
+and stays until SIGTERM or Ctrl-C, or `down`, at which replicas drain. Another `up` for the same folder meanwhile
+upgrades what runs to the configuration that it names, replica by replica, and returns when that is done.
+
+The folder is where both find what runs: whoever holds its lock (`flock`) is the `up` that runs, and the file `running`
+in it tells its process and Ray's address; a token there is what Ray's processes know each other by. Ray's own files
+are below it, its sockets among them, so its name must be short.
+
+On a cluster that runs already, nothing of this is needed: see `gateway.ray_app`, and `pointsman cluster config`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+import signal
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from backends.errors import Code, PointsmanError
+from gateway.cluster.application import APP, ONE_LOOP, application, cores, deployed, replicated
+from gateway.ports import bind, held, port_of
+from gateway.serve import Addresses
+from gateway.settings import Settings
+
+_OBJECTS_BYTES = 200 * 2**20
+"""Shared memory for tensors on their way."""
+
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_ENABLE_AUTO_CONNECT": "0"}
+"""Keeps a Ray of one machine to it. Whoever has lost theirs must not start another by asking for anything: Ray does
+that by itself, and such a one would listen on every interface.
+"""
+
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Failed|Unavailable|InvalidInput|NotFound)\b.*: ")
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+_DOWN_S = 90.0
+_LOOK_S = 0.1
+_SPARE_CPUS = 1.0
+
+
+class ClusterFailed(PointsmanError):
+    """Ray or Serve could not do what was asked for; the message says why."""
+
+    code = Code.UNAVAILABLE
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What the file `running` says.
+
+    Attributes:
+        pid: of the `up` that runs.
+        ray: the cluster's address.
+        http, grpc, control: ports; the last is the first replica's.
+    """
+
+    pid: int
+    ray: str
+    http: int
+    grpc: int
+    control: int
+
+
+def default_folder() -> Path:
+    """Where this user's cluster is, if nothing else is said."""
+    return Path(tempfile.gettempdir()) / f"pointsman-cluster-{os.geteuid()}"
+
+
+def up(settings: Settings, folder: Path, announce: Callable[[Addresses], None], *, log_level: str) -> None:
+    """Serve *settings* until a signal, or upgrade what runs by *folder*; *announce* is called once all are ready.
+
+    Raises:
+        OSError: an address cannot be bound, or the folder not be used.
+        PointsmanError: a replica cannot start; or what is configured cannot be replicated.
+    """
+    replicated(settings.server)
+    with _claimed(folder) as is_ours:
+        if is_ours:
+            _serve(settings, folder, announce, log_level)
+            return
+        running = _read(folder)
+        if running is None:
+            raise ClusterFailed(f"a cluster is starting, or ending, in {folder}; try again, or name another --folder")
+        _upgrade(settings, folder, running, log_level)
+        announce(_addresses(settings, running))
+
+
+def down(folder: Path) -> bool:
+    """End what runs by *folder*, in order; whether anything did.
+
+    Raises:
+        ClusterFailed: it does not end.
+    """
+    with _claimed(folder) as is_ours:
+        running = None if is_ours else _read(folder)
+    if is_ours:
+        return False
+    if running is None:
+        raise ClusterFailed(f"a cluster is starting, or ending, in {folder}; try again")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(running.pid, signal.SIGTERM)
+    until = time.monotonic() + _DOWN_S
+    while time.monotonic() < until:
+        with _claimed(folder) as is_over:
+            if is_over:
+                return True
+        time.sleep(_LOOK_S)
+    raise ClusterFailed(f"the cluster did not end within {_DOWN_S:g} s; end process {running.pid} yourself")
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Whether *folder* is this process's, until the end; it is somebody else's otherwise.
+
+    Raises:
+        OSError: it is another user's, others may write to it, or it cannot be made.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        _check_is_private(folder, os.fstat(opened))
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(opened)
+
+
+def _check_is_private(folder: Path, found: os.stat_result) -> None:
+    """Whoever else could write to *folder* could put a token of their own there, and Ray's files.
+
+    Raises:
+        OSError: somebody else could.
+    """
+    if found.st_uid != os.geteuid():
+        raise OSError(f"the folder {folder} is another user's; name another with --folder")
+    if found.st_mode & _OTHERS_WRITE:
+        raise OSError(f"other users may write to the folder {folder}; chmod go-w it, or name another with --folder")
+
+
+def _serve(settings: Settings, folder: Path, announce: Callable[[Addresses], None], log_level: str) -> None:
+    server = settings.server
+    with held(server.host, server.http_port) as http, held(server.host, server.grpc_port) as grpc:
+        with bind(server.host, server.control_port) as control:
+            settings = _on_ports(settings, port_of(http), port_of(grpc), port_of(control))
+        with _ray(settings, folder) as address, _told(folder, settings, address) as running:
+            _deploy(settings, log_level)
+            stop = _Stop()
+            announce(_addresses(settings, running))
+            stop.wait()
+
+
+def _on_ports(settings: Settings, http: int, grpc: int, control: int) -> Settings:
+    return replace(settings, server=replace(settings.server, http_port=http, grpc_port=grpc, control_port=control))
+
+
+def _addresses(settings: Settings, running: Running) -> Addresses:
+    host = settings.server.host
+    shown = f"[{host}]" if ":" in host else host
+    return Addresses(*(f"{shown}:{port}" for port in (running.http, running.grpc, running.control)))
+
+
+@contextlib.contextmanager
+def _told(folder: Path, settings: Settings, address: str) -> Iterator[Running]:
+    server = settings.server
+    running = Running(os.getpid(), address, server.http_port, server.grpc_port, server.control_port)
+    path = folder / "running"
+    fresh = path.with_name("running.new")
+    fresh.write_text(json.dumps({name: getattr(running, name) for name in Running.__dataclass_fields__}))
+    fresh.rename(path)
+    try:
+        yield running
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _read(folder: Path) -> Running | None:
+    try:
+        return Running(**json.loads((folder / "running").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def _ray(settings: Settings, folder: Path) -> Iterator[str]:
+    """A Ray and a Serve without proxies below this process, and its address; ended in order.
+
+    Raises:
+        OSError: Ray's sockets have too long names there, or a token cannot be written.
+    """
+    _write_token(folder)
+    _prepare(folder)
+    import ray
+    from ray import serve
+
+    context = ray.init(
+        address="local",
+        num_cpus=_cpus(settings),
+        object_store_memory=_OBJECTS_BYTES,
+        include_dashboard=False,
+        namespace="serve",
+        log_to_driver=True,
+        _temp_dir=str(folder / "ray"),
+    )
+    try:
+        serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False, "log_level": "WARNING"})
+        yield str(context.address_info["gcs_address"])
+    finally:
+        try:
+            serve.shutdown()
+        finally:
+            ray.shutdown()
+
+
+def _prepare(folder: Path) -> None:
+    """Say, before Ray is imported, how its processes are to be, those that join them included.
+
+    They listen on 127.0.0.1, as Ray has it by default on systems that it has no clusters on; `_node_ip_address` does
+    not do that, as Ray looks for an address of the machine that others can reach. They take orders from those alone who
+    can read a token in *folder*, since every user of this machine reaches 127.0.0.1. They tell nobody of their use.
+    """
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+    os.environ |= {**ONE_LOOP, **LOOPBACK, **token}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def _write_token(folder: Path) -> None:
+    """Have a token in *folder* that nobody but this user has read: a new one, in a new file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = folder / "token"
+    path.unlink(missing_ok=True)
+    opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(opened, "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+def _cpus(settings: Settings) -> int:
+    """Cores that Ray is to set aside: what replicas ask for, twice, as an upgrade has the next ones beside them.
+
+    They are a bookkeeping of Ray's; nothing is pinned.
+    """
+    asked = settings.cluster.replicas * settings.cluster.num_cpus + cores(deployed(settings))
+    return max(os.cpu_count() or 1, int(2 * asked + _SPARE_CPUS))
+
+
+def _upgrade(settings: Settings, folder: Path, running: Running, log_level: str) -> None:
+    """Have what runs serve *settings*, on the ports that it has.
+
+    Raises:
+        ClusterFailed: the next replicas cannot start; those that run go on.
+    """
+    _prepare(folder)
+    import ray
+
+    settings = _on_ports(settings, running.http, running.grpc, running.control)
+    try:
+        ray.init(address=running.ray, namespace="serve", log_to_driver=False, configure_logging=False)
+    except ConnectionError as error:
+        raise ClusterFailed(
+            f"the cluster at {running.ray} cannot be reached; `pointsman cluster down` ends it"
+        ) from error
+    try:
+        _deploy(settings, log_level)
+    finally:
+        ray.shutdown()
+
+
+def _deploy(settings: Settings, log_level: str) -> None:
+    """Deploy, and return when all replicas serve.
+
+    Raises:
+        ClusterFailed: they cannot; says why, as far as Serve does.
+    """
+    from ray import serve
+
+    try:
+        serve.run(application(settings, log_level=log_level, environment={}), name=APP, route_prefix=None)
+    except RuntimeError as error:
+        raise ClusterFailed(f"the gateway could not be deployed: {_why()}") from error
+    while any(state != "HEALTHY" for state in _states().values()):  # Serve is content before all old ones have left
+        if "DEPLOY_FAILED" in _states().values():
+            raise ClusterFailed(f"the gateway could not be deployed: {_why()}")
+        time.sleep(_LOOK_S)
+
+
+def _states() -> Mapping[str, str]:
+    """How deployments are, by name."""
+    from ray import serve
+
+    return {name: str(one.status.value) for name, one in serve.status().applications[APP].deployments.items()}
+
+
+def _why() -> str:
+    """What the deployments that failed say: the last lines of their tracebacks, which are what happened."""
+    from ray import serve
+
+    said = []
+    for deployment in serve.status().applications[APP].deployments.values():
+        if deployment.status.value != "HEALTHY":
+            said += [line.strip() for line in deployment.message.splitlines() if _ERROR.match(line.strip())][-1:]
+    return "; ".join(said) or "Serve does not say why; the replicas' logs do"
+
+
+class _Stop:
+    """SIGTERM or SIGINT, of which the second waits for nothing; made after Ray, which sets handlers of its own."""
+
+    def __init__(self) -> None:
+        self._told = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, *_: Any) -> None:  # Any: a number and a frame
+        if self._told.is_set():
+            raise SystemExit(0)
+        self._told.set()
+
+    def wait(self) -> None:
+        """Return once it came."""
+        self._told.wait()

@@ -1,0 +1,179 @@
+"""Files for a cluster that runs already: what `serve deploy` takes, and a RayService for KubeRay.
+
+In both, the configuration is a file that every node has at the same path, with everything that it names: in the image,
+or on a volume. Several nodes share a store on PostgreSQL; a SQLite file is one machine's, as its locks are.
+
+**Kubernetes.** A pod of Ray is a node, with an address of its own, so a node has one replica of the gateway: the ports
+are those of the configuration, and a Service spreads callers over the pods. The readiness of a pod is that of its
+gateway: a pod without one gets no callers, and a gateway that leaves says so for long enough to get none any more
+before it closes its ports. An upgrade replaces one after the other, as a next one has no room beside them. Models that
+are deployments have pods of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from backends.errors import InvalidInput
+from gateway.cluster.application import APP, GATEWAY, ONE_LOOP, cores, deployed
+from gateway.security import is_loopback
+from gateway.settings import Settings
+
+_PROBE_S, _PROBES = 2, 2
+_UNREADY_S = 4.0 * _PROBE_S * _PROBES
+"""Until all who send callers know that a pod is not ready."""
+
+_PLACE = "gateway"
+"""A resource of Ray's, of which the nodes that are for gateways have one each."""
+
+_CORES = 4
+"""Of a pod for models without a GPU."""
+
+_LABELS = {"app.kubernetes.io/name": APP}
+_OF_GATEWAYS = {**_LABELS, "app.kubernetes.io/component": "gateway"}
+
+
+def serve_config(settings: Settings) -> str:
+    """What `serve deploy` and `serve run` take, as YAML."""
+    return yaml.safe_dump(_serve(_application(settings)), sort_keys=False)
+
+
+def ray_service(settings: Settings, image: str) -> str:
+    """A RayService (ray.io/v1) and the Service in front of it, as YAML; *image* has all that is configured.
+
+    Raises:
+        InvalidInput: pods cannot be reached, or cannot share the store.
+    """
+    if is_loopback(settings.server.host):
+        raise InvalidInput(
+            f"a pod is reached by its address, and host {settings.server.host!r} lets nobody in; set `server: {{host: "
+            "0.0.0.0}`, with API keys"
+        )
+    if settings.cluster.replicas > 1 and isinstance(settings.store.place, Path):
+        raise InvalidInput(
+            f"pods cannot share the SQLite file {settings.store.place}; set `cluster: {{replicas: 1}}`, or have "
+            "`store` name a PostgreSQL database"
+        )
+    application = _application(settings)
+    application["args"]["unready_s"] = _UNREADY_S
+    actor = {
+        "num_cpus": settings.cluster.num_cpus,
+        "resources": {_PLACE: 1},
+        "runtime_env": {"env_vars": dict(ONE_LOOP)},
+    }
+    application["deployments"] = [{"name": GATEWAY, "max_surge_percent": 0, "ray_actor_options": actor}]
+    ray = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": {"name": APP, "labels": _LABELS},
+        "spec": {
+            "serveConfigV2": yaml.safe_dump(_serve(application), sort_keys=False),
+            "rayClusterConfig": {
+                "headGroupSpec": {
+                    "rayStartParams": {"num-cpus": "0"},  # Serve's controller, and no replica
+                    "template": {"spec": {"containers": [{"name": "ray-head", "image": image}]}},
+                },
+                "workerGroupSpecs": [_gateways(settings, image), *_models(settings, image)],
+            },
+        },
+    }
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": APP, "labels": _LABELS},
+        "spec": {
+            "selector": _OF_GATEWAYS,
+            "ports": [{"name": name, "port": port, "targetPort": name} for name, port in _ports(settings).items()],
+        },
+    }
+    return "---\n".join(yaml.dump(one, Dumper=_Plain, sort_keys=False) for one in (ray, service))
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes what stands twice out twice, and a file within the file as it is."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        """Always."""
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Plain.add_representer(str, _text)
+
+
+def _application(settings: Settings) -> dict[str, Any]:  # Any: YAML, here and below
+    return {
+        "name": APP,
+        "route_prefix": None,
+        "import_path": "gateway.ray_app:app",
+        "args": {"config": str(settings.file.absolute()), "replicas": settings.cluster.replicas},
+    }
+
+
+def _serve(application: Mapping[str, Any]) -> dict[str, Any]:
+    return {"proxy_location": "Disabled", "applications": [application]}
+
+
+def _gateways(settings: Settings, image: str) -> dict[str, Any]:
+    """The pods with a gateway each."""
+    container = {
+        **_container(image, {"cpu": str(max(1, math.ceil(settings.cluster.num_cpus)))}),
+        "ports": [{"name": name, "containerPort": port} for name, port in _ports(settings).items()],
+        "readinessProbe": {
+            "httpGet": {"path": "/v2/health/ready", "port": "http"},
+            "periodSeconds": _PROBE_S,
+            "failureThreshold": _PROBES,
+        },
+    }
+    template = {
+        "metadata": {"labels": _OF_GATEWAYS},
+        "spec": {
+            "terminationGracePeriodSeconds": int(settings.server.drain_s + _UNREADY_S) + 30,
+            "containers": [container],
+        },
+    }
+    return _group("gateways", settings.cluster.replicas, {"resources": f'"{{\\"{_PLACE}\\": 1}}"'}, template)
+
+
+def _models(settings: Settings, image: str) -> list[dict[str, Any]]:
+    """The pods for replicas of models: one a GPU, or one for some cores; none where no model is apart."""
+    apart = deployed(settings)
+    if not apart:
+        return []
+    gpus = math.ceil(sum(serve.most_replicas * serve.num_gpus for serve in apart))
+    asked = max(1.0, cores(apart))
+    pods = gpus or math.ceil(asked / _CORES)
+    limits = {"cpu": str(math.ceil(asked / pods))} | ({"nvidia.com/gpu": "1"} if gpus else {})
+    return [_group("models", pods, {}, {"spec": {"containers": [_container(image, limits)]}})]
+
+
+def _group(name: str, pods: int, start: Mapping[str, str], template: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "groupName": name,
+        "replicas": pods,
+        "minReplicas": pods,
+        "maxReplicas": pods,
+        "rayStartParams": dict(start),
+        "template": template,
+    }
+
+
+def _container(image: str, limits: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "name": "ray-worker",
+        "image": image,
+        "resources": {"requests": dict(limits), "limits": dict(limits)},
+    }
+
+
+def _ports(settings: Settings) -> dict[str, int]:
+    server = settings.server
+    return {"http": server.http_port, "grpc": server.grpc_port, "control": server.control_port}

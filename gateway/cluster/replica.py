@@ -1,0 +1,204 @@
+"""A gateway as Ray Serve runs it: with listeners of its own, or behind Serve's; `gateway.cluster` tells how and why."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from starlette.types import ASGIApp
+
+from backends.contract import Backend
+from backends.ray_serve.backend import open_deployment
+from backends.ray_serve.loopback import stay_on_loopback
+from gateway.cluster.proxied import Message, ProxiedCalls
+from gateway.cluster.targets import told
+from gateway.compose import Gateway, compose, open_configured
+from gateway.http.asgi import AsgiApp
+from gateway.ports import address_of, bind_first_free, bind_shared
+from gateway.serve import (
+    LAST_REPLIES_S,
+    Addresses,
+    Listener,
+    Retiring,
+    Stop,
+    background,
+    drain_without_listeners,
+    maintaining,
+    probing_lag,
+    serve_data,
+)
+from gateway.settings import ModelSettings, Settings
+from gateway.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+LAST_S = 1.0
+"""For which connections of a replica that leaves may still ask, so that nobody asks into one that is just closed."""
+
+_OPEN_S = 600.0
+"""What the first answer of a model's replica may take, with all that it takes to start one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """A model that is a deployment.
+
+    Attributes:
+        handle: to its replicas. Any: what a replica answers.
+        digest: of what it is made of.
+    """
+
+    handle: DeploymentHandle[Any]
+    digest: str
+
+
+class GatewayReplica:
+    """Serves *settings* with listeners of its own, from `__init__` to `__del__`, both of which Serve calls."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self,
+        settings: Settings,
+        handles: Mapping[str, DeploymentHandle[Any]],
+        digests: Mapping[str, str],
+        log_level: str = "INFO",
+        unready_s: float = 0.0,
+    ) -> None:
+        """Return when everything answers.
+
+        Args:
+            handles: to the replicas of models, by name, of those that are deployments.
+            digests: of what these are made of.
+            log_level: from which on it logs.
+            unready_s: see `Retiring`.
+
+        Raises:
+            OSError: an address cannot be bound.
+            PointsmanError: a model or the store cannot be opened.
+        """
+        stay_on_loopback()
+        configure_logging(log_level)
+        self._settings = settings
+        self._unready_s = unready_s
+        self._deployed = {name: Deployed(handle, digests[name]) for name, handle in handles.items()}
+        self._stop = Stop()
+        self._ready: asyncio.Future[tuple[Gateway, Addresses]] = asyncio.get_running_loop().create_future()
+        self._serving = asyncio.create_task(self._serve(), name="gateway")
+        await asyncio.wait((self._ready, self._serving), return_when=asyncio.FIRST_COMPLETED)
+        if not self._ready.done():
+            await self._serving  # raises why
+            raise RuntimeError("the gateway ended before it was ready")
+
+    async def check_health(self) -> None:
+        """Called by Serve, which replaces the replica where this raises, or is not answered in time.
+
+        Raises:
+            RuntimeError: it does not serve any more.
+        """
+        if self._serving.done():
+            raise RuntimeError("the gateway has ended")
+
+    async def addresses(self) -> Addresses:
+        """Where it listens."""
+        return self._ready.result()[1]
+
+    async def __del__(self) -> None:
+        """Called by Serve: listeners close, then what was accepted finishes."""
+        if not hasattr(self, "_serving"):  # not where it was not even made
+            return
+        self._stop.first.set()
+        await asyncio.wait((self._serving,))
+
+    async def _serve(self) -> None:
+        server = self._settings.server
+        with bind_first_free(server.host, server.control_port) as control:
+            async with (
+                compose(self._settings, open_model=self._open) as gateway,
+                background(
+                    maintaining(lambda: gateway.maintain() if _is_first() else gateway.keep_up()),
+                    maintaining(gateway.keys.look),
+                    gateway.deliver(),
+                    probing_lag(gateway),
+                ),
+                Listener(gateway.control_app, control, LAST_REPLIES_S),
+            ):
+                name, where = _replica_name(), address_of(control)
+                with told(self._settings.cluster.targets, name, where, {"replica": name}):
+                    await self._serve_data(gateway, where)
+
+    async def _serve_data(self, gateway: Gateway, control: str) -> None:
+        server = self._settings.server
+        with bind_shared(server.host, server.http_port) as http:
+            where = address_of(http)
+
+            def ready(grpc: str) -> None:
+                self._tell(gateway, where, grpc, control)
+
+            await serve_data(gateway, server, http, self._stop, ready, Retiring(self._unready_s, LAST_S))
+
+    def _tell(self, gateway: Gateway, http: str, grpc: str, control: str) -> None:
+        self._ready.set_result((gateway, Addresses(http, grpc, control)))
+
+    async def _open(self, model: ModelSettings) -> Backend:
+        found = self._deployed.get(model.name)
+        if found is None or model.serve is None:
+            return await open_configured(model)
+        most = model.serve.most_replicas
+        return await open_deployment(model.name, found.handle, most, digest=found.digest, timeout_s=_OPEN_S)
+
+
+class IngressReplica(GatewayReplica):
+    """Serves *settings* behind Serve's own listeners: its HTTP proxy, or HAProxy, as an ASGI application, and its gRPC
+    proxy, which calls the methods that are named as those of the Open Inference Protocol's service are.
+    """
+
+    async def _serve_data(self, gateway: Gateway, control: str) -> None:
+        self._calls = ProxiedCalls(gateway.grpc)
+        self._tell(gateway, "", "", control)
+        await self._stop.first.wait()
+        await drain_without_listeners(gateway, self._stop, self._settings.server.drain_s)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Called by Serve once it is made."""
+        return AsgiApp(self._ready.result()[0].http)
+
+    # As `proxied.METHODS` lists them. Any: Serve's context.
+
+    async def ServerLive(self, request: Message, grpc_context: Any) -> Message:  # noqa: N802
+        """See the Open Inference Protocol."""
+        return await self._calls.answer("ServerLive", request, grpc_context)
+
+    async def ServerReady(self, request: Message, grpc_context: Any) -> Message:  # noqa: N802
+        """See the Open Inference Protocol."""
+        return await self._calls.answer("ServerReady", request, grpc_context)
+
+    async def ServerMetadata(self, request: Message, grpc_context: Any) -> Message:  # noqa: N802
+        """See the Open Inference Protocol."""
+        return await self._calls.answer("ServerMetadata", request, grpc_context)
+
+    async def ModelReady(self, request: Message, grpc_context: Any) -> Message:  # noqa: N802
+        """See the Open Inference Protocol."""
+        return await self._calls.answer("ModelReady", request, grpc_context)
+
+    async def ModelMetadata(self, request: Message, grpc_context: Any) -> Message:  # noqa: N802
+        """See the Open Inference Protocol."""
+        return await self._calls.answer("ModelMetadata", request, grpc_context)
+
+    async def ModelInfer(self, request: Message, grpc_context: Any) -> Message:  # noqa: N802
+        """See the Open Inference Protocol."""
+        return await self._calls.answer("ModelInfer", request, grpc_context)
+
+
+def _is_first() -> bool:
+    """Whether this replica is the one that does what one of all is to do; while they change, it may be two, or none."""
+    from ray import serve
+
+    return bool(serve.get_replica_context().rank.rank == 0)
+
+
+def _replica_name() -> str:
+    from ray import serve
+
+    return str(serve.get_replica_context().replica_tag)

@@ -1,0 +1,89 @@
+"""Deciding several reviews at once that ask the same about the same input.
+
+Each is claimed and decided for itself, under its own fence, as if one had gone from one to the next: what somebody
+else holds or has decided meanwhile stays theirs. What is decided is what was confirmed, and still is alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from backends.errors import Conflict, NotFound, PointsmanError
+from gateway.people.scope import Scope
+from gateway.sight import as_seen_by
+from gateway.store.contract import Review, ReviewState, SaidBefore, Store
+
+MOST = 200
+"""Most reviews that are decided by one confirmation."""
+
+_AT_ONCE = 8  # a claim brings its input along, which may be large
+
+
+@dataclass(frozen=True, slots=True)
+class Reviewer:
+    """Who decides, and what they may take."""
+
+    tenant: str
+    name: str
+    scope: Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one of them.
+
+    Attributes:
+        why_not: in words, where it was not decided; "" where it was.
+    """
+
+    review_id: str
+    why_not: str = ""
+
+
+def is_free(review: Review, reviewer: str) -> bool:
+    """Whether *reviewer* can decide *review*: nobody else has it."""
+    return review.state is ReviewState.OPEN or (review.state is ReviewState.CLAIMED and review.reviewer == reviewer)
+
+
+async def decide_each(
+    store: Store, who: Reviewer, review_ids: Sequence[str], label: str, lease_s: float
+) -> list[Outcome]:
+    """Decide *review_ids* as *label*, in the name of *who*; what became of each.
+
+    Args:
+        lease_s: seconds that each is claimed for; one whose decision fails is open again after them.
+    """
+    at_once = asyncio.Semaphore(_AT_ONCE)
+
+    async def decide(review_id: str) -> Outcome:
+        async with at_once:
+            return await _decide(store, who, review_id, label, lease_s)
+
+    return await asyncio.gather(*map(decide, review_ids))
+
+
+async def _decide(store: Store, who: Reviewer, review_id: str, label: str, lease_s: float) -> Outcome:
+    try:
+        claimed = await store.claim(who.tenant, review_id, who.name, lease_s, who.scope)
+        await store.decide(who.tenant, review_id, who.name, claimed.fence, label)
+    except SaidBefore:
+        return Outcome(review_id, "you have said what it is, and somebody else is asked now")
+    except Conflict:
+        return Outcome(review_id, await _whose(store, who, review_id))
+    except NotFound:
+        return Outcome(review_id, "it is no longer kept")
+    except PointsmanError as error:
+        return Outcome(review_id, str(error))
+    return Outcome(review_id)
+
+
+async def _whose(store: Store, who: Reviewer, review_id: str) -> str:
+    found = await store.glance(who.tenant, review_id)
+    found = None if found is None else as_seen_by(who.name, found)
+    if found is None or found.reviewer is None:
+        return "somebody else had it meanwhile"
+    if found.state is ReviewState.DECIDED:
+        return f"{found.reviewer} decided it: {found.label}"
+    return f"{found.reviewer} has it"

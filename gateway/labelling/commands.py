@@ -1,0 +1,124 @@
+"""`pointsman reviews export` and `import`: what they do, apart from their options."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from backends.errors import PointsmanError
+from gateway.http.reviews import check_label, check_reviewer
+from gateway.labelling.formats import Decision, Format, Pieces
+from gateway.settings import Settings
+from gateway.sight import as_seen_by
+from gateway.store import open_store
+from gateway.store.contract import Review, ReviewState, SaidBefore, Store
+from gateway.webhooks.events import announcer
+
+_PAGE = 50
+_LEASE_S = 60.0
+
+
+async def exported(store: Store, tenant: str, queue: str | None, state: ReviewState | None) -> AsyncIterator[Review]:
+    """The reviews of *tenant* in *queue* and *state* (None: all) whose payloads are kept, by due time, with these.
+
+    A blind one tells as little as everywhere else: not which answer it is of.
+    """
+    after: str | None = None
+    while page := await store.reviews(tenant, queue, state, after=after, limit=_PAGE):
+        for listed in page:
+            review = await store.review(tenant, listed.id)
+            if review is not None and not review.task.is_forgotten:  # it may have been purged meanwhile
+                # What it is put into is for reviewers; who asks for decided ones gets their labels all the same.
+                yield as_seen_by("", review) if review.is_blind else review
+        after = page[-1].id
+
+
+async def write_reviews(
+    settings: Settings,
+    tenant: str,
+    queue: str | None,
+    state: ReviewState | None,
+    form: Format,
+    out: Callable[[str], object],
+) -> int:
+    """Write reviews as a file of *form* to *out*, as `exported` finds them; how many there are.
+
+    Raises:
+        PointsmanError: the store cannot be opened.
+    """
+    count = 0
+    pieces = Pieces(form)
+    async with aclosing(await open_store(settings.store, siblings=True)) as store:
+        async for review in exported(store, tenant, queue, state):
+            out(pieces.of(review))
+            count += 1
+    out(pieces.end())
+    return count
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What became of decisions.
+
+    Attributes:
+        decided: made now.
+        known: made before, by the same person and alike.
+        refused: those that cannot be made, each with its reason.
+    """
+
+    decided: int
+    known: int
+    refused: tuple[Decision, ...]
+
+
+async def import_decisions(settings: Settings, tenant: str, decisions: Iterable[Decision], reviewer: str) -> Imported:
+    """Make *decisions* in the store of *settings*, beside a gateway that serves or without one.
+
+    Args:
+        settings: where the store is, and who is told.
+        tenant: whose reviews.
+        decisions: what was decided elsewhere.
+        reviewer: who decided, before the name that the other tool has for them.
+
+    Raises:
+        PointsmanError: the store cannot be opened.
+    """
+    decided = known = 0
+    refused: list[Decision] = []
+    opened = await open_store(settings.store, siblings=True, announce=announcer(settings.webhooks))
+    async with aclosing(opened) as store:
+        for decision in decisions:
+            if decision.why_not:
+                refused.append(decision)
+                continue
+            try:
+                is_new = await _decide(store, tenant, decision, f"{reviewer}{decision.reviewer}")
+            except PointsmanError as error:
+                refused.append(Decision(decision.review_id, decision.label, decision.reviewer, str(error)))
+            else:
+                decided, known = decided + is_new, known + (not is_new)
+    return Imported(decided, known, tuple(refused))
+
+
+async def _decide(store: Store, tenant: str, decision: Decision, reviewer: str) -> bool:
+    """Make *decision*; whether it had not been made before.
+
+    Raises:
+        PointsmanError: it cannot be made.
+    """
+    name, label = check_reviewer(reviewer), check_label(decision.label)
+    found = await store.review(tenant, decision.review_id)
+    if found is not None and (found.state, found.reviewer, found.label) == (ReviewState.DECIDED, name, label):
+        return False
+    try:
+        claimed = await store.claim(tenant, decision.review_id, name, _LEASE_S)
+    except SaidBefore:
+        await store.decide(tenant, decision.review_id, name, 0, label)  # it is taken where it is what they said
+        return False
+    try:
+        await store.decide(tenant, decision.review_id, name, claimed.fence, label)
+    except PointsmanError:
+        await store.release(tenant, decision.review_id, name, claimed.fence)
+        raise
+    return True

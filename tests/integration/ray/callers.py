@@ -1,0 +1,124 @@
+"""Callers that go on while something happens to the cluster, and tell what came of their requests.
+
+They do what protocols allow of any client, and no more. HTTP: a connection that is closed before a reply has begun may
+be opened again and the request repeated where that is safe, which an Idempotency-Key makes it (RFC 9110, 9.2.2; RFC
+9112, 9.3.1). gRPC: the library repeats by itself what a server has not begun on (GOAWAY).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import tritonclient.grpc as triton
+
+ATTEMPTS = 3
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of requests.
+
+    Attributes:
+        answered: rightly.
+        repeated: of these, after their connection was closed on them.
+        failed: others, as the caller saw them.
+    """
+
+    answered: int = 0
+    repeated: int = 0
+    failed: list[str] = field(default_factory=list)
+
+
+class HttpCaller:
+    """One connection at a time, kept as long as the server keeps it."""
+
+    def __init__(self, url: str) -> None:
+        self._where = urlsplit(url)
+        self._connection: HTTPConnection | None = None
+
+    def ask(self, path: str, body: dict[str, Any], outcome: Outcome) -> Any:
+        """The reply to *body*, as JSON."""
+        headers = {"Content-Type": "application/json", "Idempotency-Key": f'"{uuid.uuid4()}"'}
+        for attempt in range(ATTEMPTS):
+            if self._connection is None:
+                self._connection = HTTPConnection(self._where.hostname or "", self._where.port, timeout=20)
+            try:
+                self._connection.request("POST", path, json.dumps(body), headers)
+                response = self._connection.getresponse()
+                data = response.read()
+            except (ConnectionError, HTTPException):
+                self.close()
+                if attempt == ATTEMPTS - 1:
+                    raise
+                continue
+            if response.will_close:
+                self.close()
+            if response.status != 200:
+                raise ValueError(f"{response.status}: {data.decode()}")
+            outcome.repeated += attempt > 0
+            return json.loads(data)
+        raise AssertionError
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def by_http(url: str, stop: threading.Event, outcome: Outcome) -> None:
+    """Have numbers doubled until *stop*."""
+    caller, number = HttpCaller(url), 0
+    while not stop.is_set():
+        number += 1
+        x = [float(number), 1.0]
+        body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": x}]}
+        try:
+            reply = caller.ask("/v2/models/double/infer", body, outcome)
+            assert reply["outputs"][0]["data"] == [2 * v for v in x]
+            outcome.answered += 1
+        except Exception as error:
+            outcome.failed.append(f"http: {error!r}")
+    caller.close()
+
+
+def by_grpc(address: str, stop: threading.Event, outcome: Outcome) -> None:
+    """Have numbers doubled until *stop*."""
+    number = 0
+    with triton.InferenceServerClient(address) as client:
+        while not stop.is_set():
+            number += 1
+            x = np.array([[number, 1.0]], np.float32)
+            given = triton.InferInput("x", [1, 2], "FP32")
+            given.set_data_from_numpy(x)
+            try:
+                reply = client.infer("double", [given], client_timeout=20)
+                np.testing.assert_array_equal(reply.as_numpy("y"), 2 * x)
+                outcome.answered += 1
+            except Exception as error:
+                outcome.failed.append(f"grpc: {error}")
+
+
+@contextmanager
+def calling(http: str, grpc: str, each: int = 2) -> Iterator[Outcome]:
+    """Callers of both kinds, *each* of them, until the end of the block."""
+    stop, outcome = threading.Event(), Outcome()
+    threads = [threading.Thread(target=by_http, args=(http, stop, outcome)) for _ in range(each)]
+    threads += [threading.Thread(target=by_grpc, args=(grpc, stop, outcome)) for _ in range(each)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield outcome
+    finally:
+        stop.set()
+        for thread in threads:
+            with suppress(RuntimeError):
+                thread.join(timeout=30)

@@ -1,0 +1,148 @@
+"""Models as deployments, held to the contract of backends on the Serve of the folder's cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from backends.conformance import exercise_backend
+from backends.contract import Backend, Batch, Datatype, Deadline, Tensor, TensorSpec
+from backends.echo import EchoOptions
+from backends.errors import BackendFailed, DeadlineExceeded, InvalidInput, NotFound, Unavailable
+from backends.python import PythonOptions
+from backends.ray_serve.backend import RayServeOptions, open_deployment, open_ray_serve
+from tests.integration.ray.clusters import Cluster, joined
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of which there are many
+
+Sample = Callable[[int, np.random.Generator], Batch]
+_APP = "kit"
+
+
+_MEETING = threading.Barrier(2)
+_MEET, _SLEEP, _FAIL = 5e5, 1e6, -1e6
+
+
+def double(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """Numbers in, twice as much out; some make it fail, sleep so many seconds, or wait for another such call."""
+    if (inputs["x"] < _FAIL).any():
+        raise ValueError("secret-internal-detail")
+    if (inputs["x"] == _MEET).any():
+        _MEETING.wait(timeout=20)
+    time.sleep(float(max(0.0, inputs["x"].max() - _SLEEP)))
+    return {"y": inputs["x"] * 2}
+
+
+def _floats(size: int, rng: np.random.Generator) -> Batch:
+    return Batch.of({"x": Tensor.of(rng.normal(size=(size, 4)).astype(np.float32))})
+
+
+def _large(size: int, rng: np.random.Generator) -> Batch:
+    """1 MB an item: through the node's shared memory."""
+    return Batch.of({"input": Tensor.of(rng.normal(size=(size, 250_000)).astype(np.float32))})
+
+
+def _texts(size: int, rng: np.random.Generator) -> Batch:
+    texts = np.array([[rng.bytes(int(rng.integers(0, 40)))] for _ in range(size)], object)
+    return Batch.of({"input": Tensor.of(texts)})
+
+
+_X, _Y = (TensorSpec(name, Datatype.FP32, (4,)) for name in "xy")
+_DOUBLE = PythonOptions("tests.integration.ray.test_backend:double", (_X,), (_Y,), max_batch=8, max_in_flight=2)
+
+MODELS: dict[str, tuple[str, Any, Sample]] = {
+    "floats": ("python", _DOUBLE, _floats),
+    "texts": ("echo", EchoOptions(Datatype.BYTES, (1,), max_batch=8), _texts),
+    "large": ("echo", EchoOptions(Datatype.FP32, (250_000,), max_batch=3), _large),
+}
+
+
+@pytest.fixture(scope="module")
+def handles(cluster: Cluster) -> Iterator[dict[str, Any]]:
+    """Handles to a deployment of each of `MODELS`; this process joins the cluster as an operator's script does."""
+    with joined(cluster):
+        from ray import serve
+
+        from backends.ray_serve.deployment import ModelReplica
+
+        found = {}
+        for name, (kind, options, _) in MODELS.items():
+            deployment = serve.deployment(
+                name=name,
+                max_ongoing_requests=3,
+                ray_actor_options={"num_cpus": 0.1},
+                graceful_shutdown_wait_loop_s=0.1,
+            )(ModelReplica)
+            app = deployment.bind(name, kind, options, f"digest of {name}")
+            found[name] = serve.run(app, name=f"{_APP}-{name}", route_prefix=None)
+        yield found
+        for name in MODELS:
+            serve.delete(f"{_APP}-{name}")
+
+
+async def opened(name: str) -> Backend:
+    return await open_ray_serve(name, RayServeOptions(name, f"{_APP}-{name}"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+async def test_a_deployment_keeps_the_contract(handles: dict[str, Any], name: str) -> None:
+    await exercise_backend(lambda: opened(name), MODELS[name][2])
+
+
+def floats(*values: float) -> Batch:
+    return Batch.of({"x": Tensor.of(np.array([[v] * 4 for v in values], np.float32))})
+
+
+async def test_a_model_that_fails_says_so_and_nothing_of_its_insides(handles: dict[str, Any]) -> None:
+    backend = await opened("floats")
+
+    with pytest.raises(BackendFailed) as failed:
+        await backend.infer(floats(2 * _FAIL), Deadline(time.monotonic() + 10))
+
+    assert "secret" not in str(failed.value)
+    await backend.aclose()
+
+
+async def test_a_call_ends_at_its_deadline_though_the_model_goes_on(handles: dict[str, Any]) -> None:
+    backend = await opened("floats")
+    began = time.monotonic()
+
+    with pytest.raises(DeadlineExceeded):
+        await backend.infer(floats(_SLEEP + 2), Deadline(began + 0.3))
+
+    assert time.monotonic() - began < 1.5
+    assert (await backend.infer(floats(1.0), Deadline(time.monotonic() + 10)))["y"].numpy()[0, 0] == 2.0
+    await backend.aclose()
+
+
+async def test_a_replica_of_another_version_is_not_asked(handles: dict[str, Any]) -> None:
+    with pytest.raises(Unavailable, match="no replica of the version that is wanted"):
+        await open_deployment("floats", handles["floats"], 1, digest="another", timeout_s=0.5)
+
+
+async def test_a_batch_that_the_model_does_not_take_costs_no_call(handles: dict[str, Any]) -> None:
+    backend = await opened("floats")
+    with pytest.raises(InvalidInput):
+        await backend.infer(floats(*range(9)), Deadline(time.monotonic() + 10))
+    await backend.aclose()
+
+
+async def test_a_deployment_that_is_not_there_is_told(handles: dict[str, Any]) -> None:
+    with pytest.raises(NotFound, match="there is no deployment 'nothing'"):
+        await open_ray_serve("m", RayServeOptions("nothing", "nowhere"))
+
+
+async def test_calls_overlap_as_much_as_a_replica_can(handles: dict[str, Any]) -> None:
+    backend = await opened("floats")
+
+    await asyncio.gather(*(backend.infer(floats(_MEET), Deadline(time.monotonic() + 20)) for _ in range(2)))
+
+    assert backend.limits.max_in_flight == 2
+    await backend.aclose()

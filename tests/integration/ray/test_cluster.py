@@ -1,0 +1,166 @@
+"""The gateway on a real Ray Serve, as callers and operators meet it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration.process import wait_for
+from tests.integration.ray.callers import Outcome, by_grpc, by_http, calling
+from tests.integration.ray.clusters import CLUSTER_CONFIG, GATEWAY, MODEL, Cluster, running, why_not
+from tests.integration.test_v1 import UNSURE, call
+
+DECIDE = "/v1/routes/words:decide"
+
+
+def metrics(address: str) -> str:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as reply:
+        found: str = reply.read().decode()
+        return found
+
+
+def requests_at(address: str) -> float:
+    """Requests that the replica there has answered."""
+    lines = (line for line in metrics(address).splitlines() if line.startswith("pointsman_requests_total{"))
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def is_whole(cluster: Cluster) -> bool:
+    return len(cluster.replicas(GATEWAY)) == len(cluster.replicas(MODEL)) == len(cluster.targets()) == 2
+
+
+def one_round(cluster: Cluster) -> Outcome:
+    """A caller of each kind, until both have been answered."""
+    outcome, stop = Outcome(), threading.Event()
+    threads = [
+        threading.Thread(target=by_http, args=(cluster.http, stop, outcome)),
+        threading.Thread(target=by_grpc, args=(cluster.grpc, stop, outcome)),
+    ]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: outcome.answered >= 20 or bool(outcome.failed))
+    stop.set()
+    for thread in threads:
+        thread.join(timeout=30)
+    return outcome
+
+
+def test_nothing_listens_where_others_can_reach_it(cluster: Cluster) -> None:
+    pids = {cluster.process.pid, *(process.pid for process in cluster.processes())}
+    listening = {
+        (connection.pid, str(connection.laddr[0]))
+        for connection in psutil.net_connections("tcp")
+        if connection.pid in pids and connection.status == psutil.CONN_LISTEN and connection.laddr
+    }
+
+    assert len(listening) > 4
+    assert {address for _, address in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_both_protocols_are_answered_by_replicas_that_share_the_ports(cluster: Cluster) -> None:
+    assert is_whole(cluster)
+    for _ in range(20):  # connections, of which one replica gets none once in 2^39 times
+        outcome = one_round(cluster)
+        assert outcome.failed == []
+        if all(requests_at(address) > 0 for address in cluster.targets()):
+            break
+
+    assert all(requests_at(address) > 0 for address in cluster.targets())
+    assert all(pid not in cluster.replicas(MODEL) for pid in cluster.replicas(GATEWAY))
+
+
+def test_people_are_asked_and_answer_at_any_replica(cluster: Cluster) -> None:
+    reply = call(f"{cluster.http}{DECIDE}", UNSURE.encode())
+    assert reply.status == 202
+
+    states = {call(f"http://{address}/v1/answers/{reply.body['answer_id']}").status for address in cluster.targets()}
+
+    assert states == {202}
+
+
+def test_a_model_replica_that_is_killed_costs_nobody_an_answer(cluster: Cluster) -> None:
+    victim = min(cluster.replicas(MODEL))
+    with calling(cluster.http, cluster.grpc) as outcome:
+        wait_for(lambda: outcome.answered > 50)
+        os.kill(victim, signal.SIGKILL)
+        before = outcome.answered
+        wait_for(lambda: outcome.answered > before + 100)
+        wait_for(lambda: is_whole(cluster))
+
+    assert outcome.failed == []
+    assert victim not in cluster.replicas(MODEL)
+
+
+def test_a_gateway_that_is_killed_is_replaced_and_its_callers_ask_again(cluster: Cluster) -> None:
+    """Calls that were under way fail by gRPC: nobody may repeat these but their caller."""
+    victim = min(cluster.replicas(GATEWAY))
+    with calling(cluster.http, cluster.grpc) as outcome:
+        wait_for(lambda: outcome.answered > 50)
+        os.kill(victim, signal.SIGKILL)
+        before = outcome.answered
+        wait_for(lambda: outcome.answered > before + 100)
+        wait_for(lambda: is_whole(cluster))
+
+    assert [failed for failed in outcome.failed if failed.startswith("http")] == []
+    assert all("UNAVAILABLE" in failed for failed in outcome.failed)
+    assert len(outcome.failed) <= 4  # of the two gRPC callers, what was under way, and what came before they knew
+    assert victim not in cluster.replicas(GATEWAY)
+
+
+def test_an_upgrade_under_load_fails_no_request(cluster: Cluster) -> None:
+    old = cluster.replicas(GATEWAY)
+    with calling(cluster.http, cluster.grpc) as outcome:
+        wait_for(lambda: outcome.answered > 50)
+
+        cluster.upgrade(CLUSTER_CONFIG.replace("labels: [a, b, c]\n    cost: 0.1", "labels: [x, y, z]\n    cost: 0.1")
+                        .replace("    labels: [a, b, c]\n  double", "    labels: [x, y, z]\n  double"))  # fmt: skip
+
+        before = outcome.answered
+        wait_for(lambda: outcome.answered > before + 100)
+
+    assert outcome.failed == []
+    assert call(f"{cluster.http}{DECIDE}", b"fast=0.95:b").body["label"] == "y"
+    wait_for(lambda: is_whole(cluster))
+    assert not old & cluster.replicas(GATEWAY)
+
+
+def test_an_upgrade_that_cannot_start_leaves_what_runs(cluster: Cluster) -> None:
+    good = cluster.config.read_text()
+    old = cluster.replicas(GATEWAY)
+    try:
+        with pytest.raises(AssertionError, match="nothing_there"):
+            cluster.upgrade(good.replace("tests.integration.models:fast", "tests.integration.models:nothing_there"))
+        assert call(f"{cluster.http}{DECIDE}", b"fast=0.95:b").status == 200
+        assert old & cluster.replicas(GATEWAY)
+    finally:
+        cluster.upgrade(good)
+    wait_for(lambda: is_whole(cluster))
+
+
+def test_down_finishes_what_was_accepted_and_leaves_nothing(tmp_path: Path) -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    alone = CLUSTER_CONFIG.replace("    serve: {replicas: 2, num_cpus: 0.1}\n", "")
+    alone = alone.replace("replicas: 2", "replicas: 1")
+    with running(tmp_path, alone) as cluster:
+        left = cluster.processes()
+        replies: list[int] = []
+        slow = threading.Thread(target=lambda: replies.append(call(f"{cluster.http}{DECIDE}", b"fast=slow").status))
+        slow.start()
+        (address,) = cluster.targets()
+        wait_for(lambda: 'pointsman_batches_in_flight{model="fast"} 1.0' in metrics(address))
+
+        cluster.down()
+
+        slow.join(timeout=10)
+        assert replies == [200]
+        assert cluster.process.wait(timeout=10) == 0
+        assert cluster.targets() == set()
+        _, alive = psutil.wait_procs(left, timeout=10)
+        assert alive == []

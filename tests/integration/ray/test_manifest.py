@@ -1,0 +1,42 @@
+"""What `pointsman cluster config` prints is what Serve takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.integration.process import ROOT
+from tests.integration.ray.clusters import CLUSTER_CONFIG, command, environment, why_not
+
+_READ = """
+import sys, yaml
+from ray.serve.schema import ServeDeploySchema
+print(ServeDeploySchema.model_validate(yaml.safe_load(sys.stdin)).applications[0].import_path)
+"""
+"""In a process of its own: Ray looks at its environment when it is imported, and other tests say what is in it."""
+
+
+@pytest.mark.parametrize("image", [(), ("--image", "registry.example/pointsman:1")], ids=["serve", "kubernetes"])
+def test_serves_schema_takes_it(tmp_path: Path, image: tuple[str, ...]) -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    config = CLUSTER_CONFIG.replace("cluster: {replicas: 2", "cluster: {replicas: 1") + "server: {host: 0.0.0.0}\n"
+    (tmp_path / "my.yaml").write_text(config)
+    written = run(command("config", str(tmp_path / "my.yaml"), *image))
+    first = next(iter(yaml.safe_load_all(written)))
+
+    found = run([sys.executable, "-c", _READ], first["spec"]["serveConfigV2"] if image else written)
+
+    assert found.splitlines()[-1] == "gateway.ray_app:app"
+
+
+def run(words: list[str], given: str = "") -> str:
+    done = subprocess.run(
+        words, input=given, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -1,0 +1,97 @@
+"""Files for clusters that run already; `tests/integration/ray` holds the first against Serve's own schema."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from backends.errors import InvalidInput
+from gateway.cluster.manifest import ray_service, serve_config
+from gateway.settings import Settings, load_settings
+
+TEXT = """
+models: {m: {backend: echo, expose: true}}
+server: {host: 0.0.0.0, http_port: 9000, grpc_port: 9001, control_port: 9002, drain: 7s}
+cluster: {num_cpus: 2}
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    (tmp_path / "my.yaml").write_text(TEXT)
+    return load_settings(tmp_path / "my.yaml")
+
+
+def test_serve_is_told_of_the_configuration_and_has_no_proxies(settings: Settings) -> None:
+    found = yaml.safe_load(serve_config(settings))
+
+    (app,) = found["applications"]
+    assert found["proxy_location"] == "Disabled"
+    assert app["args"] == {"config": str(settings.file), "replicas": 1}
+    assert app["route_prefix"] is None
+
+
+def test_a_pod_has_one_gateway_and_its_ports(settings: Settings) -> None:
+    service: Any
+    ray: Any
+    ray, service = yaml.safe_load_all(ray_service(settings, "registry.example/pointsman:1"))
+
+    (group,) = ray["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    (app,) = yaml.safe_load(ray["spec"]["serveConfigV2"])["applications"]
+    (override,) = app["deployments"]
+    assert override["ray_actor_options"]["resources"] == {"gateway": 1}
+    assert json.loads(json.loads(group["rayStartParams"]["resources"])) == {"gateway": 1}
+    assert group["replicas"] == 1
+    assert {port["name"]: port["containerPort"] for port in container["ports"]} == {
+        "http": 9000, "grpc": 9001, "control": 9002,
+    }  # fmt: skip
+    assert {port["name"]: port["port"] for port in service["spec"]["ports"]} == {
+        "http": 9000, "grpc": 9001, "control": 9002,
+    }  # fmt: skip
+    assert service["spec"]["selector"].items() <= group["template"]["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [("host: 0.0.0.0", "host: 127.0.0.1", "a pod is reached by its address"), ("num_cpus: 2", "replicas: 2", "SQLite")],
+)
+def test_what_pods_cannot_do_is_refused(tmp_path: Path, old: str, new: str, told: str) -> None:
+    (tmp_path / "my.yaml").write_text(TEXT.replace(old, new))
+
+    with pytest.raises(InvalidInput, match=told):
+        ray_service(load_settings(tmp_path / "my.yaml"), "an/image")
+
+
+def test_pods_share_a_store_on_postgresql(tmp_path: Path) -> None:
+    text = TEXT.replace("num_cpus: 2", "replicas: 3") + "store: {postgres: {url_env: STORE_URL}, key_env: STORE_KEY}\n"
+    (tmp_path / "my.yaml").write_text(text)
+
+    ray = next(iter(yaml.safe_load_all(ray_service(load_settings(tmp_path / "my.yaml"), "an/image"))))
+
+    (gateways,) = ray["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert gateways["replicas"] == gateways["minReplicas"] == gateways["maxReplicas"] == 3
+
+
+def test_models_that_are_apart_have_pods_of_their_own_one_for_each_gpu(tmp_path: Path) -> None:
+    apart = "serve: {num_gpus: 0.25, num_cpus: 0.5, autoscale: {max: 6}}"
+    (tmp_path / "my.yaml").write_text(TEXT.replace("expose: true", f"expose: true, {apart}"))
+
+    ray = next(iter(yaml.safe_load_all(ray_service(load_settings(tmp_path / "my.yaml"), "an/image"))))
+
+    _, models = ray["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert models["replicas"] == 2
+    assert models["template"]["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "2", "nvidia.com/gpu": "1"}
+
+
+def test_a_pod_is_given_the_time_that_a_drain_may_take(settings: Settings) -> None:
+    patient = replace(settings, server=replace(settings.server, drain_s=100.0))
+    ray = next(iter(yaml.safe_load_all(ray_service(patient, "an/image"))))
+
+    (group,) = ray["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert group["template"]["spec"]["terminationGracePeriodSeconds"] > 100
