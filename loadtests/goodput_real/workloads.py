@@ -21,7 +21,6 @@ from loadtests.peers.servers import SERVING
 
 MODEL = "dbl"
 TRACES = {"poisson": poisson, "bursts": bursts}
-_REAL = "MiniLM, 32 tokens"
 _RUNS = 5
 
 
@@ -148,13 +147,13 @@ def stand_in() -> Workload:
     )
 
 
-def encoder(folder: Path) -> Workload:
-    """A text encoder on one core of this machine, whose file is written to *folder*."""
-    file = folder / "encoder.onnx"
-    network.write(MODELS[_REAL], file)
+def real(name: str, folder: Path) -> Workload:
+    """The one of `latency_curves.MODELS` that is called *name*, on one core of this machine, written to *folder*."""
+    file = folder / "network.onnx"
+    network.write(MODELS[name], file)
     curve = _measured(file, (1, 2, 4, 8, 16, 32))
     return Workload(
-        name=_REAL,
+        name=name,
         kind="real, ONNX Runtime on one core",
         max_batch=32,
         curve=curve,
@@ -168,9 +167,10 @@ def encoder(folder: Path) -> Workload:
 
 
 def _measured(file: Path, sizes: tuple[int, ...]) -> dict[int, float]:
-    """What batches of *sizes* take on one core: medians."""
+    """What batches of *sizes* take on one core, run as both servers do: medians."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     found = {}
     for size in sizes:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import pytest
 
+from backends import in_process
 from backends.contract import NO_DEADLINE, Datatype, Deadline, State, Tensor
 from backends.errors import DeadlineExceeded, InvalidInput, Unavailable
 from backends.in_process import Workers, host_array
@@ -56,6 +60,36 @@ async def test_the_work_s_own_errors_pass_through(workers: Workers) -> None:
 
     with pytest.raises(TimeoutError, match="its own"):
         await workers.run(fail, NO_DEADLINE)
+
+
+class Noting(SimpleQueue[Any]):
+    """Notes how long a thread that wants the GIL would have to wait, whenever something is put."""
+
+    def __init__(self) -> None:
+        self.intervals_s: list[float] = []
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        self.intervals_s.append(sys.getswitchinterval())
+        super().put(item, block, timeout)
+
+
+async def test_a_free_thread_need_not_wait_until_the_loop_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else is hurried: not while it works, and not where no thread is free."""
+    monkeypatch.setattr(in_process, "SimpleQueue", Noting)
+    workers, gate, usual_s = Workers("m", 1), Gate(), sys.getswitchinterval()
+
+    running = asyncio.create_task(workers.run(gate, NO_DEADLINE))
+    await started(gate)
+    while_it_runs_s = sys.getswitchinterval()
+    queued = asyncio.create_task(workers.run(sys.getswitchinterval, NO_DEADLINE))
+    await asyncio.sleep(0)
+    gate.open.set()
+
+    assert (await running, await queued) == ("done", usual_s)
+    queue = workers._queue
+    assert isinstance(queue, Noting)
+    assert while_it_runs_s == queue.intervals_s[1] == usual_s > 10 * queue.intervals_s[0]
+    await workers.aclose()
 
 
 async def test_an_expired_deadline_starts_no_work(workers: Workers) -> None:

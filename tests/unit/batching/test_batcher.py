@@ -1463,6 +1463,39 @@ async def test_at_twice_the_capacity_the_batches_stay_full_and_a_modest_tenant_i
 
 
 @played
+async def test_a_batch_goes_before_those_who_are_refused_for_it_hear_of_it() -> None:
+    """To answer them takes the event loop longer than to send the batch, and the backend would idle meanwhile."""
+    happened: list[tuple[str, float]] = []
+
+    async def behave(_: int, call: Call) -> Tensors:
+        happened.append(("sent", now()))
+        await asyncio.sleep(0.050 + 0.010 * len(call.nonces))
+        return echo(call.batch)
+
+    async def ask(b: Batcher, number: int) -> None:
+        try:
+            await b.submit(nonces(number), within(0.200))
+        except (Overloaded, DeadlineExceeded) as refused:
+            if "cannot be met any more" in str(refused):
+                happened.append(("refused", now()))
+
+    async with batcher(FakeBackend(behave=behave)) as b:
+        await taught(b)
+        callers = []
+        for number in range(400):
+            callers.append(asyncio.create_task(ask(b, number)))
+            await asyncio.sleep(1 / 160)
+        await asyncio.gather(*callers)
+
+    sent_at = {at_s: index for index, (what, at_s) in enumerate(happened) if what == "sent"}
+    after = [
+        index - sent_at[at_s] for index, (what, at_s) in enumerate(happened) if what == "refused" and at_s in sent_at
+    ]
+    assert len(after) > 50
+    assert min(after) > 0
+
+
+@played
 async def test_a_model_is_warmed_up_before_the_first_request() -> None:
     backend = FakeBackend(behave=takes(0.100))
     b = batcher(backend, BatchingOptions(warm_up=(1, 8)))

@@ -93,6 +93,22 @@ def encoder(table: NDArray[np.float32]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
+def classifier(weights: NDArray[np.float32]) -> onnx.ModelProto:
+    """The simplest one of pictures, (2, 4, 4): times *weights*, (32, 3). Its input has the load generator's name."""
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["pixels"]),
+        helper.make_node("MatMul", ["pixels", "weights"], ["scores"]),
+    ]
+    taken = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2, 4, 4])
+    given = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 3])
+    graph = helper.make_graph(nodes, "classifier", [taken], [given], [numpy_helper.from_array(weights, "weights")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+TOKENS = {name: np.ones((1, 32), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+PICTURE = {"x": np.ones((1, 2, 4, 4), np.float32)}
+
+
 def answered(model: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float32]:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (y,) = session.run(["y"], {"x": x})
@@ -102,7 +118,7 @@ def answered(model: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float
 def test_a_network_between_x_and_y_doubles_whatever_x_is() -> None:
     x = (np.random.default_rng(0).integers(-(2**17), 2**17, (5, 16)) / 8).astype(np.float32)
 
-    y = answered(doubling(encoder(np.ones((20_000, 2), np.float32))), x)
+    y = answered(doubling(encoder(np.ones((20_000, 2), np.float32)), TOKENS), x)
 
     assert y.tolist() == (2 * x).tolist()
 
@@ -111,9 +127,18 @@ def test_a_network_whose_answer_is_broken_shows_in_y() -> None:
     """It is not left out of the way, or its time would not count."""
     x = np.ones((3, 16), np.float32)
 
-    y = answered(doubling(encoder(np.full((20_000, 2), np.nan, np.float32))), x)
+    y = answered(doubling(encoder(np.full((20_000, 2), np.nan, np.float32)), TOKENS), x)
 
     assert np.isnan(y).all()
+
+
+@pytest.mark.parametrize(("weight", "is_right"), [(0.5, True), (np.nan, False)])
+def test_a_network_that_takes_pictures_is_between_x_and_y_as_well(weight: float, is_right: bool) -> None:
+    x = np.random.default_rng(0).normal(0, 1e4, (5, 16)).astype(np.float32)
+
+    y = answered(doubling(classifier(np.full((32, 3), weight, np.float32)), PICTURE), x)
+
+    assert np.array_equal(y, 2 * x) == is_right
 
 
 def report(in_time: float, late: float = 0.0, refused: float = 0.0) -> Report:
