@@ -33,14 +33,15 @@ test: test-unit test-servers test-faults test-ray
 endif
 
 test-unit: venv
-	@$(BIN)/python -m pytest -q -n 2 tests/unit $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 tests/unit tests/fuzz $(ARGS)
 
 test-servers: venv triton mlserver kserve
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/conformance tests/integration --ignore tests/integration/ray $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/conformance tests/integration tests/faults/test_store_kill.py \
+		--ignore tests/integration/ray $(ARGS)
 
 # One at a time: they break things on purpose, and look at how long others wait meanwhile.
 test-faults: venv triton
-	@$(BIN)/python -m pytest -q tests/faults tests/fuzz $(ARGS)
+	@$(BIN)/python -m pytest -q tests/faults --ignore tests/faults/test_store_kill.py $(ARGS)
 
 test-ray: ray triton
 	@test ! -e .venv-ray/.installed || .venv-ray/bin/python -m pytest -q tests/integration/ray $(ARGS)

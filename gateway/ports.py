@@ -47,8 +47,23 @@ def bind_shared(host: str, port: int) -> socket.socket:
     return _bound(host, port, reuse_address=True, reuse_port=True)
 
 
-def bind_first_free(host: str, port: int) -> socket.socket:
-    """A socket with the first of `SIBLINGS` ports from *port* on (0: any) to itself, which does not listen yet.
+def claim(host: str, port: int) -> socket.socket:
+    """A socket with *port* (0: any) to itself, which listens: of several that ask at once one gets it, the others hear.
+
+    Raises:
+        OSError: somebody listens there, or it is no address of this machine.
+    """
+    bound = bind(host, port)
+    try:
+        bound.listen()
+    except OSError as error:
+        bound.close()
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from error
+    return bound
+
+
+def claim_first_free(host: str, port: int) -> socket.socket:
+    """A socket with the first of `SIBLINGS` ports from *port* on (0: any) to itself, which listens; see `claim`.
 
     Raises:
         OSError: somebody listens on each of them, or it is no address of this machine.
@@ -56,7 +71,7 @@ def bind_first_free(host: str, port: int) -> socket.socket:
     last = min(port + SIBLINGS, _MOST_PORT + 1) if port else 1
     for candidate in range(port, last):
         try:
-            return bind(host, candidate)
+            return claim(host, candidate)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or candidate == last - 1:
                 raise

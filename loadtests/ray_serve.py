@@ -8,7 +8,7 @@ process tree, Ray's own processes included; ratios have a bootstrap interval of 
 
     gateway          one process, without Ray
     cluster          one replica, its own listeners
-    cluster-2        two replicas, which share the ports
+    cluster-2        two replicas, which share the ports; cluster-4: four
     cluster-apart    one replica, and the model as a deployment of its own, by handle
     behind-proxy     one replica behind Serve's HTTP proxy, as an ASGI application
     behind-haproxy   the same behind HAProxy, in throughput mode
@@ -94,6 +94,7 @@ def servers() -> Mapping[str, Server]:
         replace(SERVERS["gateway"], forms=_ALL),
         ours(OURS, _ALL, _cluster(1)),
         ours("cluster-2", _ALL, _cluster(2)),
+        ours("cluster-4", _ALL, _cluster(4)),
         ours("cluster-apart", _ALL, _cluster(1, "    serve: {num_cpus: 0.5}\n")),
         ours("behind-proxy", json_alone, _behind({})),
         ours("behind-haproxy", json_alone, _behind(HAPROXY_VARIABLES)),

@@ -15,7 +15,9 @@ the node, where both sides read them in place. They are not writable then, as th
 leaves, the call is cancelled, and the backend in the replica stops what it can stop.
 
 **Failures.** What the model says of a batch comes back as data (`Refused`) and is raised here again. A replica that
-dies or leaves is `ReplicaFailed`; the batch is tried at another one, within its deadline and a budget.
+dies or leaves is `ReplicaFailed`; the batch is tried at another one, within its deadline and a budget. So it is where
+one is silent for much longer than answers take (`backends.replicas.pacing`): it hangs, or a network is between it and
+the gateway that lost its way. Whichever answers first is believed.
 
 **Versions.** A replica knows a digest of what it was made of, and refuses calls that want another: while a model is
 being replaced by its next version, an answer never comes from a model that the gateway's certificates are not about.

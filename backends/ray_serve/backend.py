@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import itertools
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ from backends.in_flight import InFlight
 from backends.ray_serve.messages import About, AnotherModel, Answered, Asked, Refused
 from backends.registry import BackendType
 from backends.replicas.budget import Budget
+from backends.replicas.latency import RecentAnswers
+from backends.replicas.pacing import FEWEST_ANSWERS, attempt_s, patience_s
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -100,6 +102,9 @@ class RayServe:
         self._state = State.READY
         self._calls = InFlight()
         self._budget = Budget()
+        self._replicas = replicas
+        self._took = RecentAnswers()
+        self._strays: set[asyncio.Task[Tensors]] = set()
         self._misses = 0
         self._on_the_way_s = 0.0
 
@@ -127,23 +132,86 @@ class RayServe:
         return self._state
 
     async def infer(self, batch: Batch, deadline: Deadline) -> Tensors:
-        """Ask a replica, and another one where it dies; see `Backend.infer`."""
+        """Ask a replica, and another one where it dies, or hangs; see `Backend.infer`."""
         check_batch(self._about.signature, batch, self._limits)
         if self._state is State.CLOSED:
             raise Unavailable(f"model {self._name!r} is closed; send the request elsewhere")
         self._budget.call_came(time.monotonic())
         with self._calls:
-            for attempt in itertools.count(1):
-                try:
-                    return await self._attempt(batch, deadline)
-                except ReplicaFailed:
-                    pause_s = attempt * _PAUSE_S
-                    if attempt == _ATTEMPTS or time.monotonic() + pause_s >= deadline:
-                        raise
-                    if not self._budget.grant_retry(time.monotonic()):
-                        raise
-                    await asyncio.sleep(pause_s)
-        raise AssertionError("attempts ended without an end. This is a bug.")
+            return await self._answered(batch, deadline)
+
+    async def _answered(self, batch: Batch, deadline: Deadline) -> Tensors:
+        """The first answer of attempts, of which the next begins when one has failed, or is silent for too long.
+
+        One that is silent is not called off, nor when another has answered: as long as Serve counts it as under way at
+        the replica that hangs, and such a replica is full soon, no other call is sent there.
+        """
+        underway: set[asyncio.Task[Tensors]] = set()
+        try:
+            for attempt in range(1, _ATTEMPTS + 1):
+                underway.add(asyncio.create_task(self._attempt(batch, deadline)))
+                found = await self._first_of(underway, self._patience_s(deadline, _ATTEMPTS + 1 - attempt))
+                if isinstance(found, Mapping):
+                    return found
+                pause_s = attempt * _PAUSE_S if found is not None else 0.0
+                if attempt == _ATTEMPTS or not self._may_try_again(pause_s, deadline):
+                    break
+                await asyncio.sleep(pause_s)
+            while underway:
+                found = await self._first_of(underway, None)
+                if isinstance(found, Mapping):
+                    return found
+            assert isinstance(found, ReplicaFailed), "attempts ended without an end. This is a bug."
+            raise found
+        except asyncio.CancelledError:
+            for one in underway:
+                one.cancel()
+            raise
+        finally:
+            self._strays |= underway
+            for one in underway:
+                one.add_done_callback(self._strayed)
+
+    async def _first_of(
+        self, underway: set[asyncio.Task[Tensors]], within_s: float | None
+    ) -> Tensors | ReplicaFailed | None:
+        """The first answer of *underway*, or why a replica gives none, or None where nothing comes *within_s* seconds.
+
+        Raises:
+            PointsmanError: what another replica would say as well.
+        """
+        done, _ = await asyncio.wait(underway, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        underway -= done
+        failed = None
+        for one in sorted(done, key=_is_failed):
+            error = one.exception()
+            if error is None:
+                return one.result()
+            if not isinstance(error, ReplicaFailed):
+                raise error
+            failed = error
+        return failed
+
+    def _patience_s(self, deadline: Deadline, attempts_left: int) -> float | None:
+        """What an attempt may take before the next begins beside it; None: whatever it takes.
+
+        As long as nothing recent is known, a silent replica may be one that starts.
+        """
+        now = time.monotonic()
+        p99_s = self._took.quantile(0.99, now, fewest=FEWEST_ANSWERS)
+        if attempts_left == 1 or self._replicas == 1 or p99_s is None:
+            return None
+        return max(0.0, attempt_s(deadline - now, attempts_left, p99_s, patience_s(p99_s)))
+
+    def _may_try_again(self, pause_s: float, deadline: Deadline) -> bool:
+        now = time.monotonic()
+        return now + pause_s < deadline and self._budget.grant_retry(now)
+
+    def _strayed(self, attempt: asyncio.Task[Tensors]) -> None:
+        """*attempt*, whose answer nobody wants any more, has ended."""
+        self._strays.discard(attempt)
+        if not attempt.cancelled():
+            attempt.exception()  # it is not news
 
     async def _attempt(self, batch: Batch, deadline: Deadline) -> Tensors:
         sent = time.monotonic()
@@ -156,7 +224,10 @@ class RayServe:
         reply = await self._reply(asked)
         match reply:
             case Answered():
-                self._on_the_way_s = max(0.0, time.monotonic() - sent - reply.took_s)
+                now = time.monotonic()
+                if asyncio.current_task() not in self._strays:  # or silence would soon count as normal
+                    self._took.add(now - sent, now)
+                self._on_the_way_s = max(0.0, now - sent - reply.took_s)
                 if fault := check_outputs(self._about.signature, reply.outputs, batch.size):
                     raise BackendFailed(f"model {self._name!r} broke its signature: {fault}")
                 return reply.outputs
@@ -195,6 +266,12 @@ class RayServe:
         """Take no more calls, and wait for those in flight; the deployment stays, as it is Serve's."""
         self._state = State.CLOSED
         await self._calls.wait_idle()
+        for stray in self._strays:
+            stray.cancel()
+
+
+def _is_failed(attempt: asyncio.Task[Tensors]) -> bool:
+    return attempt.exception() is not None
 
 
 def _is_cancelled() -> bool:

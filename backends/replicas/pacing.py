@@ -51,8 +51,12 @@ def attempt_s(left_s: float, attempts_left: int, p99_s: float | None, timeout_s:
     if attempts_left <= 1:
         return left_s
     enough_s = left_s / 2.0 if p99_s is None else _ENOUGH * p99_s
-    patience_s = math.inf if p99_s is None else max(_FEWEST_PATIENCE_S, _PATIENCE * p99_s)
-    return min(left_s, max(enough_s, min(left_s / attempts_left, patience_s)))
+    return min(left_s, max(enough_s, min(left_s / attempts_left, patience_s(p99_s))))
+
+
+def patience_s(p99_s: float | None) -> float:
+    """From when on a replica that is silent counts as one that hangs, however much time is left, in seconds."""
+    return math.inf if p99_s is None else max(_FEWEST_PATIENCE_S, _PATIENCE * p99_s)
 
 
 def was_enough(took_s: float, p99_s: float | None) -> bool:

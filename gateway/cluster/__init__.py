@@ -10,7 +10,8 @@
 **A replica** (`replica.GatewayReplica`) is the ordinary composition with the ordinary listeners, on the event loop that
 Serve gives it. The replicas of a node share the ports of the data plane (`SO_REUSEPORT`); between nodes a balancer
 chooses, as in front of any service. Each has a control port of its own, the first free one from `control_port` on: its
-metrics are its own, and inbox and API show the same store. `cluster: {targets: FOLDER}` tells Prometheus which there
+metrics are its own, and inbox and API show the same store. Whoever had `control_port` itself may leave; another replica
+of the node listens there then as well. `cluster: {targets: FOLDER}` tells Prometheus which there
 are (`targets`). Rejected: Serve's own proxies in front, which are slower by far (`loadtests.ray_serve`); they work
 (`replica.IngressReplica`).
 

@@ -65,7 +65,7 @@ class Running:
     Attributes:
         pid: of the `up` that runs.
         ray: the cluster's address.
-        http, grpc, control: ports; the last is the first replica's.
+        http, grpc, control: ports; the last is one replica's after the other.
     """
 
     pid: int

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from gateway.cluster.proxied import Message, ProxiedCalls
 from gateway.cluster.targets import told
 from gateway.compose import Gateway, compose, open_configured
 from gateway.http.asgi import AsgiApp
-from gateway.ports import address_of, bind_first_free, bind_shared
+from gateway.ports import address_of, bind_shared, claim, claim_first_free, port_of
 from gateway.serve import (
     LAST_REPLIES_S,
     Addresses,
@@ -29,7 +31,7 @@ from gateway.serve import (
     probing_lag,
     serve_data,
 )
-from gateway.settings import ModelSettings, Settings
+from gateway.settings import ModelSettings, ServerOptions, Settings
 from gateway.telemetry import configure_logging
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 LAST_S = 1.0
 """For which connections of a replica that leaves may still ask, so that nobody asks into one that is just closed."""
+
+_LOOK_S = 0.5
+"""How often a replica looks whether the control port is free."""
 
 _OPEN_S = 600.0
 """What the first answer of a model's replica may take, with all that it takes to start one."""
@@ -113,7 +118,7 @@ class GatewayReplica:
 
     async def _serve(self) -> None:
         server = self._settings.server
-        with bind_first_free(server.host, server.control_port) as control:
+        with claim_first_free(server.host, server.control_port) as control:
             async with (
                 compose(self._settings, open_model=self._open) as gateway,
                 background(
@@ -123,6 +128,7 @@ class GatewayReplica:
                     probing_lag(gateway),
                 ),
                 Listener(gateway.control_app, control, LAST_REPLIES_S),
+                _heir(gateway.control_app, server, port_of(control)),
             ):
                 name, where = _replica_name(), address_of(control)
                 with told(self._settings.cluster.targets, name, where, {"replica": name}):
@@ -189,6 +195,39 @@ class IngressReplica(GatewayReplica):
     async def ModelInfer(self, request: Message, grpc_context: Any) -> Message:  # noqa: N802
         """See the Open Inference Protocol."""
         return await self._calls.answer("ModelInfer", request, grpc_context)
+
+
+@contextlib.asynccontextmanager
+async def _heir(app: ASGIApp, server: ServerOptions, own: int) -> AsyncIterator[None]:
+    """Serve *app*, which has port *own*, on the control port of *server* as well, as soon as no other replica does.
+
+    Replicas of an upgrade find it taken by one that leaves; people and Services of Kubernetes ask there.
+    """
+
+    async def inherit() -> None:
+        while (bound := _claimed(server.host, server.control_port)) is None:  # noqa: ASYNC110  # it tells nobody
+            await asyncio.sleep(_LOOK_S)
+        with bound:
+            async with Listener(app, bound, LAST_REPLIES_S):
+                await asyncio.Event().wait()
+
+    if own == server.control_port or not server.control_port:
+        yield
+        return
+    inheriting = asyncio.create_task(inherit())
+    try:
+        yield
+    finally:
+        inheriting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await inheriting
+
+
+def _claimed(host: str, port: int) -> socket.socket | None:
+    try:
+        return claim(host, port)
+    except OSError:
+        return None
 
 
 def _is_first() -> bool:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import yaml
@@ -28,6 +30,8 @@ from tests.integration.process import CONFIG, ROOT, wait_for
 
 READY_S = 170.0
 GATEWAY, MODEL = "gateway", "model-double"
+NODE_CPUS = 3
+"""Of a node that has room for one replica of each kind, where they ask for two cores and one."""
 
 CLUSTER_CONFIG = (
     CONFIG.replace(
@@ -66,7 +70,7 @@ class Cluster:
     Attributes:
         folder: that `up` was given.
         config: its configuration file, to be changed and given to another `up`.
-        control: of one of the replicas, whose ports after an upgrade are those that the replicas before them left free.
+        control: of one of the replicas; after an upgrade of another.
     """
 
     process: subprocess.Popen[str]
@@ -79,13 +83,7 @@ class Cluster:
 
     def replicas(self, deployment: str) -> set[int]:
         """The processes that run *deployment*."""
-        found = set()
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                name = " ".join(process.cmdline())
-                if name.startswith("ray::ServeReplica") and f":{deployment}" in name:
-                    found.add(process.pid)
-        return found
+        return replicas_below(self.process.pid, deployment)
 
     def processes(self) -> list[psutil.Process]:
         """All that run below `up`."""
@@ -93,8 +91,7 @@ class Cluster:
 
     def targets(self) -> set[str]:
         """The metrics addresses that Prometheus is told."""
-        files = (self.config.parent / "targets").glob("*.json")
-        return {address for file in files for address in re.findall(r'"(127\.0\.0\.1:\d+)"', file.read_text())}
+        return targets_of(self.config.parent)
 
     def serve(self, config: str) -> None:
         """Have it serve *config*, if it does not yet."""
@@ -111,7 +108,15 @@ class Cluster:
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         assert "pointsman ready" in done.stdout
         wait_for(lambda: len(self.replicas(GATEWAY)) == len(self.targets()) == 2)  # those before them have left
-        self.control = f"http://{min(self.targets())}"
+        wait_for(self.answers_at_control)
+
+    def answers_at_control(self) -> bool:
+        """Whether one of the replicas answers at the control port that the first `up` announced."""
+        where = urlsplit(self.control)
+        with contextlib.suppress(OSError):
+            socket.create_connection((where.hostname, where.port), timeout=5).close()
+            return True
+        return False
 
     def down(self) -> None:
         """End it as an operator does."""
@@ -119,9 +124,30 @@ class Cluster:
         subprocess.run(words, check=True, cwd=ROOT, env=environment(), timeout=60)
 
 
-def command(*words: str) -> list[str]:
+def replicas_below(root: int, deployment: str) -> set[int]:
+    """The processes below *root* that run *deployment*."""
+    found = set()
+    for process in psutil.Process(root).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            name = " ".join(process.cmdline())
+            if name.startswith("ray::ServeReplica") and f":{deployment}" in name:
+                found.add(process.pid)
+    return found
+
+
+def targets_of(folder: Path) -> set[str]:
+    """The metrics addresses that Prometheus is told where a configuration in *folder* is served."""
+    files = (folder / "targets").glob("*.json")
+    return {address for file in files for address in re.findall(r'"(127\.0\.0\.1:\d+)"', file.read_text())}
+
+
+CLI = ("-m", "gateway.cli")
+"""The program whose group `cluster` it is, to Python."""
+
+
+def command(*words: str, program: Sequence[str] = CLI) -> list[str]:
     """Of the group `cluster`."""
-    return [sys.executable, "-m", "gateway.cli", "cluster", *words]
+    return [sys.executable, *program, "cluster", *words]
 
 
 def environment() -> dict[str, str]:
@@ -129,14 +155,16 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running(folder: Path, config: str = CLUSTER_CONFIG, arguments: Sequence[str] = ()) -> Iterator[Cluster]:
+def running(
+    folder: Path, config: str = CLUSTER_CONFIG, arguments: Sequence[str] = (), program: Sequence[str] = CLI
+) -> Iterator[Cluster]:
     """A cluster on *config*, which is written to *folder*; nothing of it is left afterwards."""
     path = folder / "gateway.yaml"
     path.write_text(config)
     short = Path(tempfile.mkdtemp(prefix="pm", dir="/tmp"))  # Ray's sockets are below it, with long names
     ports = ("--http-port", "0", "--grpc-port", "0", "--control-port", "0")
     process = subprocess.Popen(
-        command("up", str(path), "--folder", str(short), *ports, *arguments), stdout=subprocess.PIPE,
+        command("up", str(path), "--folder", str(short), *ports, *arguments, program=program), stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment(), start_new_session=True,
     )  # fmt: skip
     log: list[str] = []
@@ -145,7 +173,6 @@ def running(folder: Path, config: str = CLUSTER_CONFIG, arguments: Sequence[str]
     stderr, stdout = process.stderr, process.stdout
     readers = [threading.Thread(target=lambda: log.extend(stderr), daemon=True)]
     readers[0].start()
-    children: list[psutil.Process] = []
     try:
         ready = _ready_line(process, stdout, log)
         readers.append(threading.Thread(target=lambda: log.extend(stdout), daemon=True))  # replicas may write there
@@ -154,24 +181,30 @@ def running(folder: Path, config: str = CLUSTER_CONFIG, arguments: Sequence[str]
         cluster = Cluster(process, short, path, found["http"], found["grpc"], found["control"], log)
         yield cluster
     finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            children = psutil.Process(process.pid).children(recursive=True)
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=30)
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        psutil.wait_procs(children, timeout=10)
+        end_all(process)
         for reader in readers:
             reader.join(timeout=5)
         stdout.close()
         stderr.close()
         shutil.rmtree(short, ignore_errors=True)
+
+
+def end_all(process: subprocess.Popen[str]) -> None:
+    """End *process*, and whatever is left below it."""
+    children: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(process.pid).children(recursive=True)
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(children, timeout=10)
 
 
 def _ready_line(process: subprocess.Popen[str], stdout: Iterator[str], log: list[str]) -> str:

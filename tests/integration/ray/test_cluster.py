@@ -97,6 +97,23 @@ def test_a_model_replica_that_is_killed_costs_nobody_an_answer(cluster: Cluster)
     assert victim not in cluster.replicas(MODEL)
 
 
+def test_a_model_replica_that_hangs_keeps_nobody_waiting_for_long(cluster: Cluster) -> None:
+    """As one does that a network has been cut off from: its connections stand, and nothing comes."""
+    victim = min(cluster.replicas(MODEL))
+    with calling(cluster.http, cluster.grpc) as outcome:
+        wait_for(lambda: outcome.answered > 100)
+        os.kill(victim, signal.SIGSTOP)
+        try:
+            for _ in range(4):  # nobody waits for it again and again, or for good
+                before = outcome.answered
+                wait_for(lambda: outcome.answered > before + 50)  # noqa: B023
+        finally:
+            os.kill(victim, signal.SIGCONT)
+
+    assert outcome.failed == []
+    wait_for(lambda: is_whole(cluster))
+
+
 def test_a_gateway_that_is_killed_is_replaced_and_its_callers_ask_again(cluster: Cluster) -> None:
     """Calls that were under way fail by gRPC: nobody may repeat these but their caller."""
     victim = min(cluster.replicas(GATEWAY))

@@ -7,7 +7,8 @@ import socket
 
 import pytest
 
-from gateway.ports import SIBLINGS, address_of, bind, bind_first_free, bind_shared, held, port_of
+from gateway import ports
+from gateway.ports import SIBLINGS, address_of, bind, bind_shared, claim, claim_first_free, held, port_of
 
 HOST = "127.0.0.1"
 
@@ -115,12 +116,24 @@ def test_a_name_of_no_machine_is_refused_with_the_remedy() -> None:
 def test_processes_of_a_host_have_ports_one_beside_the_other() -> None:
     with bind(HOST, 0) as first:
         first.listen()
-        with bind_first_free(HOST, port_of(first)) as second:
-            second.listen()
-            with bind_first_free(HOST, port_of(first)) as third:
-                assert port_of(first) < port_of(second) < port_of(third) < port_of(first) + SIBLINGS
+        with claim_first_free(HOST, port_of(first)) as second, claim_first_free(HOST, port_of(first)) as third:
+            assert port_of(first) < port_of(second) < port_of(third) < port_of(first) + SIBLINGS
 
 
 def test_any_port_will_do_where_none_is_named() -> None:
-    with bind_first_free(HOST, 0) as found:
+    with claim_first_free(HOST, 0) as found:
         assert port_of(found) > 0
+
+
+def test_of_two_that_bound_a_port_the_one_that_listens_last_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bind(HOST, 0) as bound:
+        bind_it = ports.bind
+
+        def overtaken(host: str, port: int) -> socket.socket:
+            found = bind_it(host, port)
+            bound.listen()
+            return found
+
+        monkeypatch.setattr(ports, "bind", overtaken)
+        with pytest.raises(OSError, match=r"cannot listen on 127\.0\.0\.1:\d+: .* in use; choose another port"):
+            claim(HOST, port_of(bound))

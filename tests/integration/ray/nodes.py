@@ -1,0 +1,97 @@
+"""A Ray of several nodes on this machine, with the gateway on all of them but the head.
+
+    python nodes.py CONFIG FOLDER
+
+Ray keeps its files in FOLDER/ray, which is there. Every line of stdin is an order, and the reply a line of JSON that
+begins with TOLD:
+
+    add             another node; its id, and the process that is its raylet
+    serve           the gateway of CONFIG; where it listens, and the process that is the head's GCS
+    drain NODE      let Ray know that the node is about to go
+
+The end of stdin ends everything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from gateway.cluster.launch import LOOPBACK  # imports nothing of Ray
+
+os.environ |= {**LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": 64 * "0", "RAY_TMPDIR": sys.argv[2]}
+
+import ray
+from ray import serve
+from ray._raylet import GcsClient
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
+
+from gateway.ports import address_of, held, port_of
+from gateway.ray_app import AppArguments, app
+from tests.integration.ray.clusters import NODE_CPUS
+
+TOLD = "told "
+HOST = "127.0.0.1"
+NOTICE_S = 60.0
+# A node that is gone is known to be after seconds, and not half a minute.
+_HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+
+
+class Nodes:
+    """The cluster, and what is asked of it."""
+
+    def __init__(self, config: Path, stack: ExitStack) -> None:
+        self._config = config
+        self._stack = stack
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": _HEALTH}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        stack.callback(self._cluster.shutdown)
+
+    def add(self) -> dict[str, Any]:
+        """Another node, for one replica of each kind."""
+        node = self._cluster.add_node(num_cpus=NODE_CPUS)
+        return {"node": node.node_id, "raylet": _pid(node, "raylet")}
+
+    def serve(self) -> dict[str, Any]:
+        """The gateway, on ports that are free."""
+        ray.init(address=self._cluster.address, namespace="serve", log_to_driver=False)
+        serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False, "log_level": "WARNING"})
+        http, grpc, control = (self._stack.enter_context(held(HOST, 0)) for _ in range(3))
+        arguments = AppArguments(
+            config=self._config, http_port=port_of(http), grpc_port=port_of(grpc), control_port=port_of(control)
+        )
+        control.close()  # replicas have ports of their own from there on
+        serve.run(app(arguments), route_prefix=None)
+        return {"http": address_of(http), "grpc": address_of(grpc), "gcs": _pid(self._cluster.head_node, "gcs_server")}
+
+    def drain(self, node: str) -> dict[str, Any]:
+        """What a provider's notice of a preemption comes to."""
+        until_ms = round((time.time() + NOTICE_S) * 1e3)
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        is_accepted, why_not = GcsClient(address=self._cluster.address).drain_node(node, reason, "preempted", until_ms)
+        return {"is_accepted": is_accepted, "why_not": why_not}
+
+
+def _pid(node: Any, process: str) -> int:  # Any: Ray's node
+    return int(node.all_processes[process][0].process.pid)
+
+
+def main() -> None:
+    """Follow orders."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with ExitStack() as stack:
+        nodes = Nodes(Path(sys.argv[1]), stack)
+        for line in sys.stdin:
+            order, *words = line.split()
+            print(TOLD + json.dumps(getattr(nodes, order)(*words)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The gateway on a Ray of several nodes: one is preempted, one dies, and at last the head does.
+
+The tests are in this order, each on what the one before has left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.integration.process import ROOT, wait_for
+from tests.integration.ray.callers import Outcome, calling
+from tests.integration.ray.clusters import (
+    CLUSTER_CONFIG,
+    GATEWAY,
+    MODEL,
+    READY_S,
+    end_all,
+    environment,
+    replicas_below,
+    targets_of,
+    why_not,
+)
+
+TOLD = "told "
+_CONFIG = CLUSTER_CONFIG.replace("serve: {replicas: 2, num_cpus: 0.1}", "serve: {replicas: 2, num_cpus: 1}").replace(
+    "cluster: {replicas: 2, num_cpus: 0.1,", "cluster: {replicas: 2, num_cpus: 2,"
+)
+_AGAIN_S = 90.0
+_HEADLESS_S = 8.0
+
+
+@dataclass(slots=True)
+class Nodes:
+    """The cluster that `nodes.py` has made.
+
+    Attributes:
+        raylets: the process that is the root of each node, by the node's id.
+        at: what it said when it served.
+    """
+
+    process: subprocess.Popen[str]
+    folder: Path
+    told: queue.SimpleQueue[str]
+    log: list[str]
+    raylets: dict[str, int] = field(default_factory=dict)
+    at: dict[str, Any] = field(default_factory=dict)
+
+    def order(self, words: str) -> dict[str, Any]:
+        """The reply to an order."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(words + "\n")
+        self.process.stdin.flush()
+        reply = self.told.get(timeout=READY_S)
+        assert reply, f"{words!r} was not answered: {''.join(self.log[-60:])}"
+        found: dict[str, Any] = json.loads(reply)
+        return found
+
+    def add(self) -> str:
+        """Another node; its id."""
+        found = self.order("add")
+        self.raylets[found["node"]] = found["raylet"]
+        return str(found["node"])
+
+    def on(self, node: str, deployment: str) -> set[int]:
+        """The replicas of *deployment* on *node*."""
+        return replicas_below(self.raylets[node], deployment)
+
+    def are_whole(self, *on: str) -> bool:
+        """Whether there is one replica of each kind on each of the nodes *on*, and they answer."""
+        each = all(len(self.on(node, kind)) == 1 for node in on for kind in (GATEWAY, MODEL))
+        return each and len(targets_of(self.folder)) == len(on)
+
+    def lose(self, node: str) -> None:
+        """All of its processes end at once, as with the power."""
+        root = psutil.Process(self.raylets.pop(node))
+        for process in [root, *root.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def calling(self) -> Any:
+        """See `callers.calling`."""
+        return calling(f"http://{self.at['http']}", self.at["grpc"])
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """Two nodes beside the head, each with a gateway and a replica of its model."""
+    if reason := why_not():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("nodes")
+    (folder / "my.yaml").write_text(_CONFIG)
+    short = Path(tempfile.mkdtemp(prefix="pm", dir="/tmp"))
+    (short / "ray").mkdir()
+    script = Path(__file__).with_name("nodes.py")
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder / "my.yaml"), str(short)], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment(),
+        start_new_session=True,
+    )  # fmt: skip
+    found = Nodes(process, folder, queue.SimpleQueue(), [])
+    reader = threading.Thread(target=_read, args=(found,), daemon=True)
+    reader.start()
+    try:
+        found.add()
+        found.add()
+        found.at = found.order("serve")
+        yield found
+    finally:
+        end_all(process)
+        process.stdin.close() if process.stdin else None
+        reader.join(timeout=5)
+        shutil.rmtree(short, ignore_errors=True)
+
+
+def _read(nodes: Nodes) -> None:
+    assert nodes.process.stdout is not None
+    with nodes.process.stdout as stdout:
+        for line in stdout:
+            if line.startswith(TOLD):
+                nodes.told.put(line.removeprefix(TOLD))
+            else:
+                nodes.log.append(line)
+    nodes.told.put("")  # it has ended
+
+
+def _many_more(outcome: Outcome) -> None:
+    before = outcome.answered
+    wait_for(lambda: outcome.answered > before + 100)
+
+
+def test_a_node_that_is_preempted_is_left_before_it_goes(nodes: Nodes) -> None:
+    leaving, staying = nodes.raylets
+    wait_for(lambda: nodes.are_whole(leaving, staying), _AGAIN_S)
+    with nodes.calling() as outcome:
+        _many_more(outcome)
+        coming = nodes.add()
+
+        assert nodes.order(f"drain {leaving}") == {"is_accepted": True, "why_not": ""}
+
+        wait_for(lambda: not nodes.on(leaving, GATEWAY) and not nodes.on(leaving, MODEL), _AGAIN_S)
+        nodes.lose(leaving)
+        _many_more(outcome)
+        assert nodes.are_whole(staying, coming)
+
+    assert outcome.failed == []
+
+
+def test_a_node_that_dies_costs_what_was_under_way_there_at_most(nodes: Nodes) -> None:
+    """HTTP callers repeat that by themselves; gRPC's must be told to."""
+    dying, staying = nodes.raylets
+    with nodes.calling() as outcome:
+        _many_more(outcome)
+        nodes.lose(dying)
+        _many_more(outcome)  # at the other, with the model that is left
+        coming = nodes.add()
+        wait_for(lambda: nodes.are_whole(staying, coming), _AGAIN_S)
+        _many_more(outcome)
+
+    assert [failed for failed in outcome.failed if failed.startswith("http")] == []
+    assert all("UNAVAILABLE" in failed for failed in outcome.failed)
+    assert len(outcome.failed) <= 4
+
+
+def test_gateways_answer_while_there_is_no_head(nodes: Nodes) -> None:
+    """Serve can place, replace and scale nothing then, which no request needs."""
+    with nodes.calling() as outcome:
+        _many_more(outcome)
+        os.kill(nodes.at["gcs"], signal.SIGKILL)
+        gone = threading.Event()
+        gone.wait(_HEADLESS_S)
+        _many_more(outcome)
+
+    assert outcome.failed == []
