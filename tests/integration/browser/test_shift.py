@@ -321,10 +321,10 @@ def test_a_session_that_ended_leads_to_the_login_page(desk: Desk, callers: Calle
 
 def test_what_is_not_decided_in_time_moves_on_and_says_so(desk: Desk, callers: Callers) -> None:
     """Held when it is due, it stays until the claim ends, which cannot be kept; then the next queue has it."""
+    anna, ben = desk.reviewer("anna"), desk.reviewer("ben")
     answer = callers.mail("Nobody has time.", "hasty")
     review = callers.review_of(answer)
-    anna, ben = desk.reviewer("anna"), desk.reviewer("ben")
-    callers.claim(review, "anna", 15)
+    callers.claim(review, "anna", 15)  # before it is due, in two seconds
     anna.goto(f"/inbox/reviews/{review}")
     expect(anna.locator("dt", has_text="Priority")).to_be_visible()
     expect(anna.get_by_role("button", name="Keep it")).to_be_visible()
