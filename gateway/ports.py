@@ -53,13 +53,7 @@ def claim(host: str, port: int) -> socket.socket:
     Raises:
         OSError: somebody listens there, or it is no address of this machine.
     """
-    bound = bind(host, port)
-    try:
-        bound.listen()
-    except OSError as error:
-        bound.close()
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from error
-    return bound
+    return _bound(host, port, reuse_address=True, reuse_port=False, listens=True)
 
 
 def claim_first_free(host: str, port: int) -> socket.socket:
@@ -99,7 +93,7 @@ def _alone(host: str, port: int) -> socket.socket:
         return bind(host, port)
 
 
-def _bound(host: str, port: int, *, reuse_address: bool, reuse_port: bool) -> socket.socket:
+def _bound(host: str, port: int, *, reuse_address: bool, reuse_port: bool, listens: bool = False) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
@@ -112,6 +106,8 @@ def _bound(host: str, port: int, *, reuse_address: bool, reuse_port: bool) -> so
         if reuse_port:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(address)
+        if listens:
+            bound.listen()
     except OSError as error:
         bound.close()
         remedy = _REMEDIES.get(error.errno or 0, "choose another port")

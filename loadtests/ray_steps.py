@@ -19,9 +19,9 @@ import argparse
 import json
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from batching.simulation.arrivals import poisson
 from gateway.cluster import application
 from loadtests.generator.load import Plan
 from loadtests.generator.report import generate
+from loadtests.looking import looking
 from loadtests.models import BASE_S, ITEM_S
 from loadtests.peers.machine import machine
 from loadtests.peers.servers import gateway_versions
@@ -73,28 +74,18 @@ def as_serve(arguments: Sequence[str]) -> None:
     cli(list(arguments))
 
 
-class _Watch:
-    """How many replicas serve, while a block runs."""
+@contextmanager
+def watching(cluster: Cluster) -> Iterator[list[tuple[float, int]]]:
+    """How many replicas serve while the block runs, and since when it has been so many (`time.monotonic`)."""
+    seen: list[tuple[float, int]] = []
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._root = cluster.process.pid
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-        self.seen: list[tuple[float, int]] = []
+    def look() -> None:
+        serving = sum(map(_serves, replicas_below(cluster.process.pid, "model-dbl")))
+        if not seen or seen[-1][1] != serving:
+            seen.append((time.monotonic(), serving))
 
-    def __enter__(self) -> _Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._ended.wait(_LOOK_S):
-            serving = sum(map(_serves, replicas_below(self._root, "model-dbl")))
-            if not self.seen or self.seen[-1][1] != serving:
-                self.seen.append((time.monotonic(), serving))
+    with looking(look, _LOOK_S):
+        yield seen
 
 
 def _serves(pid: int) -> bool:
@@ -135,14 +126,14 @@ def stepped(side: str, after_s: float, seed: int) -> dict[str, Any]:
         plan = Plan(
             cluster.http, moments=came, seconds=seconds, within_s=_WITHIN_S, timeout_s=_WITHIN_S, slices=round(seconds)
         )
-        with _Watch(cluster) as watch:
+        with watching(cluster) as seen:
             report = generate(plan)
         step_s = report.started_s + _BEFORE_S
         shares = report.in_time_by_slice
         first = round(_BEFORE_S)
         counts = plan.by_slice(came)
         missed = sum(float(count) * (1.0 - share) for count, share in zip(counts[first:], shares[first:], strict=True))
-        more = [(round(at_s - step_s, 2), serving) for at_s, serving in watch.seen if at_s > step_s and serving > 1]
+        more = [(round(at_s - step_s, 2), serving) for at_s, serving in seen if at_s > step_s and serving > 1]
         return {
             "second_replica_s": more[0][0] if more else None,
             "replicas": more,

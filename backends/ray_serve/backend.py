@@ -38,6 +38,7 @@ from backends.errors import (
 from backends.in_flight import InFlight
 from backends.ray_serve.messages import About, AnotherModel, Answered, Asked, Refused
 from backends.registry import BackendType
+from backends.replicas.attempts import call_off, first_to_decide
 from backends.replicas.budget import Budget
 from backends.replicas.latency import RecentAnswers
 from backends.replicas.pacing import FEWEST_ANSWERS, attempt_s, patience_s
@@ -157,15 +158,11 @@ class RayServe:
                 if attempt == _ATTEMPTS or not self._may_try_again(pause_s, deadline):
                     break
                 await asyncio.sleep(pause_s)
-            while underway:
-                found = await self._first_of(underway, None)
-                if isinstance(found, Mapping):
-                    return found
-            assert isinstance(found, ReplicaFailed), "attempts ended without an end. This is a bug."
-            raise found
+            if isinstance(found, ReplicaFailed) and not underway:
+                raise found
+            return (await first_to_decide(underway)).result()
         except asyncio.CancelledError:
-            for one in underway:
-                one.cancel()
+            await call_off(underway)
             raise
         finally:
             self._strays |= underway
@@ -197,9 +194,11 @@ class RayServe:
 
         As long as nothing recent is known, a silent replica may be one that starts.
         """
+        if attempts_left == 1 or self._replicas == 1:
+            return None
         now = time.monotonic()
         p99_s = self._took.quantile(0.99, now, fewest=FEWEST_ANSWERS)
-        if attempts_left == 1 or self._replicas == 1 or p99_s is None:
+        if p99_s is None:
             return None
         return max(0.0, attempt_s(deadline - now, attempts_left, p99_s, patience_s(p99_s)))
 

@@ -75,6 +75,7 @@ from backends.errors import (
     error_of,
 )
 from backends.in_flight import InFlight
+from backends.replicas.attempts import call_off, first_to_decide
 from backends.replicas.budget import Budget
 from backends.replicas.fit import Common, common
 from backends.replicas.keeper import Keeper, begin_opening, cannot_open, close_all, close_leaving, warn_of
@@ -401,9 +402,9 @@ class Replicas:
                 self._observer.on_hedge(HedgeMade(self._name, replica.address, other.address, after_s))
                 call.tried.append(other)
                 attempts.append(asyncio.create_task(self._attempt(call, other, attempts_left)))
-            deciding = await _first_to_decide(attempts)
+            deciding = await first_to_decide(attempts)
         finally:
-            await _call_off(attempts)
+            await call_off(attempts)
         try:
             return deciding.result()
         finally:
@@ -433,37 +434,6 @@ class Replicas:
 
 def _loaded(replica: Replica) -> Loaded | None:
     return None if replica.backend is None else loaded_of(replica.backend)
-
-
-async def _first_to_decide(attempts: Sequence[asyncio.Task[Tensors]]) -> asyncio.Task[Tensors]:
-    """The first that is answered, or whose error is the caller's; one that failed only where all have."""
-    pending = set(attempts)
-    while True:
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        for attempt in sorted(done, key=_has_failed):
-            if not (pending and _has_failed(attempt)):
-                return attempt
-
-
-def _has_failed(attempt: asyncio.Task[Tensors]) -> bool:
-    return not attempt.cancelled() and isinstance(attempt.exception(), ReplicaFailed)
-
-
-async def _call_off(attempts: list[asyncio.Task[Tensors]]) -> None:
-    """Cancel what still runs and wait for its end, through cancellations, which are raised afterwards."""
-    cancelled: asyncio.CancelledError | None = None
-    for attempt in attempts:
-        attempt.cancel()
-    while pending := [attempt for attempt in attempts if not attempt.done()]:
-        try:
-            await asyncio.wait(pending)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    for attempt in attempts:
-        if not attempt.cancelled():
-            attempt.exception()  # seen, so that nobody complains that it never was
-    if cancelled is not None:
-        raise cancelled
 
 
 async def open_replicas(

@@ -8,13 +8,13 @@ import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import psutil
 
 from loadtests.goodput_real.servers import Server, ask_gateway
 from loadtests.goodput_real.workloads import Allowance, Workload
+from loadtests.looking import looking
 from loadtests.models import SLOW
 
 _PARTS = 10
@@ -60,33 +60,20 @@ def refusals(gateway: Server, seconds: float) -> dict[str, Any]:
 
 
 class _Watched:
-    """How many batches ran until when, while a block runs; and the moment at which the model became slow.
+    """How many batches ran until when; and the moment at which the model became slow, which it makes it after some."""
 
-    A thread asks, as often as a batch may end, and makes the model slow after some batches.
-    """
-
-    def __init__(self, gateway: Server, slow: Path, every_s: float) -> None:
-        self._gateway, self._slow, self._every_s = gateway, slow, every_s
-        self._ended = Event()
-        self._thread = Thread(target=self._watch)
+    def __init__(self, gateway: Server, slow: Path) -> None:
+        self._gateway, self._slow = gateway, slow
         self.seen: list[tuple[float, int]] = []
         self.slow_since_s = 0.0
 
-    def __enter__(self) -> _Watched:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(self._every_s):
-            number = self._gateway.batches()
-            self.seen.append((time.monotonic(), number))
-            if not self.slow_since_s and number >= self.seen[0][1] + _BATCHES_BEFORE:
-                self._slow.touch()
-                self.slow_since_s = time.monotonic()
+    def look(self) -> None:
+        """To be called as often as a batch may end."""
+        number = self._gateway.batches()
+        self.seen.append((time.monotonic(), number))
+        if not self.slow_since_s and number >= self.seen[0][1] + _BATCHES_BEFORE:
+            self._slow.touch()
+            self.slow_since_s = time.monotonic()
 
     def until(self, moment_s: float) -> int:
         """How many batches had run."""
@@ -103,7 +90,8 @@ def shift(gateway: Server, workload: Workload, allowance: Allowance, times: int)
     found = []
     for number in range(times):
         try:
-            with _Watched(gateway, slow, workload.alone_s / 2) as watched:
+            watched = _Watched(gateway, slow)
+            with looking(watched.look, workload.alone_s / 2):
                 report = ask_gateway(gateway, point, _SEED + number, slices=_SLICES)
         finally:
             slow.unlink(missing_ok=True)

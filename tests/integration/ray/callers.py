@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import tritonclient.grpc as triton
 
+from tests.integration.process import wait_for
+
 ATTEMPTS = 3
 
 
@@ -122,3 +124,9 @@ def calling(http: str, grpc: str, each: int = 2) -> Iterator[Outcome]:
         for thread in threads:
             with suppress(RuntimeError):
                 thread.join(timeout=30)
+
+
+def many_more(outcome: Outcome, requests: int = 100) -> None:
+    """Wait until more than so many further requests have been answered."""
+    before = outcome.answered
+    wait_for(lambda: outcome.answered > before + requests)

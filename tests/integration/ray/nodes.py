@@ -35,9 +35,8 @@ from ray.core.generated import autoscaler_pb2
 
 from gateway.ports import address_of, held, port_of
 from gateway.ray_app import AppArguments, app
-from tests.integration.ray.clusters import NODE_CPUS
+from tests.integration.ray.clusters import NODE_CPUS, TOLD
 
-TOLD = "told "
 HOST = "127.0.0.1"
 NOTICE_S = 60.0
 # A node that is gone is known to be after seconds, and not half a minute.

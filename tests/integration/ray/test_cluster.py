@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.integration.process import wait_for
-from tests.integration.ray.callers import Outcome, by_grpc, by_http, calling
+from tests.integration.ray.callers import Outcome, by_grpc, by_http, calling, many_more
 from tests.integration.ray.clusters import CLUSTER_CONFIG, GATEWAY, MODEL, Cluster, running, why_not
 from tests.integration.test_v1 import UNSURE, call
 
@@ -89,8 +89,7 @@ def test_a_model_replica_that_is_killed_costs_nobody_an_answer(cluster: Cluster)
     with calling(cluster.http, cluster.grpc) as outcome:
         wait_for(lambda: outcome.answered > 50)
         os.kill(victim, signal.SIGKILL)
-        before = outcome.answered
-        wait_for(lambda: outcome.answered > before + 100)
+        many_more(outcome)
         wait_for(lambda: is_whole(cluster))
 
     assert outcome.failed == []
@@ -105,8 +104,7 @@ def test_a_model_replica_that_hangs_keeps_nobody_waiting_for_long(cluster: Clust
         os.kill(victim, signal.SIGSTOP)
         try:
             for _ in range(4):  # nobody waits for it again and again, or for good
-                before = outcome.answered
-                wait_for(lambda: outcome.answered > before + 50)  # noqa: B023
+                many_more(outcome, 50)
         finally:
             os.kill(victim, signal.SIGCONT)
 
@@ -120,8 +118,7 @@ def test_a_gateway_that_is_killed_is_replaced_and_its_callers_ask_again(cluster:
     with calling(cluster.http, cluster.grpc) as outcome:
         wait_for(lambda: outcome.answered > 50)
         os.kill(victim, signal.SIGKILL)
-        before = outcome.answered
-        wait_for(lambda: outcome.answered > before + 100)
+        many_more(outcome)
         wait_for(lambda: is_whole(cluster))
 
     assert [failed for failed in outcome.failed if failed.startswith("http")] == []
@@ -138,8 +135,7 @@ def test_an_upgrade_under_load_fails_no_request(cluster: Cluster) -> None:
         cluster.upgrade(CLUSTER_CONFIG.replace("labels: [a, b, c]\n    cost: 0.1", "labels: [x, y, z]\n    cost: 0.1")
                         .replace("    labels: [a, b, c]\n  double", "    labels: [x, y, z]\n  double"))  # fmt: skip
 
-        before = outcome.answered
-        wait_for(lambda: outcome.answered > before + 100)
+        many_more(outcome)
 
     assert outcome.failed == []
     assert call(f"{cluster.http}{DECIDE}", b"fast=0.95:b").body["label"] == "y"

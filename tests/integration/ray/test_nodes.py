@@ -24,12 +24,13 @@ import psutil
 import pytest
 
 from tests.integration.process import ROOT, wait_for
-from tests.integration.ray.callers import Outcome, calling
+from tests.integration.ray.callers import calling, many_more
 from tests.integration.ray.clusters import (
     CLUSTER_CONFIG,
     GATEWAY,
     MODEL,
     READY_S,
+    TOLD,
     end_all,
     environment,
     replicas_below,
@@ -37,7 +38,6 @@ from tests.integration.ray.clusters import (
     why_not,
 )
 
-TOLD = "told "
 _CONFIG = CLUSTER_CONFIG.replace("serve: {replicas: 2, num_cpus: 0.1}", "serve: {replicas: 2, num_cpus: 1}").replace(
     "cluster: {replicas: 2, num_cpus: 0.1,", "cluster: {replicas: 2, num_cpus: 2,"
 )
@@ -139,23 +139,18 @@ def _read(nodes: Nodes) -> None:
     nodes.told.put("")  # it has ended
 
 
-def _many_more(outcome: Outcome) -> None:
-    before = outcome.answered
-    wait_for(lambda: outcome.answered > before + 100)
-
-
 def test_a_node_that_is_preempted_is_left_before_it_goes(nodes: Nodes) -> None:
     leaving, staying = nodes.raylets
     wait_for(lambda: nodes.are_whole(leaving, staying), _AGAIN_S)
     with nodes.calling() as outcome:
-        _many_more(outcome)
+        many_more(outcome)
         coming = nodes.add()
 
         assert nodes.order(f"drain {leaving}") == {"is_accepted": True, "why_not": ""}
 
         wait_for(lambda: not nodes.on(leaving, GATEWAY) and not nodes.on(leaving, MODEL), _AGAIN_S)
         nodes.lose(leaving)
-        _many_more(outcome)
+        many_more(outcome)
         assert nodes.are_whole(staying, coming)
 
     assert outcome.failed == []
@@ -165,12 +160,12 @@ def test_a_node_that_dies_costs_what_was_under_way_there_at_most(nodes: Nodes) -
     """HTTP callers repeat that by themselves; gRPC's must be told to."""
     dying, staying = nodes.raylets
     with nodes.calling() as outcome:
-        _many_more(outcome)
+        many_more(outcome)
         nodes.lose(dying)
-        _many_more(outcome)  # at the other, with the model that is left
+        many_more(outcome)  # at the other, with the model that is left
         coming = nodes.add()
         wait_for(lambda: nodes.are_whole(staying, coming), _AGAIN_S)
-        _many_more(outcome)
+        many_more(outcome)
 
     assert [failed for failed in outcome.failed if failed.startswith("http")] == []
     assert all("UNAVAILABLE" in failed for failed in outcome.failed)
@@ -180,10 +175,10 @@ def test_a_node_that_dies_costs_what_was_under_way_there_at_most(nodes: Nodes) -
 def test_gateways_answer_while_there_is_no_head(nodes: Nodes) -> None:
     """Serve can place, replace and scale nothing then, which no request needs."""
     with nodes.calling() as outcome:
-        _many_more(outcome)
+        many_more(outcome)
         os.kill(nodes.at["gcs"], signal.SIGKILL)
         gone = threading.Event()
         gone.wait(_HEADLESS_S)
-        _many_more(outcome)
+        many_more(outcome)
 
     assert outcome.failed == []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from typing import Any
 
 import pytest
 
-from gateway import ports
 from gateway.ports import SIBLINGS, address_of, bind, bind_shared, claim, claim_first_free, held, port_of
 
 HOST = "127.0.0.1"
@@ -127,13 +127,12 @@ def test_any_port_will_do_where_none_is_named() -> None:
 
 def test_of_two_that_bound_a_port_the_one_that_listens_last_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with bind(HOST, 0) as bound:
-        bind_it = ports.bind
 
-        def overtaken(host: str, port: int) -> socket.socket:
-            found = bind_it(host, port)
-            bound.listen()
-            return found
+        class Overtaken(socket.socket):
+            def bind(self, address: Any) -> None:  # Any: as the socket's own
+                super().bind(address)
+                bound.listen()
 
-        monkeypatch.setattr(ports, "bind", overtaken)
+        monkeypatch.setattr("gateway.ports.socket.socket", Overtaken)
         with pytest.raises(OSError, match=r"cannot listen on 127\.0\.0\.1:\d+: .* in use; choose another port"):
             claim(HOST, port_of(bound))
