@@ -402,16 +402,19 @@ def down(folder: Path | None) -> None:
 @cluster.command("config")
 @_config
 @click.option("--image", help="A Kubernetes manifest (RayService) instead, with this image.")
+@click.option("--redis", metavar="HOST:PORT", help="With --image: Ray keeps its tables there, and outlives its head.")
 @click.option("--replicas", type=click.IntRange(min=1), help="Gateways.  [what CONFIG says]")
-def config_(config: Path, image: str | None, replicas: int | None) -> None:
+def config_(config: Path, image: str | None, redis: str | None, replicas: int | None) -> None:
     """Print what `serve deploy` takes to serve CONFIG, which has the same path on every node."""
     from gateway.cluster.manifest import ray_service, serve_config
 
+    if redis is not None and image is None:
+        raise click.UsageError("--redis is for a Kubernetes manifest; name its image with --image too")
     settings = _load(config)
     if replicas is not None:
         settings = replace(settings, cluster=replace(settings.cluster, replicas=replicas))
     try:
-        click.echo(serve_config(settings) if image is None else ray_service(settings, image), nl=False)
+        click.echo(serve_config(settings) if image is None else ray_service(settings, image, redis), nl=False)
     except PointsmanError as error:
         raise click.ClickException(str(error)) from error
 

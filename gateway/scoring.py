@@ -24,7 +24,6 @@ from backends.contract import (
     Deadline,
     Limits,
     Ragged,
-    SharedMemoryWindow,
     Signature,
     State,
     Tensor,
@@ -33,10 +32,7 @@ from backends.contract import (
 )
 from backends.errors import InvalidInput
 from router.calibration import Calibrator, confidences
-from router.confidence import Measure, measured
-
-_QUICK_BYTES = 512 * 1024
-"""Outputs up to this size are measured in two milliseconds at most; larger ones are in a thread."""
+from router.confidence import Measure, is_quick, measured
 
 CONFIDENCE = "pointsman.confidence"
 """The output that `Scored` adds: FP64, one an item, NaN where there is none."""
@@ -51,11 +47,9 @@ class Scoring:
 
     async def of(self, outputs: Tensors, size: int) -> NDArray[np.float64]:
         """Of *size* items: (size,), NaN where there is none."""
-        is_quick = all(
-            t.data.nbytes <= _QUICK_BYTES if isinstance(t.data, np.ndarray) else isinstance(t.data, SharedMemoryWindow)
-            for t in outputs.values()
-        )
-        return self._now(outputs, size) if is_quick else await asyncio.to_thread(self._now, outputs, size)
+        if is_quick(self.measure, outputs):
+            return self._now(outputs, size)
+        return await asyncio.to_thread(self._now, outputs, size)
 
     def _now(self, outputs: Tensors, size: int) -> NDArray[np.float64]:
         name = measured(self.measure, outputs)

@@ -10,12 +10,13 @@ process tree, Ray's own processes included; ratios have a bootstrap interval of 
     cluster          one replica, its own listeners
     cluster-2        two replicas, which share the ports; cluster-4: four
     cluster-apart    one replica, and the model as a deployment of its own, by handle
-    behind-proxy     one replica behind Serve's HTTP proxy, as an ASGI application
+    behind-proxy     one replica behind Serve's proxies: over HTTP as an ASGI application, over gRPC by its methods
     behind-haproxy   the same behind HAProxy, in throughput mode
-    serve            a bare Serve deployment behind its HTTP proxy: JSON, NumPy and nothing else
+    serve            a bare Serve deployment behind its proxies: JSON or protobuf, NumPy, and nothing else
     serve-haproxy    the same behind HAProxy, in throughput mode
 
-The gateway does more than a bare deployment: it checks, batches and records every decision. Serve's replicas and
+The gateway does more than a bare deployment: it checks, batches and records every decision. Its replicas carry
+gRPC by grpcio, as Serve does, and the gateway without Ray by the native transport. Serve's replicas, its gRPC proxy and
 HAProxy listen on every interface: run it where there is none but loopback (`unshare -n`, with `lo` up).
 """
 
@@ -71,7 +72,8 @@ _AS_CLUSTER_UP: Mapping[str, str] = {
 
 def _behind(variables: Mapping[str, str]) -> Callable[[Path], AbstractContextManager[Running]]:
     script = Script(
-        (str(SERVING / "ingress_on_ray.py"), "{port}", "{folder}/null.yaml"),
+        (str(SERVING / "ingress_on_ray.py"), "{folder}/null.yaml", "{port}", "{spare3}"),
+        grpc=True,
         variables={**_AS_CLUSTER_UP, **variables},
         files={"null.yaml": _config()},
     )
@@ -79,8 +81,10 @@ def _behind(variables: Mapping[str, str]) -> Callable[[Path], AbstractContextMan
 
 
 def _bare(name: str, variables: Mapping[str, str]) -> Server:
-    script = Script((str(SERVING / "on_ray.py"), "{port}"), variables={**_AS_CLUSTER_UP, **variables})
-    return replace(SERVERS[name], start=script.start, versions=gateway_versions, why_not=why_not, is_peer=False)
+    command = (str(SERVING / "on_ray.py"), "{port}", "{spare3}")
+    start = Script(command, grpc=True, variables={**_AS_CLUSTER_UP, **variables}).start
+    found = SERVERS[name]
+    return replace(found, forms=_ALL, start=start, versions=gateway_versions, why_not=why_not, is_peer=False)
 
 
 def servers() -> Mapping[str, Server]:
@@ -89,15 +93,14 @@ def servers() -> Mapping[str, Server]:
     def ours(name: str, forms: tuple[Form, ...], start: Callable[[Path], AbstractContextManager[Running]]) -> Server:
         return Server(name, "the gateway under Ray Serve", forms, start, gateway_versions, why_not)
 
-    json_alone = (Form.JSON,)
     found = (
         replace(SERVERS["gateway"], forms=_ALL),
         ours(OURS, _ALL, _cluster(1)),
         ours("cluster-2", _ALL, _cluster(2)),
         ours("cluster-4", _ALL, _cluster(4)),
         ours("cluster-apart", _ALL, _cluster(1, "    serve: {num_cpus: 0.5}\n")),
-        ours("behind-proxy", json_alone, _behind({})),
-        ours("behind-haproxy", json_alone, _behind(HAPROXY_VARIABLES)),
+        ours("behind-proxy", _ALL, _behind({})),
+        ours("behind-haproxy", _ALL, _behind(HAPROXY_VARIABLES)),
         replace(_bare("ray", {}), name="serve"),
         replace(_bare("ray-haproxy", HAPROXY_VARIABLES), name="serve-haproxy"),
     )

@@ -7,7 +7,8 @@ or on a volume. Several nodes share a store on PostgreSQL; a SQLite file is one 
 are those of the configuration, and a Service spreads callers over the pods. The readiness of a pod is that of its
 gateway: a pod without one gets no callers, and a gateway that leaves says so for long enough to get none any more
 before it closes its ports. An upgrade replaces one after the other, as a next one has no room beside them. Models that
-are deployments have pods of their own.
+are deployments have pods of their own. Where a Redis keeps Ray's tables, pods outlive their cluster's head, and go on
+with the next one.
 """
 
 from __future__ import annotations
@@ -43,8 +44,13 @@ def serve_config(settings: Settings) -> str:
     return yaml.safe_dump(_serve(_application(settings)), sort_keys=False)
 
 
-def ray_service(settings: Settings, image: str) -> str:
-    """A RayService (ray.io/v1) and the Service in front of it, as YAML; *image* has all that is configured.
+def ray_service(settings: Settings, image: str, redis: str | None = None) -> str:
+    """A RayService (ray.io/v1) and the Service in front of it, as YAML.
+
+    Args:
+        settings: what is served.
+        image: has all that they name.
+        redis: `host:port` of where Ray keeps its tables; None: in the memory of its head.
 
     Raises:
         InvalidInput: pods cannot be reached, or cannot share the store.
@@ -74,6 +80,7 @@ def ray_service(settings: Settings, image: str) -> str:
         "spec": {
             "serveConfigV2": yaml.safe_dump(_serve(application), sort_keys=False),
             "rayClusterConfig": {
+                **({"gcsFaultToleranceOptions": {"redisAddress": redis}} if redis else {}),
                 "headGroupSpec": {
                     "rayStartParams": {"num-cpus": "0"},  # Serve's controller, and no replica
                     "template": {"spec": {"containers": [{"name": "ray-head", "image": image}]}},

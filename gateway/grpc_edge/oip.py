@@ -208,7 +208,7 @@ class _Oip:
             self.memory,
         )
         filling = (reply, request, answer, rendered)
-        if is_told_quickly(answer):
+        if is_told_quickly(answer, copied=True):
             _fill(*filling)
         else:
             await asyncio.to_thread(_fill, *filling)

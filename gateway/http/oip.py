@@ -195,7 +195,8 @@ class _Oip:
             self.memory,
         )
         said = (answer.route, answer.version or ROUTE_VERSION, body, rendered.outputs, rendered.parameters)
-        text, json_bytes = write(*said) if is_told_quickly(answer) else await asyncio.to_thread(write, *said)
+        is_quick_to_write = is_told_quickly(answer, copied=all(map(body.is_binary, rendered.outputs)))
+        text, json_bytes = write(*said) if is_quick_to_write else await asyncio.to_thread(write, *said)
         fields = _JSON
         if json_bytes is not None:
             fields = (("content-type", "application/octet-stream"), (HEADER_LENGTH, str(json_bytes)))

@@ -106,7 +106,7 @@ async def _decided(service: Service, asked: Inference, shared: InPlace | None = 
     )
     if asked.classes:
         return answer, await _classified(service, asked, answer)
-    if is_told_quickly(answer):
+    if is_told_quickly(answer, copied=True):
         return answer, render(answer, asked.wanted)
     return answer, await asyncio.to_thread(render, answer, asked.wanted)
 

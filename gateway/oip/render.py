@@ -41,6 +41,7 @@ _PREFIX = "pointsman_"
 _QUICK_ROWS = 256
 _QUICK_ELEMENTS = 16 * 1024
 _QUICK_BYTES = 256 * 1024
+_QUICK_COPY_BYTES = 4 * 1024 * 1024
 
 
 @record(eq=False)
@@ -124,21 +125,25 @@ async def told(answer: Answer, tell: Callable[_P, _T], *args: _P.args, **kwargs:
     return await asyncio.to_thread(tell, *args, **kwargs)
 
 
-def is_told_quickly(answer: Answer) -> bool:
+def is_told_quickly(answer: Answer, *, copied: bool = False) -> bool:
     """Whether to render or write *answer* takes a millisecond or so; else use a thread.
 
-    Many rows take longer, and so do outputs of many elements in JSON.
+    Many rows take longer, and so do outputs of many elements, unless their numbers are only *copied*: to one tensor, or
+    as they are into a message.
     """
     if len(answer.items) > _QUICK_ROWS:
         return False
-    elements = 0
+    elements = nbytes = 0
     texts: list[Tensor] = []
     for item in answer.items:
         for tensor in item.outputs.values() if item.outputs else ():
-            elements += tensor.data.size if isinstance(tensor.data, np.ndarray) else _elements(tensor)
             if tensor.datatype is Datatype.BYTES:
                 texts.append(tensor)
-    return elements <= _QUICK_ELEMENTS and fit_in(_QUICK_BYTES, texts)
+            elif copied and isinstance(tensor.data, np.ndarray):
+                nbytes += tensor.data.nbytes
+                continue
+            elements += tensor.data.size if isinstance(tensor.data, np.ndarray) else _elements(tensor)
+    return elements <= _QUICK_ELEMENTS and nbytes <= _QUICK_COPY_BYTES and fit_in(_QUICK_BYTES, texts)
 
 
 def _elements(tensor: Tensor) -> int:

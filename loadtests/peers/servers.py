@@ -134,6 +134,7 @@ class Script:
     Attributes:
         command: after the interpreter; `{port}`, `{spare0}` to `{spare3}`, `{folder}` and `{bin}` are filled in.
         form: what it speaks on its port.
+        grpc: it speaks that too, on `{spare3}`.
         environment: whose interpreter runs it; None: the project's.
         variables: of its environment, filled in alike.
         files: written to its folder before, with `<port>` and so on filled in, since JSON has braces of its own.
@@ -141,6 +142,7 @@ class Script:
 
     command: Sequence[str]
     form: Form = Form.JSON
+    grpc: bool = False
     environment: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
@@ -170,8 +172,11 @@ class Script:
                 env={**os.environ, **variables}, start_new_session=True,
             )  # fmt: skip
         scheme = "grpc" if self.form is Form.GRPC else "http"
+        urls = {self.form: f"{scheme}://127.0.0.1:{port}"}
+        if self.grpc:
+            urls[Form.GRPC] = f"grpc://127.0.0.1:{names['spare3']}"
         try:
-            yield Running(process.pid, {self.form: f"{scheme}://127.0.0.1:{port}"})
+            yield Running(process.pid, urls)
         finally:
             _end(process)
 

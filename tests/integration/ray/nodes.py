@@ -2,12 +2,13 @@
 
     python nodes.py CONFIG FOLDER
 
-Ray keeps its files in FOLDER/ray, which is there. Every line of stdin is an order, and the reply a line of JSON that
-begins with TOLD:
+Ray keeps its files in FOLDER/ray, which is there, and the tables of its head in FOLDER/gcs. Every line of stdin is an
+order, and the reply a line of JSON that begins with TOLD:
 
     add             another node; its id, and the process that is its raylet
     serve           the gateway of CONFIG; where it listens, and the process that is the head's GCS
     drain NODE      let Ray know that the node is about to go
+    back            another GCS in the place of the head's, which has been killed
 
 The end of stdin ends everything.
 """
@@ -25,7 +26,10 @@ from typing import Any
 
 from gateway.cluster.launch import LOOPBACK  # imports nothing of Ray
 
-os.environ |= {**LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": 64 * "0", "RAY_TMPDIR": sys.argv[2]}
+os.environ |= {
+    **LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": 64 * "0", "RAY_TMPDIR": sys.argv[2],
+    "RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(Path(sys.argv[2]) / "gcs"),
+}  # fmt: skip
 
 import ray
 from ray import serve
@@ -76,6 +80,13 @@ class Nodes:
         reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
         is_accepted, why_not = GcsClient(address=self._cluster.address).drain_node(node, reason, "preempted", until_ms)
         return {"is_accepted": is_accepted, "why_not": why_not}
+
+    def back(self) -> dict[str, Any]:
+        """The head begins again, with the tables that the last one has left."""
+        head = self._cluster.head_node
+        head.kill_gcs_server(check_alive=False)
+        head.start_gcs_server()
+        return {"gcs": _pid(head, "gcs_server")}
 
 
 def _pid(node: Any, process: str) -> int:  # Any: Ray's node

@@ -1,4 +1,4 @@
-"""The gateway on a Ray of several nodes: one is preempted, one dies, and at last the head does.
+"""The gateway on a Ray of several nodes: one is preempted, one dies, and at last the head does, and comes back.
 
 The tests are in this order, each on what the one before has left.
 """
@@ -182,3 +182,22 @@ def test_gateways_answer_while_there_is_no_head(nodes: Nodes) -> None:
         many_more(outcome)
 
     assert outcome.failed == []
+
+
+def test_a_head_that_comes_back_finds_what_it_has_to_place(nodes: Nodes) -> None:
+    """A gateway that is killed while there is none is replaced from then on."""
+    dying, staying = nodes.raylets
+    with nodes.calling() as outcome:
+        many_more(outcome)
+        [gateway] = nodes.on(dying, GATEWAY)
+        os.kill(gateway, signal.SIGKILL)
+        many_more(outcome)  # at the other
+
+        nodes.at |= nodes.order("back")
+
+        wait_for(lambda: nodes.are_whole(dying, staying) and gateway not in nodes.on(dying, GATEWAY), _AGAIN_S)
+        many_more(outcome)
+
+    assert [failed for failed in outcome.failed if failed.startswith("http")] == []
+    assert all("UNAVAILABLE" in failed for failed in outcome.failed)
+    assert len(outcome.failed) <= 4

@@ -115,3 +115,10 @@ def test_workers_are_refused_beside_what_one_process_alone_can_do(config: Path) 
 
     assert result.exit_code == 1
     assert "--workers 2 shares the ports among processes" in result.output
+
+
+def test_a_redis_is_for_a_manifest_alone(config: Path) -> None:
+    result = CliRunner().invoke(main, ["cluster", "config", os.fspath(config), "--redis", "redis:6379"])
+
+    assert result.exit_code == 2
+    assert "--image" in result.output

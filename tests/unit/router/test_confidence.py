@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
 from backends.contract import Datatype, HostArray, Tensor
-from router.confidence import Kind, Measure, measure
+from router.confidence import Kind, Measure, is_quick, measure
 
 PROBABILITY_KINDS = ["max", "margin", "entropy"]
 
@@ -123,6 +123,47 @@ def test_of_a_large_output_every_row_that_is_a_distribution_is_measured() -> Non
     rows[1, 7] = 0.5
 
     assert measured("max", rows) == pytest.approx([math.nan, 0.5], nan_ok=True)
+
+
+def _uniform(rows: int, classes: int) -> NDArray[np.float32]:
+    return np.full((rows, classes), 1.0 / classes, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "quick"),
+    [
+        (_uniform(1, 100_000), True),  # 400 KB
+        (_uniform(1, 200_000), False),  # 800 KB of probabilities
+        (np.ones((3, 200_000), np.float32), True),  # above 1 soon
+        (-_uniform(3, 200_000), True),
+        (np.full((3, 200_000), np.nan, np.float32), True),
+        (np.concatenate([np.ones((1, 200_000), np.float32), _uniform(1, 200_000)]), False),  # one of them is some
+        (np.ones((1, 3, 256, 256), np.float32), True),
+        (np.ones((200_000, 0), np.float32), True),
+        (np.ones((1, 200_000), np.int64), False),
+    ],
+)
+def test_what_begins_as_no_distribution_needs_no_thread(numbers: HostArray, quick: bool) -> None:
+    assert is_quick(Measure(), {"probabilities": Tensor.of(numbers)}) is quick
+
+
+def test_a_score_is_read_whole_whatever_it_begins_with() -> None:
+    assert not is_quick(Measure.parse("output:score"), {"score": Tensor.of(np.ones((1, 200_000), np.float32))})
+
+
+@given(
+    npst.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 3), st.integers(2, 40)),
+        elements=st.floats(-0.0625, 1.0, width=32) | st.just(0.0),
+    )
+)
+def test_a_large_output_measures_as_a_small_one_does(head: NDArray[np.float32]) -> None:
+    """Zeros behind it change no probability, and its size is no reason to look at it otherwise."""
+    large = np.zeros((len(head), 20_000), np.float32)
+    large[:, : head.shape[1]] = head
+
+    assert measured("max", large) == pytest.approx(measured("max", head), nan_ok=True)
 
 
 def test_bf16_bit_patterns_are_read_as_numbers() -> None:

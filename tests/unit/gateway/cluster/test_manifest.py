@@ -57,6 +57,14 @@ def test_a_pod_has_one_gateway_and_its_ports(settings: Settings) -> None:
     assert service["spec"]["selector"].items() <= group["template"]["metadata"]["labels"].items()
 
 
+def test_pods_outlive_their_head_where_a_redis_keeps_its_tables(settings: Settings) -> None:
+    kept, _ = yaml.safe_load_all(ray_service(settings, "an/image", "redis:6379"))
+    alone, _ = yaml.safe_load_all(ray_service(settings, "an/image"))
+
+    assert kept["spec"]["rayClusterConfig"].pop("gcsFaultToleranceOptions") == {"redisAddress": "redis:6379"}
+    assert kept == alone
+
+
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [("host: 0.0.0.0", "host: 127.0.0.1", "a pod is reached by its address"), ("num_cpus: 2", "replicas: 2", "SQLite")],

@@ -12,7 +12,7 @@ from backends.contract import Datatype, Tensor, Tensors
 from backends.errors import Conflict, InvalidInput, Unavailable
 from gateway.answer import Answer, ItemAnswer, Status, new_answer_id
 from gateway.oip.parameters import MAX_TIMEOUT_S, deadline_of, sort
-from gateway.oip.render import render
+from gateway.oip.render import is_told_quickly, render
 from gateway.request import SequencePlace
 from gateway.status import AwaitsPerson
 from router.contract import OnDefer, Reason
@@ -148,6 +148,22 @@ def test_rows_of_several_shapes_do_not_fit_into_one_tensor() -> None:
 
     with pytest.raises(InvalidInput, match="one by one"):
         render(an_answer(FINAL, wide))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "in_json", "copied"),
+    [
+        (Tensor.of(np.zeros((1, 100), np.float32)), True, True),
+        (Tensor.of(np.zeros((1, 3, 224, 224), np.float32)), False, True),
+        (Tensor.of(np.zeros((1, 2_000_000), np.float32)), False, False),
+        (Tensor.ragged(Datatype.FP32, (np.zeros(100_000, np.float32),)), False, False),
+        (Tensor(Datatype.BYTES, (1, 20_000), np.full((1, 20_000), b"word", object)), False, False),
+    ],
+)
+def test_numbers_that_are_only_copied_need_no_thread(tensor: Tensor, in_json: bool, copied: bool) -> None:
+    answer = an_answer(replace(FINAL, outputs={"y": tensor}))
+
+    assert (is_told_quickly(answer), is_told_quickly(answer, copied=True)) == (in_json, copied)
 
 
 def test_ragged_rows_of_one_shape_are_joined() -> None:
