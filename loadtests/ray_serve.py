@@ -72,7 +72,7 @@ _AS_CLUSTER_UP: Mapping[str, str] = {
 
 def _behind(variables: Mapping[str, str]) -> Callable[[Path], AbstractContextManager[Running]]:
     script = Script(
-        (str(SERVING / "ingress_on_ray.py"), "{folder}/null.yaml", "{port}", "{spare3}"),
+        (str(SERVING / "ingress_on_ray.py"), "{folder}/null.yaml", "{port}", "{grpc_port}"),
         grpc=True,
         variables={**_AS_CLUSTER_UP, **variables},
         files={"null.yaml": _config()},
@@ -81,7 +81,7 @@ def _behind(variables: Mapping[str, str]) -> Callable[[Path], AbstractContextMan
 
 
 def _bare(name: str, variables: Mapping[str, str]) -> Server:
-    command = (str(SERVING / "on_ray.py"), "{port}", "{spare3}")
+    command = (str(SERVING / "on_ray.py"), "{port}", "{grpc_port}")
     start = Script(command, grpc=True, variables={**_AS_CLUSTER_UP, **variables}).start
     found = SERVERS[name]
     return replace(found, forms=_ALL, start=start, versions=gateway_versions, why_not=why_not, is_peer=False)

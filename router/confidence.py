@@ -153,6 +153,7 @@ def _is_large_and_no_distribution(tensor: Tensor) -> bool:
     return not np.count_nonzero(np.abs(sums - 1.0) <= 2 * _SUM_TOLERANCE)
 
 
+@np.errstate(invalid="ignore")  # infinities, as above
 def _begins_as_none(values: NDArray[Any]) -> bool:
     """Whether the first numbers of every row of *values* tell that it is no distribution."""
     if values.ndim != 2:

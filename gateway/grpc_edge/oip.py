@@ -28,7 +28,7 @@ from gateway.oip.classification import class_count
 from gateway.oip.inference import Inference, infer
 from gateway.oip.metadata import SERVER_NAME, SERVER_VERSION, extensions, model_config
 from gateway.oip.parameters import deadline_of, sort
-from gateway.oip.render import Rendered, is_told_quickly
+from gateway.oip.render import Rendered, is_written_quickly
 from gateway.oip.repository import index, refuse_change, refuse_overrides, refuse_repository, with_dependents
 from gateway.oip.shapes import route_name, tensor_name, unique
 from gateway.oip.statistics import model_stats
@@ -208,7 +208,7 @@ class _Oip:
             self.memory,
         )
         filling = (reply, request, answer, rendered)
-        if is_told_quickly(answer, copied=True):
+        if is_written_quickly(answer, rendered, copied=True):
             _fill(*filling)
         else:
             await asyncio.to_thread(_fill, *filling)

@@ -35,7 +35,7 @@ from gateway.keys import SUBJECT_HEADER, parse_idempotency_key, parse_subject
 from gateway.oip.inference import Inference, infer
 from gateway.oip.metadata import SERVER_NAME, SERVER_VERSION, extensions, model_config
 from gateway.oip.parameters import deadline_of
-from gateway.oip.render import is_told_quickly
+from gateway.oip.render import is_written_quickly
 from gateway.oip.repository import index, refuse_change, refuse_overrides, wants_ready, with_dependents
 from gateway.oip.shapes import route_name
 from gateway.oip.statistics import model_stats
@@ -195,7 +195,7 @@ class _Oip:
             self.memory,
         )
         said = (answer.route, answer.version or ROUTE_VERSION, body, rendered.outputs, rendered.parameters)
-        is_quick_to_write = is_told_quickly(answer, copied=all(map(body.is_binary, rendered.outputs)))
+        is_quick_to_write = is_written_quickly(answer, rendered, copied=all(map(body.is_binary, rendered.outputs)))
         text, json_bytes = write(*said) if is_quick_to_write else await asyncio.to_thread(write, *said)
         fields = _JSON
         if json_bytes is not None:

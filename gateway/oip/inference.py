@@ -14,7 +14,7 @@ from gateway.keys import check_idempotency_key
 from gateway.oip.classification import check_classes
 from gateway.oip.fingerprint import of_tensors
 from gateway.oip.parameters import Parameters
-from gateway.oip.render import Rendered, is_told_quickly, render, told, unknown_output
+from gateway.oip.render import Rendered, is_rendered_quickly, render, told, unknown_output
 from gateway.oip.windows import any_window, loaded, located, places, stored
 from gateway.passing import InPlace, in_place
 from gateway.request import Caller, Protocol, Request, TensorInputs
@@ -106,7 +106,7 @@ async def _decided(service: Service, asked: Inference, shared: InPlace | None = 
     )
     if asked.classes:
         return answer, await _classified(service, asked, answer)
-    if is_told_quickly(answer, copied=True):
+    if is_rendered_quickly(answer):
         return answer, render(answer, asked.wanted)
     return answer, await asyncio.to_thread(render, answer, asked.wanted)
 

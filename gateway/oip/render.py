@@ -14,7 +14,7 @@ a retry would never find more: it is answered with its label and without outputs
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import ParamSpec, TypeVar
@@ -125,23 +125,42 @@ async def told(answer: Answer, tell: Callable[_P, _T], *args: _P.args, **kwargs:
     return await asyncio.to_thread(tell, *args, **kwargs)
 
 
-def is_told_quickly(answer: Answer, *, copied: bool = False) -> bool:
-    """Whether to render or write *answer* takes a millisecond or so; else use a thread.
+def is_told_quickly(answer: Answer) -> bool:
+    """Whether to tell *answer*, its outputs in JSON, takes a millisecond or so; else use a thread."""
+    return _are_quick(len(answer.items), _tensors(answer), copied=False)
 
-    Many rows take longer, and so do outputs of many elements, unless their numbers are only *copied*: to one tensor, or
-    as they are into a message.
+
+def is_rendered_quickly(answer: Answer) -> bool:
+    """Whether to `render` *answer*, without classes, takes a millisecond or so; else use a thread."""
+    return _are_quick(len(answer.items), _tensors(answer), copied=True)
+
+
+def is_written_quickly(answer: Answer, rendered: Rendered, *, copied: bool) -> bool:
+    """Whether to write *answer*, as it is *rendered*, takes a millisecond or so; else use a thread.
+
+    Args:
+        copied: numbers go into the message as they are, and not as JSON.
     """
-    if len(answer.items) > _QUICK_ROWS:
+    return _are_quick(len(answer.items), rendered.outputs.values(), copied=copied)
+
+
+def _tensors(answer: Answer) -> Iterable[Tensor]:
+    return (tensor for item in answer.items if item.outputs for tensor in item.outputs.values())
+
+
+def _are_quick(rows: int, tensors: Iterable[Tensor], *, copied: bool) -> bool:
+    """Many rows take longer, and so do *tensors* of many elements, unless their numbers are only *copied*."""
+    if rows > _QUICK_ROWS:
         return False
     elements = nbytes = 0
     texts: list[Tensor] = []
-    for item in answer.items:
-        for tensor in item.outputs.values() if item.outputs else ():
-            if tensor.datatype is Datatype.BYTES:
-                texts.append(tensor)
-            elif copied and isinstance(tensor.data, np.ndarray):
-                nbytes += tensor.data.nbytes
-                continue
+    for tensor in tensors:
+        is_text = tensor.datatype is Datatype.BYTES
+        if is_text:
+            texts.append(tensor)
+        if copied and not is_text and isinstance(tensor.data, np.ndarray):
+            nbytes += tensor.data.nbytes
+        else:
             elements += tensor.data.size if isinstance(tensor.data, np.ndarray) else _elements(tensor)
     return elements <= _QUICK_ELEMENTS and nbytes <= _QUICK_COPY_BYTES and fit_in(_QUICK_BYTES, texts)
 

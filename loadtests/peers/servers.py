@@ -132,9 +132,10 @@ class Script:
     """A server that one command starts, in an environment of its own or in the project's.
 
     Attributes:
-        command: after the interpreter; `{port}`, `{spare0}` to `{spare3}`, `{folder}` and `{bin}` are filled in.
+        command: after the interpreter; `{port}`, `{grpc_port}`, `{spare0}` to `{spare3}`, `{folder}` and `{bin}` are
+            filled in.
         form: what it speaks on its port.
-        grpc: it speaks that too, on `{spare3}`.
+        grpc: it speaks that too, on `{grpc_port}`.
         environment: whose interpreter runs it; None: the project's.
         variables: of its environment, filled in alike.
         files: written to its folder before, with `<port>` and so on filled in, since JSON has braces of its own.
@@ -156,7 +157,12 @@ class Script:
     def start(self, folder: Path) -> Iterator[Running]:
         """Run it until the end of the block; its whole tree ends then."""
         port = free_port()
-        names = {"port": str(port), "folder": str(folder), "bin": str(self.python.parent)}
+        names = {
+            "port": str(port),
+            "grpc_port": str(free_port()),
+            "folder": str(folder),
+            "bin": str(self.python.parent),
+        }
         names |= {f"spare{number}": str(free_port()) for number in range(4)}
         for name, text in self.files.items():
             for key, value in names.items():
@@ -174,7 +180,7 @@ class Script:
         scheme = "grpc" if self.form is Form.GRPC else "http"
         urls = {self.form: f"{scheme}://127.0.0.1:{port}"}
         if self.grpc:
-            urls[Form.GRPC] = f"grpc://127.0.0.1:{names['spare3']}"
+            urls[Form.GRPC] = f"grpc://127.0.0.1:{names['grpc_port']}"
         try:
             yield Running(process.pid, urls)
         finally:

@@ -139,6 +139,13 @@ def _read(nodes: Nodes) -> None:
     nodes.told.put("")  # it has ended
 
 
+def assert_only_what_was_under_way(failed: list[str]) -> None:
+    """HTTP callers repeat that by themselves; gRPC's must be told to."""
+    assert [each for each in failed if each.startswith("http")] == []
+    assert all("UNAVAILABLE" in each for each in failed)
+    assert len(failed) <= 4
+
+
 def test_a_node_that_is_preempted_is_left_before_it_goes(nodes: Nodes) -> None:
     leaving, staying = nodes.raylets
     wait_for(lambda: nodes.are_whole(leaving, staying), _AGAIN_S)
@@ -157,7 +164,6 @@ def test_a_node_that_is_preempted_is_left_before_it_goes(nodes: Nodes) -> None:
 
 
 def test_a_node_that_dies_costs_what_was_under_way_there_at_most(nodes: Nodes) -> None:
-    """HTTP callers repeat that by themselves; gRPC's must be told to."""
     dying, staying = nodes.raylets
     with nodes.calling() as outcome:
         many_more(outcome)
@@ -167,9 +173,7 @@ def test_a_node_that_dies_costs_what_was_under_way_there_at_most(nodes: Nodes) -
         wait_for(lambda: nodes.are_whole(staying, coming), _AGAIN_S)
         many_more(outcome)
 
-    assert [failed for failed in outcome.failed if failed.startswith("http")] == []
-    assert all("UNAVAILABLE" in failed for failed in outcome.failed)
-    assert len(outcome.failed) <= 4
+    assert_only_what_was_under_way(outcome.failed)
 
 
 def test_gateways_answer_while_there_is_no_head(nodes: Nodes) -> None:
@@ -198,6 +202,4 @@ def test_a_head_that_comes_back_finds_what_it_has_to_place(nodes: Nodes) -> None
         wait_for(lambda: nodes.are_whole(dying, staying) and gateway not in nodes.on(dying, GATEWAY), _AGAIN_S)
         many_more(outcome)
 
-    assert [failed for failed in outcome.failed if failed.startswith("http")] == []
-    assert all("UNAVAILABLE" in failed for failed in outcome.failed)
-    assert len(outcome.failed) <= 4
+    assert_only_what_was_under_way(outcome.failed)

@@ -137,6 +137,7 @@ def _uniform(rows: int, classes: int) -> NDArray[np.float32]:
         (np.ones((3, 200_000), np.float32), True),  # above 1 soon
         (-_uniform(3, 200_000), True),
         (np.full((3, 200_000), np.nan, np.float32), True),
+        (np.tile(np.array([[math.inf, -math.inf]], np.float32), 100_000), True),
         (np.concatenate([np.ones((1, 200_000), np.float32), _uniform(1, 200_000)]), False),  # one of them is some
         (np.ones((1, 3, 256, 256), np.float32), True),
         (np.ones((200_000, 0), np.float32), True),

@@ -12,7 +12,7 @@ from backends.contract import Datatype, Tensor, Tensors
 from backends.errors import Conflict, InvalidInput, Unavailable
 from gateway.answer import Answer, ItemAnswer, Status, new_answer_id
 from gateway.oip.parameters import MAX_TIMEOUT_S, deadline_of, sort
-from gateway.oip.render import is_told_quickly, render
+from gateway.oip.render import is_rendered_quickly, is_told_quickly, is_written_quickly, render
 from gateway.request import SequencePlace
 from gateway.status import AwaitsPerson
 from router.contract import OnDefer, Reason
@@ -163,7 +163,19 @@ def test_rows_of_several_shapes_do_not_fit_into_one_tensor() -> None:
 def test_numbers_that_are_only_copied_need_no_thread(tensor: Tensor, in_json: bool, copied: bool) -> None:
     answer = an_answer(replace(FINAL, outputs={"y": tensor}))
 
-    assert (is_told_quickly(answer), is_told_quickly(answer, copied=True)) == (in_json, copied)
+    assert (is_told_quickly(answer), is_rendered_quickly(answer)) == (in_json, copied)
+    assert is_written_quickly(answer, render(answer), copied=False) is in_json
+
+
+def test_the_classes_of_an_output_are_texts_however_it_is_written() -> None:
+    """Its numbers would only be copied; a text for each of them is made."""
+    answer = an_answer(replace(FINAL, outputs={"y": Tensor.of(np.arange(100_000, dtype=np.float32)[np.newaxis])}))
+
+    rendered = render(answer, ["y"], {"y": 100_000})
+
+    assert is_written_quickly(answer, render(answer), copied=True)
+    assert not is_written_quickly(answer, rendered, copied=True)
+    assert is_written_quickly(answer, render(answer, ["y"], {"y": 5}), copied=False)
 
 
 def test_ragged_rows_of_one_shape_are_joined() -> None:
