@@ -4,12 +4,17 @@ What a name means is checked by the very connection that is made to it (`gateway
 address changes between a check and the connection gains nothing. Redirects are not followed.
 
 Public addresses alone, unless the webhook is `private`; and never those of link-local networks (a cloud's metadata
-service is there), of groups, or of nobody, in whatever spelling: a name, decimal, or IPv4 within IPv6.
+service is there), of groups, or of nobody, in whatever spelling: a name, or IPv4 within IPv6.
+
+**Hosts that are numbers.** `127.1`, `2130706433` and `0x7f.1` are addresses to inet_aton and to browsers, and names to
+others; an HTTP client that takes one for an address asks no resolver, and so nobody checks it. They are refused, as is
+whatever the URL standard of WHATWG calls a host that "ends in a number", save addresses in their one usual form.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import unicodedata
 from typing import TypeAlias
 
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -41,11 +46,25 @@ def check_host(host: str, *, private: bool) -> None:
     Raises:
         Forbidden: says why.
     """
+    plain = unicodedata.normalize("NFKC", host).replace("\u3002", ".")  # as what connects may read it
+    if _is_address(plain):
+        check(plain, private=private)
+    elif ":" in plain or _ends_in_a_number(plain):
+        raise Forbidden(f"{host} is neither a name nor an address in its usual form, such as 192.0.2.1")
+
+
+def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
     except ValueError:
-        return
-    check(host, private=private)
+        return False
+    return True
+
+
+def _ends_in_a_number(host: str) -> bool:
+    """Whether WHATWG's URL standard takes *host* for an address, if only for a wrong one."""
+    last = host.rstrip(".").rpartition(".")[2].lower()
+    return not last or last.isdigit() or last.startswith("0x")
 
 
 def _meant(address: _Address) -> _Address:

@@ -53,7 +53,7 @@ class WebhookTarget:
         url = URL(self.webhook.url)
         body = delivery.message.body.encode()
         try:
-            check_host(url.host or "", private=self.webhook.private)
+            check_host(url.raw_host or "", private=self.webhook.private)
             keys = await asyncio.to_thread(self.webhook.secrets)
             signed = headers(delivery.message.id, int(self.clock()), body, keys)
             async with self.session.post(

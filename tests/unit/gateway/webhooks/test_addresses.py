@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.webhooks.addresses import Forbidden, check
+from gateway.webhooks.addresses import Forbidden, check, check_host
 from gateway.webhooks.options import NoSecret, WebhookOptions
 from gateway.webhooks.signing import Secret
 
@@ -24,6 +24,27 @@ PRIVATE = [
 NEVER = ["169.254.169.254", "fe80::1", "fe80::1%eth0", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255"]
 HIDDEN = ["::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2002:a00:1::"]
 HIDDEN_NEVER = ["::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::"]
+NUMBERS = [
+    "2130706433",
+    "0",
+    "127.1",
+    "127.0.1",
+    "0177.0.0.1",
+    "127.0.0.01",
+    "127.0.0.1.",
+    "0x7f.1",
+    "0x7f000001",
+    "127.0.0.0X1",
+    "256.256.256.256",
+    "1.2.3.4.5",
+    "crm.example.1",
+    "a.0x",
+    ".",
+    "\uff11\uff12\uff17.1",
+    "127\u30021",
+    "\u2460\u2461\u2466.1",
+    "v1.x:y",
+]
 
 
 @pytest.mark.parametrize("address", [*PRIVATE, *HIDDEN])
@@ -44,6 +65,40 @@ def test_some_addresses_are_nobody_s(address: str, private: bool) -> None:
 @pytest.mark.parametrize("private", [False, True])
 def test_public_addresses_are_allowed(address: str, private: bool) -> None:
     check(address, private=private)
+
+
+@pytest.mark.parametrize("host", NUMBERS)
+@pytest.mark.parametrize("private", [False, True])
+def test_a_host_that_some_read_as_an_address_and_others_as_a_name_is_refused(host: str, private: bool) -> None:
+    """What connects may read it as inet_aton does and look nothing up; then no resolver would check it."""
+    with pytest.raises(Forbidden):
+        check_host(host, private=private)
+    written = f"[{host}]" if ":" in host else host
+    assert WebhookOptions("crm", f"https://{written}/", secret_env="CRM", private=private).why_not_url() is not None
+
+
+@pytest.mark.parametrize("host", ["\uff11\uff12\uff17.0.0.1", "127\u30020\uff0e0\uff611"])
+def test_other_digits_and_dots_are_read_as_a_browser_reads_them(host: str) -> None:
+    check_host(host, private=True)
+    with pytest.raises(Forbidden, match="is not public"):
+        check_host(host, private=False)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "example.org",
+        "example.org.",
+        "1and1.com",
+        "0x.org",
+        "7.example",
+        "x0x7",
+        "b\u00fccher.example",
+        "127.0.0.1.nip.io",
+    ],
+)
+def test_names_are_left_to_those_who_look_them_up(host: str) -> None:
+    check_host(host, private=False)
 
 
 @pytest.mark.parametrize(

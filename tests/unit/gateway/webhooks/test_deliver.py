@@ -262,9 +262,13 @@ async def test_a_name_that_means_an_inner_address_is_refused_when_it_is_connecte
     assert receiver.bodies == []
 
 
-@pytest.mark.parametrize("host", ["2130706433", "0x7f000001", "017700000001", "localhost"])
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [(host, "is neither a name nor an address") for host in ("2130706433", "0x7f000001", "017700000001", "127.1", "0")]
+    + [("localhost", "is not public")],
+)
 async def test_other_spellings_of_an_inner_address_are_refused_too(
-    options: StoreOptions, wall_clock: Clock, secret_file: Path, host: str
+    options: StoreOptions, wall_clock: Clock, secret_file: Path, host: str, why: str
 ) -> None:
     async with receiving() as receiver:
         port = receiver.url.partition("127.0.0.1:")[2]
@@ -272,6 +276,7 @@ async def test_other_spellings_of_an_inner_address_are_refused_too(
         async with delivering(options, [webhook], wall_clock) as (store, watch):
             await _decided(store)
             assert await watch.attempts(1) == [Outcome.FAILED]
+            assert why in (await _only(options)).last
 
     assert receiver.bodies == []
 
