@@ -22,8 +22,12 @@ PRIVATE = [
     "fc00::7",
 ]
 NEVER = ["169.254.169.254", "fe80::1", "fe80::1%eth0", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255"]
+METADATA = ["168.63.129.16", "100.100.100.200", "fd00:ec2::254", "fd20:ce::254", "169.254.170.2", "febf::1"]
 HIDDEN = ["::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2002:a00:1::"]
-HIDDEN_NEVER = ["::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::"]
+HIDDEN += ["::127.0.0.1", "::10.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b:1::7f00:1", "64:ff9b:1:abcd::a00:1"]
+HIDDEN_NEVER = ["::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::", "::169.254.169.254"]
+HIDDEN_NEVER += ["64:ff9b:1::a9fe:a9fe", "::ffff:168.63.129.16", "64:ff9b::a83f:8110", "2002:6464:64c8::1"]
+HIDDEN_NEVER += ["::100.100.100.200", "64:ff9b:1:a9fe:a9:fe00::", "64:ff9b:1:1:a9:fea9:fe00:0", "64:ff9b:1::"]
 NUMBERS = [
     "2130706433",
     "0",
@@ -54,14 +58,26 @@ def test_what_is_not_public_is_for_private_webhooks(address: str) -> None:
         check(address, private=False)
 
 
-@pytest.mark.parametrize("address", [*NEVER, *HIDDEN_NEVER])
+@pytest.mark.parametrize("address", [*NEVER, *METADATA, *HIDDEN_NEVER])
 @pytest.mark.parametrize("private", [False, True])
 def test_some_addresses_are_nobody_s(address: str, private: bool) -> None:
     with pytest.raises(Forbidden, match="no webhook can be there"):
         check(address, private=private)
 
 
-@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "64:ff9b::5db8:d822"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "93.184.216.34",
+        "168.63.129.17",
+        "2606:2800:220:1:248:1893:25c8:1946",
+        "64:ff9b::5db8:d822",
+        "64:ff9b:1::5db8:d822",
+        "::93.184.216.34",
+        "::ffff:93.184.216.34",
+        "2002:5db8:d822::1",
+    ],
+)
 @pytest.mark.parametrize("private", [False, True])
 def test_public_addresses_are_allowed(address: str, private: bool) -> None:
     check(address, private=private)
