@@ -66,7 +66,7 @@ def log_mel(
         high_hz: where the highest ends; half of *rate* where it is None.
 
     Returns:
-        (..., mels, 1 + time // hop), float32.
+        (..., mels, frames), float32; 1 + time // hop frames, or 1 + (time - 1) // hop where *window* is odd.
 
     Raises:
         ValueError: too few samples to mirror.

@@ -11,17 +11,13 @@ The bytes are hostile. Hence, for images:
   process: `warnings.catch_warnings` changes state that all threads share, and decoders run in several. What libtiff
   writes to stderr about a damaged TIFF cannot be silenced from Python.
 
-And for text: NFC makes "é" one code point however it was typed, so that models and caches see one spelling. Python's
-normalisation takes quadratic time in a run of combining marks (40,000 of them take a second), so longer runs than the
-Unicode standard's Stream-Safe Text Format allows are refused.
+And for text: NFC makes "é" one code point however it was typed, so that models and caches see one spelling.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import struct
-import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,15 +37,13 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from kernels.arrays import PIXEL_LIMIT, Array, ArraySpec
+from kernels.normal_forms import nfc_of
 
 SIDE_LIMIT = 65_535
 """Most pixels along one side: what JPEG can express."""
 
 JPEG_SCAN_LIMIT = 32
 """Most scans of a progressive JPEG: each is a pass over all pixels, however few bytes it takes; encoders use ten."""
-
-MARK_LIMIT = 30
-"""Longest run of combining marks in a text (Unicode Standard Annex 15, section 13, Stream-Safe Text Format)."""
 
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
@@ -112,7 +106,7 @@ def decode_utf8(data: bytes) -> NDArray[np.object_]:
         (1,), object: the text as UTF-8 `bytes`.
 
     Raises:
-        DecodeError: invalid UTF-8, NUL, or more than `MARK_LIMIT` combining marks in a row.
+        DecodeError: invalid UTF-8, NUL, or more combining marks in a row than `normal_forms.MARK_LIMIT`.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -122,40 +116,20 @@ def decode_utf8(data: bytes) -> NDArray[np.object_]:
         ) from error
     if "\0" in text:
         raise DecodeError(f"NUL at character {text.index(chr(0))}; text must not hold NUL")
-    if not text.isascii():
-        text = _normalised(text)
+    try:
+        text = nfc_of(text)
+    except ValueError as error:
+        raise DecodeError(str(error)) from error
     result = np.empty(1, dtype=object)
     result[0] = text.encode()
     return result
 
 
-def _normalised(text: str) -> str:
-    if run := _LONG_RUN_OF_MARKS.search(text):
-        raise DecodeError(
-            f"more than {MARK_LIMIT} combining marks in a row at character {run.start()}; shorten the run"
-        )
-    return unicodedata.normalize("NFC", text)
-
-
-def _long_run_of_marks() -> re.Pattern[str]:
-    """Too many characters in a row whose decomposition starts with a combining mark; all lie in planes 0 and 1."""
-    marks = [
-        chr(code)
-        for code in range(0x300, 0x20000)
-        if unicodedata.combining(chr(code)) or unicodedata.combining(unicodedata.normalize("NFD", chr(code))[0])
-    ]
-    return re.compile(f"[{''.join(marks)}]{{{MARK_LIMIT + 1}}}")
-
-
-# Built here, in 20 ms, and not when the first text needs it: that would be on the event loop.
-_LONG_RUN_OF_MARKS = _long_run_of_marks()
-
-
 def decode_image(data: bytes) -> NDArray[np.uint8]:
     """Decode a PNG, JPEG, WebP, BMP or TIFF (first page) picture into RGB.
 
-    Transparency is composited on white, EXIF orientation applied, 16 bits a channel reduced to their high 8. CMYK is
-    converted by formula; colour profiles are ignored, as the training pipelines of most models do.
+    Transparency is composited on white, EXIF orientation applied, 12 or 16 bits a channel reduced to their high 8.
+    CMYK is converted by formula; colour profiles are ignored, as the training pipelines of most models do.
 
     Returns:
         (height, width, 3), uint8, RGB, C-contiguous.
@@ -169,8 +143,9 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
             _check_size(*image.size)
             if getattr(image, "is_animated", False) and not isinstance(image, TiffImageFile):
                 raise DecodeError("an animation is not one picture; send one frame")
+            bits = _bits_of_a_sample(image, data)
             image.load()
-            pixels = _rgb(image)
+            pixels = _rgb(image, bits)
             return np.ascontiguousarray(upright(pixels, _orientation(image)))
     except DecodeError:
         raise
@@ -258,12 +233,30 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
-def _rgb(image: ImageFile) -> NDArray[np.uint8]:
-    """(height, width, 3) of a loaded image, whatever its mode."""
+def _bits_of_a_sample(image: ImageFile, data: bytes) -> int:
+    """As the file states them: Pillow's modes know 8 and 16 alone."""
+    if isinstance(image, PngImageFile):
+        return data[_PNG_DEPTH]
+    if isinstance(image, TiffImageFile):
+        return int(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0])
+    return 8
+
+
+_PNG_DEPTH = 24  # PNG, 11.2.1: behind the signature, the length and the name of IHDR, and two sides
+_BITS_PER_SAMPLE = 258
+
+
+def _rgb(image: ImageFile, bits: int) -> NDArray[np.uint8]:
+    """(height, width, 3) of a loaded image, whatever its mode; *bits* as `_bits_of_a_sample` has them."""
     if image.mode.startswith("I;16"):
-        return _rgb_of_gray16(image)
+        return _rgb_of_deep_gray(image, bits)
     if image.mode not in _MODES:
         raise DecodeError(f"pixels of mode {image.mode!r} have no stated range; convert to 8 bits a channel")
+    if bits != 8 and isinstance(image, PngImageFile) and "transparency" in image.info:
+        if image.mode in ("1", "L"):
+            return _rgb_of_few_grays(image, bits)
+        if image.mode == "RGB":  # of which 8 bits are left, and many colours may share those of the transparent one
+            raise DecodeError("a transparent colour of 16 bits a channel; save it with an alpha channel, or in 8 bits")
     # Converting to the mode that an image has would copy it.
     if image.mode not in _TRANSPARENT and "transparency" not in image.info:
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
@@ -277,10 +270,17 @@ _TRANSPARENT = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _MODES = _TRANSPARENT | {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}
 
 
-def _rgb_of_gray16(image: ImageFile) -> NDArray[np.uint8]:
-    # Pillow's own conversion clips at 255 instead of scaling. The high byte is what it takes for 16-bit colour.
+def _rgb_of_few_grays(image: ImageFile, bits: int) -> NDArray[np.uint8]:
+    """Of levels of 1, 2 or 4 bits, one of them transparent: Pillow spreads the levels to 255, and leaves that one."""
+    gray = np.array(image.convert("L"))
+    gray[gray == image.info["transparency"] * (255 // (2**bits - 1))] = 255
+    return np.repeat(gray[:, :, np.newaxis], 3, axis=2)
+
+
+def _rgb_of_deep_gray(image: ImageFile, bits: int) -> NDArray[np.uint8]:
+    # Pillow's own conversion clips at 255 instead of scaling. The high bits are what it takes of 16-bit colour.
     values = np.asarray(image)
-    gray = (values >> 8).astype(np.uint8)
+    gray = (values >> (bits - 8)).astype(np.uint8)
     if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         gray = ~gray  # Pillow inverts 8 bits, but not 16
     if "transparency" in image.info:

@@ -3,7 +3,8 @@
 A share of items, drawn at random, is computed again by the plain steps and compared. That takes tens of times as long
 as the kernel, so it is done behind the answer, by one thread for the whole process, on copies; what comes while it is
 busy is not drawn. An item that is further off than rounding explains, an exception that the steps do not raise, or a
-lack of memory demotes the kernel for pictures of that shape: the steps do them from then on, for the life of the plan.
+lack of memory for one alone demotes the kernel for pictures of that shape: the steps do them from then on, for the life
+of the plan. Where memory lacks for several they are done in halves, and where one is too much, the steps do that batch.
 After `SHAPES_LIMIT` of them it is demoted for all: callers choose shapes, and what is remembered and logged is bounded.
 A check that cannot be made, for want of memory, costs nobody an answer.
 
@@ -153,7 +154,7 @@ class Kernels:
     Attributes:
         fuse: False leaves everything to the plain steps.
         check: share of items that are computed twice, 0 to 1.
-        smallest: numbers of a picture below which the plain steps are quicker.
+        smallest: numbers of a picture, and of what it is resampled to, below which the plain steps are quicker.
         observer: is told of checks and demotions.
         kernel: what does recipes; its `__module__` names it.
         there: does them too, and leaves the result on its device; None: it has none.
@@ -299,17 +300,26 @@ class Guarded(_Watched):
         Raises:
             ItemError: the steps refuse a picture.
         """
-        if self._is_retired or all(item.size < self._kernels.smallest for item in pictures):
+        if self._is_retired or all(self._is_small(item) for item in pictures):
             return self._by_steps(pictures)
         if self._demoted and not self._demoted.keys().isdisjoint(item.shape for item in pictures):
             return self._mixed(pictures)
         result = self._try(pictures, self._there or self._kernels.kernel)
         return self._by_steps(pictures) if result is None else result
 
+    def _is_small(self, item: Array) -> bool:
+        """Whether the steps are quicker."""
+        return item.size < self._kernels.smallest and self.recipe.numbers_of(*item.shape[:2]) < self._kernels.smallest
+
     def _try(self, pictures: Values, kernel: Kernel | KernelThere) -> Array | DeviceArray | None:
         """What the kernel makes of them; None where it, or the steps, cannot."""
         try:
             result = kernel(self.recipe, pictures)
+        except MemoryError as error:
+            if len(pictures) > 1:  # of all together there may be too much
+                return self._in_halves(pictures)
+            self._failed((item.shape for item in pictures), error)
+            return None
         except Exception as error:  # whatever a kernel's bug may raise: the steps decide
             self._failed((item.shape for item in pictures), error)
             return None
@@ -317,6 +327,16 @@ class Guarded(_Watched):
             self._count(fused=len(pictures))
             for index in self._drawn(len(pictures)):
                 self._offer(partial(_pair, pictures, result, index))
+        return result
+
+    def _in_halves(self, pictures: Values) -> Array | None:
+        """As `_try`, half of them at a time, on the host; None where one alone is too much, or the steps cannot."""
+        result = np.empty((len(pictures), *self.recipe.shape), dtype=self.recipe.dtype)
+        middle = len(pictures) // 2
+        for half in (slice(0, middle), slice(middle, len(pictures))):
+            if (done := self._try(pictures[half], self._kernels.kernel)) is None:
+                return None
+            result[half] = done
         return result
 
     def _by_steps(self, pictures: Values) -> Values:

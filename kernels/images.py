@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from kernels.arrays import PIXEL_LIMIT, Array, as_type, namespace_of
 
 Method: TypeAlias = Literal["nearest", "bilinear", "area"]
+Rounding: TypeAlias = Literal["down", "even"]
 Size: TypeAlias = tuple[int, int]
 Uint8: TypeAlias = NDArray[np.uint8]
 Float32: TypeAlias = NDArray[np.float32]
@@ -256,12 +257,14 @@ def shortest_size(height: int, width: int, side: int) -> Size:
     return (side, side * width // height) if height <= width else (side * height // width, side)
 
 
-def center_crop(images: Array, size: Size) -> Array:
-    """Cut *size* out of the middle; where the margin is odd, the larger part is cut at the bottom and the right.
+def center_crop(images: Array, size: Size, *, rounding: Rounding = "down") -> Array:
+    """Cut *size* out of the middle.
 
     Args:
         images: (..., height, width, channels), any dtype.
         size: (height, width) of the result.
+        rounding: of the offset, half of what is too much: `down`, so that of an odd margin the larger part is cut at
+            the bottom and the right, or to `even`, so that it is cut there of 1, 5, 9 ... pixels alone.
 
     Returns:
         (..., *size, channels), a view.
@@ -270,13 +273,18 @@ def center_crop(images: Array, size: Size) -> Array:
         ValueError: the image is smaller than *size*. (torchvision pads with black; a model never saw that.)
 
     Source:
-        timm and PaddleClas: offset (length - size) // 2.
+        `down`: PaddleClas' `CropImage` and Keras' `CenterCrop`; `even`: torchvision's and timm's.
     """
     height, width = images.shape[-3:-1]
     if height < size[0] or width < size[1]:
         raise ValueError(f"image of {height}x{width} is smaller than the crop of {size[0]}x{size[1]}; resize it first")
-    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    top, left = center_offset(height - size[0], rounding), center_offset(width - size[1], rounding)
     return images[..., top : top + size[0], left : left + size[1], :]
+
+
+def center_offset(margin: int, rounding: Rounding) -> int:
+    """How much of *margin*, which is too much, `center_crop` cuts at the top, or at the left."""
+    return margin // 2 if rounding == "down" else round(margin / 2)
 
 
 def letterbox(

@@ -146,7 +146,8 @@ def l2_normalize(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         the same shape, float32.
 
     Source:
-        PyTorch's `normalize` with eps = 1e-12; the length is computed in float64, so that squares do not overflow.
+        PyTorch's `normalize` with eps = 1e-12; the length is computed in float64, where squares of what float32 holds
+        do not overflow.
     """
     xp = namespace_of(vectors)
     wide = as_type(vectors, xp.float64)
@@ -190,7 +191,8 @@ def non_maximum_suppression(
 
     Args:
         boxes: (n, boxes, 4), floating: left, top, right, bottom.
-        scores: (n, boxes) or (n, boxes, classes), floating; a box with a NaN in its scores or corners is left out.
+        scores: (n, boxes) or (n, boxes, classes), floating; a box with a NaN in its scores, or a corner that is no
+            finite float32, is left out.
         overlap: intersection over union above which a box goes, 0 to 1.
         min_score: boxes below it are left out.
         limit: most boxes that are kept of an item.
@@ -206,11 +208,13 @@ def non_maximum_suppression(
     kept_boxes = np.zeros((len(boxes), limit, 4), dtype=np.float32)
     kept_scores = np.zeros((len(boxes), limit), dtype=np.float32)
     kept_classes = np.full((len(boxes), limit), -1, dtype=np.int64)
-    for item, (corners, rated) in enumerate(zip(boxes.astype(np.float32), by_class, strict=True)):
+    with np.errstate(over="ignore"):
+        narrow = boxes.astype(np.float32)
+    for item, (corners, rated) in enumerate(zip(narrow, by_class, strict=True)):
         best, classes = rated.max(axis=-1), rated.argmax(axis=-1)
-        usable = np.flatnonzero((best >= min_score) & ~np.isnan(corners).any(axis=-1))  # NaN is never above
+        usable = np.flatnonzero((best >= min_score) & np.isfinite(corners).all(axis=-1))  # NaN is never above
         order = usable[np.argsort(-best[usable], kind="stable")]
-        kept = _survivors(corners[order], classes[order], overlap, limit)
+        kept = _survivors(corners[order].astype(np.float64), classes[order], overlap, limit)
         chosen = order[kept]
         kept_boxes[item, : len(chosen)] = corners[chosen]
         kept_scores[item, : len(chosen)] = best[chosen]
@@ -218,8 +222,11 @@ def non_maximum_suppression(
     return kept_boxes, kept_scores, kept_classes
 
 
-def _survivors(corners: NDArray[np.float32], classes: NDArray[np.int64], overlap: float, limit: int) -> list[int]:
-    """The places of boxes that no earlier survivor of their class overlaps too much."""
+def _survivors(corners: NDArray[np.float64], classes: NDArray[np.int64], overlap: float, limit: int) -> list[int]:
+    """The places of boxes that no earlier survivor of their class overlaps too much.
+
+    In float64, since an area of finite float32 sides need not be one.
+    """
     sides = np.maximum(corners[:, 2:] - corners[:, :2], 0)
     areas = sides[:, 0] * sides[:, 1]
     alive = np.ones(len(corners), dtype=bool)

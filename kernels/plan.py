@@ -38,7 +38,7 @@ from kernels.arrays import ArraySpec, DeviceArray, ItemError, Values
 from kernels.cost import Cost, bytes_of, in_words, sample_of, timed
 from kernels.dlpack import spec_of
 from kernels.guard import Guarded, GuardedScores, Kernels, KernelStatistics, trial
-from kernels.recipe import Chain, Recipe
+from kernels.recipe import CHANNEL_LIMIT, Chain, Recipe
 from kernels.steps import STEPS, Bound, Cast, Label, Rename, Scope, Select, Softmax, Step, TopK, Unary
 
 __all__ = ["ArraySpec", "ItemError", "Kernels", "Plan", "PlanError", "Values", "parse_spec"]
@@ -320,7 +320,7 @@ def _longest_chain(steps: Sequence[Step], scope: Scope, bound: Sequence[Bound]) 
     """How many of *steps* are one recipe, and which; None where the first is in none."""
     (name, *others) = bound[0].reads
     spec = scope.values[name]
-    if others or spec.dtype != np.uint8 or len(spec.shape) != 3 or spec.shape[2] < 1:
+    if others or spec.dtype != np.uint8 or len(spec.shape) != 3 or not 1 <= spec.shape[2] <= CHANNEL_LIMIT:
         return 0, None
     chain: Chain | None = Chain(tuple(range(spec.shape[2])))
     best: tuple[int, Recipe | None] = (0, None)
@@ -394,6 +394,8 @@ def _fitting(name: str, value: Values | DeviceArray, spec: ArraySpec, *, may_be_
         dtype, whole = spec_of(value)
         if dtype != spec.dtype or not spec.admits(whole[1:]):
             raise ItemError(0, f"value {name!r} is {ArraySpec(dtype, whole[1:])}; the plan takes {spec}")
+        if not whole[0]:
+            raise ValueError(f"value {name!r} has no items")
         return value
     if not len(value):
         raise ValueError(f"value {name!r} has no items")

@@ -24,10 +24,13 @@ from numpy.typing import NDArray
 
 from kernels import images
 from kernels.arrays import PIXEL_LIMIT, Array
-from kernels.images import Filter, Size
+from kernels.images import Filter, Rounding, Size
 
 Arithmetic: TypeAlias = Literal["multiply", "subtract", "divide"]
 Element: TypeAlias = Literal["uint8", "float32", "float16", "bfloat16"]
+
+CHANNEL_LIMIT = 4
+"""Most channels of a recipe: with more, products over all pairs of them take longer than the steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,7 @@ class Recipe:
         operations: what is done to the resampled and rounded pixels, in order.
         element: of the result; bfloat16 as its bit patterns in uint16.
         planar: channels first.
+        rounding: of the place of a crop.
     """
 
     fit: Fit
@@ -125,6 +129,7 @@ class Recipe:
     operations: tuple[Operation, ...]
     element: Element
     planar: bool
+    rounding: Rounding = "down"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -149,8 +154,16 @@ class Recipe:
         resized = fit.size if isinstance(fit, Exact) else images.shortest_size(height, width, fit.side)
         if resized[0] * resized[1] > PIXEL_LIMIT or resized[0] < self.size[0] or resized[1] < self.size[1]:
             return None
-        crop = ((resized[0] - self.size[0]) // 2, (resized[1] - self.size[1]) // 2)
-        return Placement(resized, crop, self.size, (0, 0))
+        top, left = (
+            images.center_offset(length - kept, self.rounding) for length, kept in zip(resized, self.size, strict=True)
+        )
+        return Placement(resized, (top, left), self.size, (0, 0))
+
+    def numbers_of(self, height: int, width: int) -> int:
+        """Of a picture, or of what it is resampled to before a crop: what the steps one after the other work on."""
+        placed = self.place(height, width)
+        resized = (0, 0) if placed is None else placed.resized
+        return max(height * width, resized[0] * resized[1]) * len(self.order)
 
     def axes(self, placed: Placement, height: int, width: int) -> tuple[Axis, Axis]:
         """How a picture of *height* x *width* pixels is resampled, down and across."""
@@ -228,6 +241,7 @@ class Chain:
         order: as in `Recipe`, at this point.
         fit: None before the picture is resized.
         crop: of the centre; None where all is kept.
+        rounding: as in `Recipe`.
     """
 
     order: tuple[int, ...]
@@ -237,6 +251,7 @@ class Chain:
     operations: tuple[Operation, ...] = ()
     element: Element = "uint8"
     planar: bool = False
+    rounding: Rounding = "down"
 
     def resized(self, fit: Fit, filtering: Filter) -> Chain | None:
         """One resize, before anything else but the order of channels."""
@@ -244,11 +259,11 @@ class Chain:
             return None
         return replace(self, fit=fit, filtering=filtering)
 
-    def cropped(self, size: Size) -> Chain | None:
+    def cropped(self, size: Size, rounding: Rounding) -> Chain | None:
         """One crop behind the resize."""
         if self.fit is None or isinstance(self.fit, Boxed) or self.crop is not None or self.planar:
             return None
-        return replace(self, crop=size)
+        return replace(self, crop=size, rounding=rounding)
 
     def reversed(self) -> Chain | None:
         """The channels in reverse order."""
@@ -282,4 +297,5 @@ class Chain:
             size = self.crop
         else:
             return None
-        return Recipe(self.fit, self.filtering, size, self.order, self.operations, self.element, self.planar)
+        made = (self.fit, self.filtering, size, self.order, self.operations, self.element, self.planar, self.rounding)
+        return Recipe(*made)

@@ -166,6 +166,23 @@ def _finite(value: Any) -> float:
     return float(value)
 
 
+def _single(value: Any) -> float:
+    """What float32 can hold."""
+    if not abs(number := _finite(value)) <= _LARGEST:
+        raise ValueError
+    return number
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def _divisor(value: Any) -> float:
+    """Above 0 in float32 as well."""
+    if (number := _single(value)) < np.finfo(np.float32).tiny:
+        raise ValueError
+    return number
+
+
 def _positive(value: Any) -> float:
     if (number := _finite(value)) <= 0:
         raise ValueError
@@ -249,18 +266,24 @@ _DTYPES = (_BFLOAT16, *_NUMBERS)
 Input = Annotated[str | None, Argument("the name of a value", _name)]
 Size = Annotated[tuple[int, int], Argument(f"[height, width], at least 1 and up to {PIXEL_LIMIT} pixels", _size)]
 Method = Annotated[images.Method, _one_of("bilinear", "nearest", "area")]
+Rounding = Annotated[images.Rounding, _one_of("down", "even")]
 Flag = Annotated[bool, _one_of(True, False)]
 Side = Annotated[int, Argument("a whole number of pixels, 1 to 65535", _whole(1, 65_535))]
 Level = Annotated[int, Argument("a whole number, 0 to 255", _whole(0, 255))]
 Degrees = Annotated[int, _one_of(90, 180, 270)]
-Factor = Annotated[float, Argument("a finite number (0.00392156862745098 is 1/255)", _finite)]
-Mean = Annotated[tuple[float, ...], Argument("a finite number, or a list with one a channel", _numbers(_finite))]
-Deviation = Annotated[
-    tuple[float, ...], Argument("a number above 0, or a list with one a channel", _numbers(_positive))
+Factor = Annotated[float, Argument("a number that float32 can hold (0.00392156862745098 is 1/255)", _single)]
+Mean = Annotated[
+    tuple[float, ...], Argument("a number that float32 can hold, or a list with one a channel", _numbers(_single))
 ]
+Deviation = Annotated[
+    tuple[float, ...],
+    Argument("a number above 0 that float32 can hold, or a list with one a channel", _numbers(_divisor)),
+]
+Gaps = Annotated[tuple[float, ...], Argument("a finite number, or a list with one a feature", _numbers(_finite))]
 DtypeName = Annotated[str, _one_of(*_DTYPES)]
 File = Annotated[str, Argument("the name of a file", _name)]
-Length = Annotated[int, Argument("a whole number of tokens, at least 1", _whole(1))]
+Length = Annotated[int, Argument("a whole number of tokens, 1 to 1048576", _whole(1, 2**20))]
+Padding = Annotated[text.Padding, _one_of("longest", "max_length")]
 Temperature = Annotated[float, Argument("a number above 0", _positive)]
 Count = Annotated[int, Argument("a whole number, at least 1", _whole(1))]
 Seed = Annotated[int, Argument("a whole number, 0 to 4294967295", _whole(0, 2**32 - 1))]
@@ -419,6 +442,7 @@ class CenterCrop(Unary):
 
     shorthand: ClassVar[str | None] = "size"
     size: Size
+    rounding: Rounding = "down"
 
     def _result(self, spec: ArraySpec) -> ArraySpec:
         height, width, channels = _check_image(spec)
@@ -427,11 +451,11 @@ class CenterCrop(Unary):
         return spec.reshaped((*self.size, channels))
 
     def _apply(self, array: Array) -> Array:
-        return images.center_crop(array, self.size)
+        return images.center_crop(array, self.size, rounding=self.rounding)
 
     def fuse(self, chain: Chain) -> Chain | None:
         """What lies outside is not even read."""
-        return chain.cropped(self.size)
+        return chain.cropped(self.size, self.rounding)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -689,12 +713,15 @@ class Impute(Unary):
     """`tabular.impute`."""
 
     shorthand: ClassVar[str | None] = "values"
-    values: Mean
+    values: Gaps
 
     def _result(self, spec: ArraySpec) -> ArraySpec:
         _check_float(spec)
         if len(self.values) not in (1, spec.shape[-1]):
             raise ValueError(f"there are {len(self.values)} values for {spec.shape[-1]} features; give one a feature")
+        with np.errstate(over="ignore"):
+            if not np.isfinite(np.asarray(self.values, dtype=spec.dtype)).all():
+                raise ValueError(f"{max(self.values, key=abs):g} is more than {spec.dtype} can hold; correct values")
         return spec
 
     def _apply(self, array: Array) -> Array:
@@ -885,6 +912,7 @@ class Tokenize(Step):
 
     file: File
     max_length: Length
+    pad: Padding = "longest"
     input: Input = None
 
     def bind(self, scope: Scope) -> Bound:
@@ -892,11 +920,10 @@ class Tokenize(Step):
         name, spec = scope.pick(self.input)
         if spec.dtype != _BYTES or spec.shape != (1,):
             raise ValueError(f"value {name!r} is {spec}: text, bytes[1], is needed; name another value with input")
-        tokens = ArraySpec(_INT64, (-1,))
+        tokens = ArraySpec(_INT64, (self.max_length if self.pad == "max_length" else -1,))
         writes = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), tokens)
-        return Bound(
-            (name,), text.Tokenizer(scope.base / self.file, self.max_length), writes, frozenset({name}), current=None
-        )
+        tokenizer = text.Tokenizer(scope.base / self.file, self.max_length, pad=self.pad)
+        return Bound((name,), tokenizer, writes, frozenset({name}), current=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,6 @@ from kernels.cuda import layout
 from kernels.cuda.compiler import compile_cubin, compiler_version
 from kernels.cuda.layout import Table, Window
 from kernels.cuda.sources import (
-    CHANNEL_LIMIT,
     SCORE_THREADS,
     SOFTMAX_TOP_K,
     TILE,
@@ -52,8 +51,9 @@ _PIECE_BYTES = 32 * 2**20
 _PIECE_PICTURES = 65_535
 """What a grid's z can count."""
 
-_TABLES = 1024
-"""Tables of weights that stay on the device; each takes some kilobytes."""
+_TABLE_BYTES = 64 * 2**20
+"""Of tables of weights that stay on the device: a thousand of pages; of the largest pictures, callers' to choose, a
+hundred."""
 
 
 class Device:
@@ -78,6 +78,7 @@ class Device:
         self._cache = cache or Cache(cache_folder(), compile_cubin)
         self._functions: dict[Variant, Any] = {}
         self._tables: dict[Table, tuple[DeviceArray, DeviceArray]] = {}
+        self._table_bytes = 0
         self._lock = threading.Lock()
         with self._device():
             self._lanes = (_Lane(), _Lane())
@@ -106,16 +107,14 @@ class Device:
 
         Raises:
             MemoryError: the device has not enough.
-            ValueError: more channels than the kernel takes.
         """
-        if len(recipe.order) > CHANNEL_LIMIT:
-            raise ValueError(f"{len(recipe.order)} channels; the kernel takes {CHANNEL_LIMIT}")
         windows = layout.windows(recipe, pictures)
         if windows is None:
             return None
         with self._lock, self._device():
-            if len(self._tables) > _TABLES:
+            if self._table_bytes > _TABLE_BYTES:
                 self._tables.clear()
+                self._table_bytes = 0
             function = self._function(variant_of(recipe))
             result = cupy.empty((len(windows), *recipe.shape), dtype=recipe.dtype)
             cupy.cuda.get_current_stream().synchronize()  # the lanes' streams do not wait for it
@@ -194,6 +193,7 @@ class Device:
         """Where *table* is, on the device."""
         if table not in self._tables:
             self._tables[table] = (cupy.asarray(table.first), cupy.asarray(table.weights))
+            self._table_bytes += table.first.nbytes + table.weights.nbytes
             cupy.cuda.get_current_stream().synchronize()
         first, weights = self._tables[table]
         return first.data.ptr, weights.data.ptr

@@ -27,7 +27,6 @@ CHUNK = 768
 """Numbers of a row that a block resamples at a time: with `TILE`, 24 KiB of shared memory."""
 
 ELEMENTS: tuple[Element, ...] = ("uint8", "float32", "float16", "bfloat16")
-CHANNEL_LIMIT = 4
 SCORE_THREADS = 128
 
 
@@ -60,7 +59,7 @@ class Variant:
 
 
 def image_variant(channels: int, element: Element, *, planar: bool) -> Variant:
-    """The kernel for recipes of so many *channels*, 1 to `CHANNEL_LIMIT`."""
+    """The kernel for recipes of so many *channels*, 1 to `recipe.CHANNEL_LIMIT`."""
     return Variant(
         "image",
         "resample",
@@ -130,7 +129,7 @@ class Cache:
         """
         path = self.path(variant, target)
         with suppress(OSError):
-            if is_private(self._folder) and (found := path.read_bytes()).startswith(_ELF):
+            if is_private(self._folder) and (found := _whole(path.read_bytes())) is not None:
                 return found
         cubin = self._compile(variant.code, variant.options(target.architecture))
         with suppress(OSError):
@@ -142,11 +141,20 @@ class Cache:
         if not is_private(self._folder):
             return
         with NamedTemporaryFile(dir=self._folder, delete=False) as part:
-            part.write(cubin)
-        Path(part.name).replace(path)
+            kept = Path(part.name)
+            try:
+                part.write(hashlib.sha256(cubin).digest() + cubin)
+                part.flush()
+                kept.replace(path)
+            except BaseException:
+                kept.unlink(missing_ok=True)
+                raise
 
 
-_ELF = b"\x7fELF"
+def _whole(data: bytes) -> bytes | None:
+    """The cubin of what `_keep` wrote; None where it was not written to its end, as at a loss of power."""
+    digest, cubin = data[:32], data[32:]
+    return cubin if hashlib.sha256(cubin).digest() == digest else None
 
 
 def cache_folder() -> Path:

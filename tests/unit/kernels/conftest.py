@@ -23,13 +23,23 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def tokenizer_file(tmp_path: Path) -> Path:
-    """A word-level tokenizer that wraps texts in [CLS] and [SEP]."""
+    """A word-level tokenizer that wraps texts in [CLS] and [SEP]; the test's own."""
+    return _word_level(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for all tests."""
+    return _word_level(tmp_path_factory.mktemp("tokenizer"))
+
+
+def _word_level(folder: Path) -> Path:
     tokenizer = tokenizers.Tokenizer(WordLevel(VOCABULARY, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    file = tmp_path / "tokenizer.json"
+    file = folder / "tokenizer.json"
     tokenizer.save(str(file))
     return file
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from kernels.arrays import PIXEL_LIMIT
-from kernels.decode import DECODERS, MARK_LIMIT, DecodeError, decode
+from kernels.decode import DECODERS, DecodeError, decode
+from kernels.normal_forms import MARK_LIMIT
 
 
 def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
@@ -220,6 +221,39 @@ def test_16_bit_colour_keeps_its_high_bytes() -> None:
     body = b"\0" + struct.pack(">3H", 0x1234, 0x00FF, 0xFF00)
 
     assert image_of(png(1, 1, body, depth=16))[0, 0].tolist() == [0x12, 0x00, 0xFF]
+
+
+def test_a_tiff_of_12_bits_keeps_its_high_8() -> None:
+    levels = [0x000, 0x00F, 0x7F0, 0xFFF]
+    bits = "".join(f"{level:012b}" for level in levels)
+    data = int(bits, 2).to_bytes(len(bits) // 8)
+    tags = [(256, len(levels)), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, len(data))]
+    directory = struct.pack("<H", len(tags))
+    for tag, value in tags:  # one of type LONG each
+        directory += struct.pack("<HHLL", tag, 4, 1, value)
+    head = b"II*\0" + struct.pack("<L", 8 + len(data))
+    found = image_of(head + data + directory + bytes(4))
+
+    assert found[0, :, 0].tolist() == [0x00, 0x00, 0x7F, 0xFF]
+
+
+@pytest.mark.parametrize(("depth", "level"), [(1, 1), (1, 0), (2, 1), (4, 9)])
+def test_a_transparent_gray_of_few_bits_shows_white_paper(depth: int, level: int) -> None:
+    count = 2**depth
+    bits = "".join(f"{n:0{depth}b}" for n in range(count)).ljust(-(-count * depth // 8) * 8, "0")
+    row = b"\0" + int(bits, 2).to_bytes(len(bits) // 8)
+
+    found = image_of(png(count, 1, row, depth, 0, chunk(b"tRNS", struct.pack(">H", level))))
+
+    assert found[0, :, 0].tolist() == [255 if n == level else n * 255 // (count - 1) for n in range(count)]
+
+
+def test_a_transparent_colour_of_16_bits_of_which_8_are_left_is_refused() -> None:
+    data = png(1, 1, bytes(7), 16, 2, chunk(b"tRNS", bytes(6)))
+
+    assert refusal("image", data) == (
+        "a transparent colour of 16 bits a channel; save it with an alpha channel, or in 8 bits"
+    )
 
 
 def test_a_transparent_16_bit_gray_shows_white_paper() -> None:

@@ -258,6 +258,14 @@ def test_center_crop_cuts_the_larger_part_at_the_end() -> None:
     assert images.center_crop(row(1, 2, 3, 4, 5), (1, 2)).ravel().tolist() == [2, 3]
 
 
+@pytest.mark.parametrize(("margin", "left"), [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 2), (6, 3), (7, 4)])
+def test_center_crop_rounds_to_even_as_torchvision_does(margin: int, left: int) -> None:
+    """`int(round(margin / 2.0))`, by hand."""
+    cropped = images.center_crop(row(*range(3 + margin)), (1, 3), rounding="even")
+
+    assert cropped.ravel().tolist() == [left, left + 1, left + 2]
+
+
 def test_center_crop_refuses_a_smaller_picture() -> None:
     with pytest.raises(ValueError, match=r"^image of 1x2 is smaller than the crop of 1x3; resize it first$"):
         images.center_crop(row(1, 2), (1, 3))

@@ -194,6 +194,24 @@ def test_of_boxes_that_overlap_the_best_stays() -> None:
     assert outputs.non_maximum_suppression(given_boxes, scores, overlap=0.34)[2][0, :4].tolist() == [0, 0, 0, -1]
 
 
+@pytest.mark.parametrize("corner", [np.inf, -np.inf, 1e300])
+def test_a_box_without_an_end_is_left_out_and_suppresses_nothing(corner: float) -> None:
+    given = np.array([[[corner] * 4, [0, 0, 10, 10], [0, 0, corner, 10], [50, 50, 60, 60]]])
+
+    kept, scores, _ = outputs.non_maximum_suppression(given, np.array([[0.9, 0.8, 0.7, 0.6]]), limit=4)
+
+    assert kept[0].tolist() == [[0, 0, 10, 10], [50, 50, 60, 60], [0] * 4, [0] * 4]
+    assert scores[0].tolist() == pytest.approx([0.8, 0.6, 0, 0])
+
+
+def test_the_area_of_a_huge_box_does_not_overflow() -> None:
+    given = boxes((0, 0, 1e30, 1e30), (0, 0, 1e30, 0.9e30), (0, 0, 1e30, 0.4e30))
+
+    kept, _, _ = outputs.non_maximum_suppression(given, np.array([[0.9, 0.8, 0.7]]), limit=3)
+
+    assert kept[0, :, 3].tolist() == pytest.approx([1e30, 0.4e30, 0])
+
+
 def test_boxes_of_different_classes_leave_each_other_alone() -> None:
     scores = np.array([[[0.9, 0.1], [0.2, 0.8], [0.7, 0.1]]])
 

@@ -318,12 +318,12 @@ def test_labels_that_do_not_fit_stop_the_start(inputs: dict[str, ArraySpec], lab
         ("[{gray: {size: 3}}]", "step 1 of 1 (gray): unknown argument 'size'; it takes ['input']"),
         ("[{rotate: 45}]", "step 1 of 1 (rotate): degrees must be one of 90, 180, 270; got 45"),
         ("[{rotate: 90.0}]", "step 1 of 1 (rotate): degrees must be one of 90, 180, 270; got 90.0"),
-        ("[{scale: 1/255}]", "step 1 of 1 (scale): factor must be a finite number (0.00392156862745098 is 1/255); "
-                             "got '1/255'"),
-        ("[{scale: .nan}]", "step 1 of 1 (scale): factor must be a finite number (0.00392156862745098 is 1/255); "
-                            "got nan"),
-        ("[{scale: true}]", "step 1 of 1 (scale): factor must be a finite number (0.00392156862745098 is 1/255); "
-                            "got True"),
+        ("[{scale: 1/255}]", "step 1 of 1 (scale): factor must be a number that float32 can hold "
+                             "(0.00392156862745098 is 1/255); got '1/255'"),
+        ("[{scale: .nan}]", "step 1 of 1 (scale): factor must be a number that float32 can hold "
+                            "(0.00392156862745098 is 1/255); got nan"),
+        ("[{scale: true}]", "step 1 of 1 (scale): factor must be a number that float32 can hold "
+                            "(0.00392156862745098 is 1/255); got True"),
         ("[{softmax: 0}]", "step 1 of 1 (softmax): temperature must be a number above 0; got 0"),
         ("[{top_k: 1.5}]", "step 1 of 1 (top_k): k must be a whole number, at least 1; got 1.5"),
         ("[{cast: complex64}]", "step 1 of 1 (cast): dtype must be one of bfloat16, float16, float32, float64, int8, "
@@ -340,8 +340,12 @@ def test_labels_that_do_not_fit_stop_the_start(inputs: dict[str, ArraySpec], lab
                                                         "False; got 1"),
         ("[{resize_shortest: 0}]", "step 1 of 1 (resize_shortest): side must be a whole number of pixels, 1 to 65535; "
                                    "got 0"),
-        ("[{normalize: {mean: 0, std: [1, 0]}}]", "step 1 of 1 (normalize): std must be a number above 0, or a list "
-                                                  "with one a channel; got [1, 0]"),
+        ("[{normalize: {mean: 0, std: [1, 0]}}]", "step 1 of 1 (normalize): std must be a number above 0 that float32 "
+                                                  "can hold, or a list with one a channel; got [1, 0]"),
+        ("[{scale: 1.0e+39}]", "step 1 of 1 (scale): factor must be a number that float32 can hold "
+                               "(0.00392156862745098 is 1/255); got 1e+39"),
+        ("[{normalize: {mean: 0, std: 1.0e-60}}]", "step 1 of 1 (normalize): std must be a number above 0 that float32 "
+                                                   "can hold, or a list with one a channel; got 1e-60"),
         ("[{tokenize: {file: '', max_length: 8}}]", "step 1 of 1 (tokenize): file must be the name of a file; got ''"),
         ("[{one_hot: [a, 1]}]", "step 1 of 1 (one_hot): categories must be a list of different texts, or of different "
                                 "whole numbers; got ['a', 1]"),

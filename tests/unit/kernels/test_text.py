@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kernels import text
@@ -83,6 +87,92 @@ def test_padding_and_truncation_of_the_file_are_replaced(tokenizer_file: Path) -
     ids, _, _ = text.Tokenizer(tokenizer_file, 16)(batch("red green", "red"))
 
     assert ids.tolist() == [[2, 4, 5, 3], [2, 4, 3, 6]]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_file_says_where_and_with_what_is_padded_and_where_cut(tokenizer_file: Path, side: str) -> None:
+    tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.enable_padding(direction=side, pad_id=6, pad_type_id=3, pad_token="blue")
+    tokenizer.enable_truncation(512, direction=side)
+    tokenizer.save(str(tokenizer_file))
+
+    ids, mask, types = text.Tokenizer(tokenizer_file, 4)(batch("red red green blue", "red"))
+
+    if side == "left":
+        assert ids.tolist() == [[2, 5, 6, 3], [6, 2, 4, 3]]
+        assert (mask.tolist(), types.tolist()) == ([[1] * 4, [0, 1, 1, 1]], [[0] * 4, [3, 0, 0, 0]])
+    else:
+        assert ids.tolist() == [[2, 4, 4, 3], [2, 4, 3, 6]]
+        assert (mask.tolist(), types.tolist()) == ([[1] * 4, [1, 1, 1, 0]], [[0] * 4, [0, 0, 0, 3]])
+
+
+def test_texts_are_padded_to_one_length_where_a_model_has_one(tokenizer_file: Path) -> None:
+    ids, mask, _ = text.Tokenizer(tokenizer_file, 5, pad="max_length")(batch("red", "green blue red red red"))
+
+    assert ids.tolist() == [[2, 4, 3, 0, 0], [2, 5, 6, 4, 3]]
+    assert mask.tolist() == [[1, 1, 1, 0, 0], [1] * 5]
+
+
+WORDS = ["red", "green", "blue", "pink", "re", "redgreen"]
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from([" ", "  ", "\n", " " * 40]))), max_size=3),
+    st.integers(3, 12),
+)
+def test_however_long_a_text_is_the_tokens_that_are_kept_are_those_of_the_whole(
+    tokenizer_path: Path, parts: list[list[tuple[str, str]]], length: int
+) -> None:
+    texts = batch(*("".join(word + space for word, space in part * 9) for part in parts), "x" * 200, "")
+    whole, short = text.Tokenizer(tokenizer_path, length), text.Tokenizer(tokenizer_path, length)
+    whole._longest, short._longest = None, 24
+
+    for one, other in zip(whole(texts), short(texts), strict=True):
+        assert one.tolist() == other.tolist()
+
+
+def test_no_more_of_a_text_is_tokenised_than_it_takes(tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = text.Tokenizer(tokenizer_file, 8)
+    seen: list[int] = []
+
+    class Seen:
+        def encode_batch_fast(self, texts: list[str]) -> list[tokenizers.Encoding]:
+            seen.extend(map(len, texts))
+            return inner.encode_batch_fast(texts)
+
+    inner = tokenizer._tokenizer
+    monkeypatch.setattr(tokenizer, "_tokenizer", Seen())
+
+    tokenizer(batch("red " * 1_000_000, " " * 5000 + "red " * 1_000_000))
+
+    assert seen == [4091, 4096, 8187]
+
+
+def test_other_threads_run_while_a_text_is_tokenised(tokenizer_file: Path) -> None:
+    """Of a text without white space all is read, since it has too few tokens to be sure of them."""
+    tokenizer, long = text.Tokenizer(tokenizer_file, 8), batch("r" * 4_000_000)
+    began, ended = threading.Event(), threading.Event()
+    turns = 0
+
+    def work() -> None:
+        began.set()
+        tokenizer(long)
+        ended.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    began.wait()
+    while not ended.is_set():
+        turns += 1
+        time.sleep(0.0005)
+    thread.join()
+
+    assert turns > 20
+
+
+def test_a_run_of_combining_marks_is_refused_before_it_takes_quadratic_time() -> None:
+    with pytest.raises(ItemError, match=r"^item 1: more than 30 combining marks in a row at character 1; shorten the"):
+        text.nfc(batch("a", "e" + "\u0301\u0323" * 20_000))
 
 
 def test_no_tokens_at_all_are_one_padding_token(tokenizer_file: Path) -> None:

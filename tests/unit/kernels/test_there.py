@@ -168,6 +168,14 @@ def test_scores_of_another_shape_are_refused() -> None:
         made({"s": Elsewhere(np.zeros((2, 4), np.float32))})
 
 
+def test_no_items_are_refused_wherever_they_are_not() -> None:
+    made = of_scores(["softmax"])
+
+    for nothing in (np.zeros((0, 5), np.float32), Elsewhere(np.zeros((0, 5), np.float32))):
+        with pytest.raises(ValueError, match=r"^value 's' has no items$"):
+            made({"s": nothing})
+
+
 def test_a_kernel_for_scores_that_fails_hands_over_to_the_steps_for_good() -> None:
     calls = []
 

@@ -20,10 +20,10 @@ from kernels import outputs
 from kernels.arrays import Array, ArraySpec
 from kernels.cuda import layout
 from kernels.cuda.layout import Heads
-from kernels.cuda.sources import CHANNEL_LIMIT, SOFTMAX_TOP_K, variant_of
+from kernels.cuda.sources import SOFTMAX_TOP_K, variant_of
 from kernels.guard import LEVELS_APART, Kernels
 from kernels.plan import Plan
-from kernels.recipe import Recipe
+from kernels.recipe import CHANNEL_LIMIT, Recipe
 from tests.unit.kernels.cuda.host import COMPILER, NEEDS_COMPILER, TILE_H, TILE_W, Build
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NEEDS_COMPILER)

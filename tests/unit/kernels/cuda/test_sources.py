@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,30 +12,33 @@ import pytest
 
 from kernels import devices
 from kernels.cuda import sources
-from kernels.cuda.sources import SOFTMAX_TOP_K, Cache, Target, Variant, cache_folder, image_variant, variant_of
+from kernels.cuda.sources import (
+    ELEMENTS,
+    SOFTMAX_TOP_K,
+    Cache,
+    Target,
+    Variant,
+    cache_folder,
+    image_variant,
+    variant_of,
+)
 from kernels.images import Filter
-from kernels.recipe import Element, Exact, Recipe
+from kernels.recipe import CHANNEL_LIMIT, Exact, Recipe
 
 TARGET = Target("sm_90", "NVIDIA H200", "13000", "13.5")
 CUBIN = b"\x7fELF and the rest"
 
-# Every element, layout and number of channels at least once.
-IMAGES: list[tuple[int, Element, bool]] = [
-    (3, "uint8", True),
-    (3, "float32", True),
-    (3, "float16", True),
-    (3, "bfloat16", True),
-    (3, "uint8", False),
-    (1, "float32", False),
-    (2, "float16", False),
-    (4, "bfloat16", False),
+IMAGES = [
+    image_variant(channels, element, planar=planar)
+    for channels in range(1, CHANNEL_LIMIT + 1)
+    for element in ELEMENTS
+    for planar in (False, True)
 ]
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("variant", [*(image_variant(c, e, planar=p) for c, e, p in IMAGES), SOFTMAX_TOP_K], ids=str)
+@pytest.mark.parametrize("variant", [*IMAGES, SOFTMAX_TOP_K], ids=str)
 def test_every_kernel_compiles(variant: Variant, architecture: str) -> None:
-    pytest.importorskip("cupy", reason="compiling needs CuPy and NVRTC")
     from kernels.cuda.compiler import compile_cubin
 
     cubin = compile_cubin(variant.code, variant.options(architecture))
@@ -44,7 +48,6 @@ def test_every_kernel_compiles(variant: Variant, architecture: str) -> None:
 
 
 def test_what_does_not_compile_says_where() -> None:
-    pytest.importorskip("cupy", reason="compiling needs CuPy and NVRTC")
     from kernels.cuda.compiler import compile_cubin
 
     with pytest.raises(RuntimeError, match=r"kernels\.cu\(1\): error: identifier \"nonsense\" is undefined"):
@@ -100,13 +103,30 @@ def test_another_source_compiles_anew(tmp_path: Path, monkeypatch: pytest.Monkey
     assert Cache(tmp_path, Counted()).path(SOFTMAX_TOP_K, TARGET) != before
 
 
-def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["cut", "of before"])
+@pytest.mark.parametrize("kept", [0, 4, 32, 40])
+def test_a_damaged_file_is_replaced(tmp_path: Path, kept: int, whole: bool) -> None:
     compiler = Counted()
     cache = Cache(tmp_path, compiler)
-    cache.path(SOFTMAX_TOP_K, TARGET).write_bytes(b"")
+    path = cache.path(SOFTMAX_TOP_K, TARGET)
+    cache.load(SOFTMAX_TOP_K, TARGET)
+    path.write_bytes(CUBIN if whole else path.read_bytes()[:kept])
 
-    assert cache.load(SOFTMAX_TOP_K, TARGET) == CUBIN + b"1"
-    assert cache.path(SOFTMAX_TOP_K, TARGET).read_bytes() == CUBIN + b"1"
+    for _ in range(2):
+        assert cache.load(SOFTMAX_TOP_K, TARGET) == CUBIN + b"2"
+    assert len(compiler.calls) == 2
+
+
+def test_a_disk_that_is_full_costs_time_alone_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+
+    assert Cache(tmp_path, Counted()).load(SOFTMAX_TOP_K, TARGET) == CUBIN + b"1"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_costs_time_alone(tmp_path: Path) -> None:
@@ -164,8 +184,6 @@ def test_without_cupy_a_device_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_device_that_is_not_there_says_what_to_check() -> None:
-    pytest.importorskip("cupy", reason="the message is CuPy's")
-
     with pytest.raises(ValueError, match=r"^CUDA device 99 cannot be used: cudaError.*; check it with nvidia-smi$"):
         devices.cuda(99)
 
