@@ -694,7 +694,7 @@ def erase(config: Path, subject: str | None, answer_id: str | None, tenant: str)
     """Erase what CONFIG's store has of somebody, or of one answer: inputs, outputs, and texts made of them.
 
     The decision log stays whole: it keeps its digests, and says that there was an erasure, and when. Reviews that are
-    open are cancelled. Doing it again erases what came since.
+    open are cancelled, and gold items that show the same input are removed. Doing it again erases what came since.
     """
     from gateway.erase import erase as erase_from_store
     from gateway.keys import parse_answer_id, parse_subject
@@ -709,7 +709,8 @@ def erase(config: Path, subject: str | None, answer_id: str | None, tenant: str)
     except PointsmanError as error:
         raise click.ClickException(str(error)) from error
     erased = _done(erase_from_store(settings, Erasure(tenant, "operator:pointsman erase", named, known)))
-    click.echo(f"{erased.answers:,} answers erased, {erased.reviews:,} open reviews cancelled")
+    gold = f", {erased.gold:,} gold items removed" if erased.gold else ""
+    click.echo(f"{erased.answers:,} answers erased, {erased.reviews:,} open reviews cancelled{gold}")
     if not erased.is_overwritten:
         click.echo(f"its bytes may stand in the store's file still; at a quiet time: pointsman store vacuum {config}")
 

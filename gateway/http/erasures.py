@@ -41,6 +41,7 @@ class _Erasures:
             {
                 "answers": erased.answers,
                 "reviews_cancelled": erased.reviews,
+                "gold_items": erased.gold,
                 "overwritten": erased.is_overwritten,
             }
         )

@@ -708,11 +708,13 @@ class Erased:
         answers: that held something which is gone now; 0 where it was erased before.
         reviews: that were open, and are cancelled.
         is_overwritten: no page of the store's file has it any more; False where that is left to do.
+        gold: gold items that showed one of the inputs, and are removed.
     """
 
     answers: int
     reviews: int
     is_overwritten: bool
+    gold: int = 0
 
 
 class CertificationStore(Protocol):
@@ -1008,8 +1010,9 @@ class Store(CertificationStore, InboxStore, Outbox, Protocol):
     async def erase(self, erasure: Erasure, known: Known) -> Erased:
         """Erase, in one durable transaction; doing it again is harmless, and finds what came since.
 
-        Reviews that are open are cancelled, and so are their answers' items. The decision log keeps its rows, digests
-        and hashes; labels in it that are no choice of their route are taken out, and it says so.
+        Reviews that are open are cancelled, and so are their answers' items; gold items that show the same input are
+        removed. The decision log keeps its rows, digests and hashes; labels in it that are no choice of their route are
+        taken out, and it says so.
 
         Args:
             known: the labels of a route, which tell nothing of an input; "" and what is not served has none.

@@ -3,6 +3,7 @@
     answers        outputs, and labels that are no choice of their route, of every revision, and what people said of it
     reviews        payloads and proposals; open ones are cancelled: whoever holds one is told so
     opinions       those about items of which one is no choice; and where a second one is not asked for any more
+    gold items     those that show one of the inputs, with the reviews that asked about them
     feedback       labels that are no choice
     decision log   labels that are no choice, and what callers said of themselves; every row keeps its digests and its
                    hash, and rows `erase` vouch for what was changed (`gateway.store.log`)
@@ -16,9 +17,16 @@ and is evidence for certificates: it stays. Any other may be made of the input's
 **Open reviews are cancelled**, as by callers; those that ask for a second opinion are deleted. Rejected: to refuse
 while there are any. Whoever wants their data gone is not made to wait for a person to read it first.
 
+**Gold items** are copies of what was sent: often a subject's own item, exported once it was decided. They are told by
+the keyed digest of what they show: it is that of an input, which the log has, or of what a review of it shows. Labels
+that people gave them stay where they are choices: they tell how good people are. An item whose input is no single run
+of bytes is found while its review still shows it. Rejected: to keep such an item without its payload (nobody could be
+asked about it), and to say in it whose it is (those that are made by hand come from nowhere). Files that they were
+added from are not the store's: what comes in again from one goes when the answer is erased again, by its id.
+
 **Finding.** Answers are found by index. Rows of the log are not, as an index that every decision would pay for is too
 much for what is rare: they are looked for in a reader's snapshot, which takes as long as reading the log once, and only
-what has come since is looked for while others wait.
+what has come since is looked for while others wait. So is what gold items, and reviews, show.
 
 **Pages.** Rows that are gone are gone from the database; that its file's pages do not keep them is the database's own
 business (`gateway.store.sqlite.SqliteDatabase.overwrite`). PostgreSQL keeps dead rows until VACUUM has freed them and
@@ -38,11 +46,12 @@ from sqlalchemy import Connection, RowMapping, Table, delete, select, text, tupl
 
 from backends.errors import NotFound
 from gateway.answer import CLASSIFY, ROUTE_AT, AnswerId
-from gateway.store import changes, codec, outbox
+from gateway.store import changes, codec, gold, outbox
 from gateway.store.answers import read_answer
 from gateway.store.bulk import insert_rows
 from gateway.store.changes import Change
 from gateway.store.contract import Erasure, Known, OutboxState, Purpose, ReviewState, SecondOpinion
+from gateway.store.key import StoreKey
 from gateway.store.log import Event, LogEntry, row_hash
 from gateway.store.outbox import UNTOLD, Telling
 from gateway.store.retention import EMPTIED
@@ -54,6 +63,8 @@ from gateway.store.schema import (
     DECISION_LOG,
     ERASED,
     FEEDBACK,
+    FORGOTTEN,
+    GOLD_ITEMS,
     IDEMPOTENCY_KEYS,
     OPINIONS,
     OUTBOX,
@@ -67,6 +78,9 @@ _GONE = "[erased]"
 """Stands for a label where there must be one."""
 
 _CHUNK = 500
+
+_SHOWN = 16
+"""Payloads that are in memory at once."""
 
 _Item: TypeAlias = tuple[str, int]
 """An answer's id, and an index of its items."""
@@ -82,10 +96,33 @@ class Found:
     Attributes:
         places: of rows of the log, by chain and number.
         heads: where each chain ended: what is behind them came later.
+        shown: keyed digests of what reviews of the answers show, by their ids; none where there are no gold items.
+        gold: keyed digests of what the tenant's gold items show, by their ids.
+        key: of these digests.
     """
 
     places: Sequence[tuple[int, int]]
     heads: Mapping[int, int]
+    shown: Mapping[str, bytes]
+    gold: Mapping[str, bytes]
+    key: StoreKey
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What an erasure did.
+
+    Attributes:
+        answers: how many held something.
+        reviews: how many were open, and are cancelled.
+        gold: how many gold items are removed.
+        changed: answers that are not what they were.
+    """
+
+    answers: int
+    reviews: int
+    gold: int
+    changed: Sequence[AnswerId]
 
 
 @dataclass(slots=True)
@@ -113,26 +150,30 @@ class _Work:
     closed: set[str] = field(default_factory=set)
     unasked: set[_Item] = field(default_factory=set)
     cancelled: int = 0
+    gold: int = 0
 
     def is_choice(self, item: _Item, label: str) -> bool:
         """Whether *label* is one that could be chosen, whatever the input was."""
         return label in self.choices.get(item, ()) or label in self.known(self.routes.get(item, ""))
 
 
-def find(connection: Connection, erasure: Erasure, subject: bytes | None) -> Found:
-    """Look for what *erasure* is about; *subject* is by what the store knows whom."""
+def find(connection: Connection, erasure: Erasure, subject: bytes | None, key: StoreKey) -> Found:
+    """Look for what *erasure* is about; *subject* is by what the store knows whom, under its *key*."""
     heads = {row.slot: row.head_seq for row in connection.execute(select(WRITERS.c.slot, WRITERS.c.head_seq))}
     places: list[tuple[int, int]] = []
-    for ids in _chunks(_ids(connection, erasure, subject)):
-        rows = connection.execute(select(_LOG.chain, _LOG.seq).where(_LOG.answer_id.in_(ids)))
+    ids = _ids(connection, erasure, subject)
+    for chunk in _chunks(ids):
+        rows = connection.execute(select(_LOG.chain, _LOG.seq).where(_LOG.answer_id.in_(chunk)))
         places += [(row.chain, row.seq) for row in rows]
-    return Found(places, heads)
+    items = gold.ids_of(connection, erasure.tenant) if ids else []
+    shown = _digests(connection, REVIEWS, _showing(connection, ids) if items else [], key)
+    return Found(places, heads, shown, _digests(connection, GOLD_ITEMS, items, key), key)
 
 
 def erase(
     transaction: Transaction, erasure: Erasure, subject: bytes | None, found: Found, known: Known, telling: Telling
-) -> tuple[int, int, list[AnswerId]]:
-    """Erase; how many answers held something, how many open reviews are cancelled, and which answers have changed.
+) -> Done:
+    """Erase.
 
     Raises:
         NotFound: the tenant has, and had, no such answer.
@@ -149,7 +190,9 @@ def erase(
         work.routes[row["answer_id"], row["item"]] = row["route"]
     erased_before = set(_select(connection, ids, select(_LOG.answer_id).distinct().where(text(ERASED)), _LOG.answer_id))
     work.touched |= {row["answer_id"] for row in rows} - erased_before
+    of_gold = _gold_of(work, ids, {row["payload_sha256"] for row in rows}, found)
     _erase_reviews(work, ids)
+    _erase_gold(work, of_gold)
     _erase_answers(work, ids)
     _erase_opinions(work, ids)
     _erase_feedback(work, ids)
@@ -158,7 +201,8 @@ def erase(
     _delete(connection, SUBJECTS, ids)
     _tell(work, telling)
     transaction.append(list(_entries(work)))
-    return len(work.touched), work.cancelled, [AnswerId(changed) for changed in sorted(work.changed | work.closed)]
+    changed = [AnswerId(answer_id) for answer_id in sorted(work.changed | work.closed)]
+    return Done(len(work.touched), work.cancelled, work.gold, changed)
 
 
 def _lock(connection: Connection, ids: Sequence[str]) -> None:
@@ -191,6 +235,42 @@ def _log_rows(connection: Connection, ids: Sequence[str], found: Found) -> list[
         later = select(DECISION_LOG).where(_LOG.chain == slot, _LOG.seq > found.heads.get(slot, 0))
         rows += (row for row in connection.execute(later).mappings() if row["answer_id"] in ids)
     return [row for row in rows if row["event"] != Event.ERASE]
+
+
+def _gold_of(work: _Work, ids: Sequence[str], sent: Collection[bytes | None], found: Found) -> list[str]:
+    """The gold items that show what reviews of *ids* do, or whose digest is one of what was *sent*."""
+    connection, key = work.transaction.connection, found.key
+    items = gold.ids_of(connection, work.erasure.tenant)
+    if not items:
+        return []
+    reviews = [one for one in _showing(connection, ids) if one not in found.shown]
+    shown = {*sent, *found.shown.values(), *_digests(connection, REVIEWS, reviews, key).values()}
+    digests = {**found.gold, **_digests(connection, GOLD_ITEMS, [one for one in items if one not in found.gold], key)}
+    return [one for one in items if digests[one] in shown]
+
+
+def _showing(connection: Connection, ids: Sequence[str]) -> list[str]:
+    """The reviews of *ids* that show something still."""
+    return _select(
+        connection, ids, select(REVIEWS.c.id).where(REVIEWS.c.content_type != FORGOTTEN), REVIEWS.c.answer_id
+    )
+
+
+def _digests(connection: Connection, table: Table, ids: Sequence[str], key: StoreKey) -> dict[str, bytes]:
+    """The keyed digests of what the rows *ids* of *table* show, by their ids."""
+    shown = select(table.c.id, table.c.payload).execution_options(yield_per=_SHOWN)
+    return {
+        row.id: key.of_input(row.payload)
+        for chunk in _chunks(ids)
+        for row in connection.execute(shown.where(table.c.id.in_(chunk)))
+    }
+
+
+def _erase_gold(work: _Work, items: Sequence[str]) -> None:
+    for chunk in _chunks(items):
+        removed = gold.erase(work.transaction.connection, chunk, work.known)
+        work.gold += removed.items
+        work.cancelled += removed.undecided
 
 
 def _erase_reviews(work: _Work, ids: Sequence[str]) -> None:

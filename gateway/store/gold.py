@@ -6,6 +6,8 @@ its own that can be read as others can. An item that came without proposals is a
 **What they never do.** That answer is nobody's: no caller has its id, no log row, feedback or message tells of it, so
 that no certificate, no webhook and no audit meets it. It goes with its review.
 
+**Erased.** An item is a copy of somebody's input, most often: it goes with that (`gateway.store.erasure`).
+
 **Which, and when.** Beside each task of a route with a `gold` share one is drawn by the store's secret; then it is the
 item of the queue that was asked least, of those that nobody is being asked. Nobody is asked about an item twice, so one
 that everybody knows waits until it is due, and is taken back then.
@@ -14,8 +16,9 @@ that everybody knows waits until it is due, and is taken back then.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, delete, exists, func, select, text, update
 
@@ -26,6 +29,7 @@ from gateway.store.bulk import Existing, Row, Value, insert_rows
 from gateway.store.contract import (
     GoldCount,
     GoldItem,
+    Known,
     OpinionKind,
     Purpose,
     Review,
@@ -60,6 +64,41 @@ def remove(connection: Connection, tenant: str, queue: str) -> int:
     of_queue = _G.tenant == tenant, _G.queue == queue
     _take_back(connection, REVIEWS.c.subject.in_(select(_G.id).where(*of_queue)))
     return connection.execute(delete(GOLD_ITEMS).where(*of_queue)).rowcount
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """How many items are removed, and how many reviews that asked about them were undecided."""
+
+    items: int
+    undecided: int
+
+
+def ids_of(connection: Connection, tenant: str) -> list[str]:
+    """The items of *tenant*, in every queue."""
+    return list(connection.execute(select(_G.id).where(_G.tenant == tenant).order_by(_G.id)).scalars())
+
+
+def erase(connection: Connection, ids: Sequence[str], known: Known) -> Removed:
+    """Forget the items *ids*, whoever holds one, with all reviews of them, and labels that are no choice.
+
+    Those reviews are looked for among all there are: it is rare that there is anything to erase here.
+    """
+    # Nobody is asked anew meanwhile: that locks an item, too.
+    connection.execute(select(_G.id).where(_G.id.in_(ids)).order_by(_G.id).with_for_update()).all()
+    r = REVIEWS.c
+    of_items = r.purpose == Purpose.GOLD.value, r.subject.in_(ids)
+    asked = select(r.subject, r.state, r.labels).where(*of_items).order_by(r.id).with_for_update()
+    undecided, choices = 0, defaultdict[str, set[str]](set)
+    for row in connection.execute(asked):
+        undecided += ReviewState(row.state).is_undecided
+        choices[row.subject].update(codec.decode_labels(row.labels))
+    connection.execute(delete(ANSWERS).where(ANSWERS.c.id.in_(select(r.answer_id).where(*of_items))))
+    for said in connection.execute(select(OPINIONS).where(OPINIONS.c.subject.in_(ids))).all():
+        if not {said.label, said.truth} <= {*choices[said.subject], *known(said.route)}:
+            its = OPINIONS.c.subject == said.subject, OPINIONS.c.reviewer == said.reviewer
+            connection.execute(delete(OPINIONS).where(*its))
+    return Removed(connection.execute(delete(GOLD_ITEMS).where(_G.id.in_(ids))).rowcount, undecided)
 
 
 def counted(connection: Connection, tenant: str) -> dict[str, GoldCount]:

@@ -384,13 +384,13 @@ class SqlStore:
         """See `Store.erase`; `gateway.store.erasure` says what goes, and what stays."""
         await self._recorded()
         subject = None if erasure.subject is None else self.subject(erasure.tenant, erasure.subject)
-        found = await self._read(partial(erasing.find, erasure=erasure, subject=subject))
+        found = await self._read(partial(erasing.find, erasure=erasure, subject=subject, key=self._key))
         # At once: nothing of it can be taken back any more.
         telling = Telling(self._telling.announce)
         work = partial(erasing.erase, erasure=erasure, subject=subject, found=found, known=known, telling=telling)
-        answers_, reviews_, changed = await self._writer.run(work)
-        self._notify(changed)
-        return Erased(answers_, reviews_, await self._overwrite())
+        done = await self._writer.run(work)
+        self._notify(done.changed)
+        return Erased(done.answers, done.reviews, await self._overwrite(), done.gold)
 
     async def _recorded(self) -> None:
         """Wait until what `record` has queued so far is committed.

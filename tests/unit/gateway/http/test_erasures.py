@@ -70,9 +70,9 @@ async def test_an_operator_erases_what_is_about_somebody_and_what_an_answer_is_m
     again = await post(handler, {"subject": "anna"})
     by_answer = await post(handler, {"answer_id": other.id})
 
-    assert by_subject == (200, {"answers": 1, "reviews_cancelled": 0, "overwritten": True})
-    assert again == (200, {"answers": 0, "reviews_cancelled": 0, "overwritten": True})
-    assert by_answer == (200, {"answers": 1, "reviews_cancelled": 1, "overwritten": True})
+    assert by_subject == (200, {"answers": 1, "reviews_cancelled": 0, "gold_items": 0, "overwritten": True})
+    assert again == (200, {"answers": 0, "reviews_cancelled": 0, "gold_items": 0, "overwritten": True})
+    assert by_answer == (200, {"answers": 1, "reviews_cancelled": 1, "gold_items": 0, "overwritten": True})
 
 
 async def test_others_may_not(store: SqlStore, handler: Handler) -> None:

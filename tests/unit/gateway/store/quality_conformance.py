@@ -13,6 +13,7 @@ from backends.errors import Conflict, InvalidInput
 from gateway.answer import Answer, Status
 from gateway.sight import as_seen_by
 from gateway.store.contract import (
+    Erasure,
     GoldCount,
     GoldItem,
     OpinionKind,
@@ -27,7 +28,7 @@ from gateway.store.contract import (
     Step,
     Store,
 )
-from router.contract import LabelQuality
+from router.contract import ONE_PERSON, LabelQuality
 from tests.unit.gateway.store.conformance import DAY_S, LEASE_S, Check, Opener
 from tests.unit.gateway.store.samples import LABELS, TENANT, assert_same_answer, deferred, seen, uncertified
 
@@ -384,6 +385,33 @@ async def adding_gold_again_replaces_it_and_removing_ends_it(opener: Opener) -> 
         assert len(await store.reviews(TENANT)) == 2
 
 
+async def gold_that_shows_what_is_erased_goes_with_all_that_was_asked_about_it(opener: Opener) -> None:
+    async with aclosing(await opener()) as store:
+        answer = await hand_over(store, ONE_PERSON)
+        await say(store, "anna", "dog")
+        (decided,) = await of_purpose(store, Purpose.DECIDE)
+        shown = await store.review(TENANT, decided.id)
+        assert shown is not None
+        await store.add_gold([known("dog", payload=shown.task.payload)])
+        for reviewer, label in (("ben", "dog"), ("cleo", "owl")):
+            await hand_over(store, GOLD)
+            gold = next(r for r in await of_purpose(store, Purpose.GOLD) if r.state is ReviewState.OPEN)
+            held = await store.claim(TENANT, gold.id, reviewer, LEASE_S)
+            await store.decide(TENANT, gold.id, reviewer, held.fence, label)
+        await hand_over(store, GOLD)
+        await store.add_gold([known("dog")])
+        erasure = Erasure(TENANT, "operator:olga", answer_id=answer.id)
+
+        erased = await store.erase(erasure, lambda _: LABELS)
+
+        assert (erased.answers, erased.reviews, erased.gold) == (1, 1, 1)
+        assert await of_purpose(store, Purpose.GOLD) == []
+        assert await store.gold(TENANT) == {"pets": GoldCount(1, 2)}  # what people chose tells nothing of it
+        assert await store.quality_counts() == {"pets": QualityCounts(gold_right=1, gold_wrong=1)}
+        assert (await store.erase(erasure, lambda _: LABELS)).gold == 0
+        assert await store.verify_log() == []
+
+
 async def committing_again_asks_no_more_gold(opener: Opener) -> None:
     async with aclosing(await opener()) as store:
         await store.add_gold([known("dog", payload=bytes([number])) for number in range(5)])
@@ -628,6 +656,7 @@ QUALITY_CHECKS: tuple[Check, ...] = (
     gold_is_asked_in_turn_and_one_at_a_time,
     gold_that_nobody_labels_in_time_is_taken_back,
     adding_gold_again_replaces_it_and_removing_ends_it,
+    gold_that_shows_what_is_erased_goes_with_all_that_was_asked_about_it,
     committing_again_asks_no_more_gold,
     opinions_are_a_tenant_s_own,
     who_decided_last_of_several_can_take_that_back_and_say_something_else,

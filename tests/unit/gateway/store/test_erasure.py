@@ -15,7 +15,7 @@ import pytest
 from backends.errors import Conflict
 from gateway.answer import Answer
 from gateway.store import CannotOpenStore, SqlStore, StoreOptions, open_store, overwrite_beside, read_answer_log
-from gateway.store.contract import Erasure, GoldItem, Message, OutboxState, Purpose, Review
+from gateway.store.contract import Erasure, GoldCount, GoldItem, Message, OutboxState, Purpose, Review, ReviewState
 from gateway.store.key import StoreKey, key_place, open_key
 from gateway.store.outbox import new_message
 from router.contract import ONE_PERSON, LabelQuality
@@ -166,6 +166,49 @@ async def test_a_gold_item_is_erased_as_a_whole_and_no_log_tells_of_it(options: 
         assert [review.answer_id for review in await store.reviews(TENANT, state=None)] == [answer.id]
         assert await store.answer(TENANT, gold.answer_id) is None
         assert await read_answer_log(options, gold.answer_id) == []
+
+
+@pytest.mark.parametrize("is_forgotten", [False, True])
+async def test_gold_that_was_made_of_what_is_erased_goes_too(options: StoreOptions, is_forgotten: bool) -> None:
+    clock = Clock(1_700_000_000.0)
+    options = replace(options, kept=replace(options.kept, payloads_s=1000.0))
+    async with aclosing(await open_store(options, announce=tell, wall_clock=clock)) as store:
+        answer, (task,) = texted()
+        shown = SECRET.encode()  # as it was sent
+        await store.commit(replace(answer, subject=store.subject(TENANT, NAME)), [replace(task, payload=shown)])
+        await decide_with(store, SECRET)
+        (made_of,) = await store.reviews(TENANT, state=None)
+        if is_forgotten:
+            clock.now += 2000.0
+            await store.maintain()
+        found = await store.review(TENANT, made_of.id)
+        assert found is not None
+        assert found.task.is_forgotten == is_forgotten
+        gold = [GoldItem(TENANT, queue, SECRET, shown, "text/plain", task.proposals) for queue in ("pets", "other")]
+        other = GoldItem(TENANT, "pets", "cat", b"known", "text/plain")
+        await store.add_gold([*gold, replace(gold[0], tenant="another", label="cat", proposals=())])
+        for reviewer in ("ben", "cleo"):
+            asked, (beside,) = deferred()
+            beside = replace(beside, labels=(), quality=LabelQuality(gold=1.0))
+            await store.commit(asked, [beside])
+            (woven,) = (one for one in await of_purpose(store, Purpose.GOLD) if one.state is ReviewState.OPEN)
+            held = await store.claim(TENANT, woven.id, reviewer, 60.0)
+            if reviewer == "ben":
+                await store.decide(TENANT, woven.id, reviewer, held.fence, SECRET)
+        await store.add_gold([other])
+
+        erased = await store.erase(Erasure(TENANT, "operator:olga", subject=NAME), known)
+
+        assert erased.gold == 2
+        assert await store.gold(TENANT) == {"pets": GoldCount(1, 0)}
+        assert await store.gold("another") == {"pets": GoldCount(1, 0)}
+        assert await of_purpose(store, Purpose.GOLD) == []
+        await store.remove_gold("another", "pets")
+        await store.erase(erasure_of(answer), known)  # and overwrites
+        assert [name for name, content in everything(options).items() if WORD in content] == []
+        assert await store.add_gold(gold[:1]) == 1
+        assert (await store.erase(erasure_of(answer), known)).gold == 1
+        assert await store.verify_log() == []
 
 
 async def test_the_log_keeps_its_digests_and_says_that_and_when_not_whose(options: StoreOptions) -> None:
