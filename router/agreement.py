@@ -6,6 +6,11 @@ of somebody is easily taken for more than it is.
 **Perfect agreement.** The usual intervals of kappa and alpha shrink to a point where nobody has disagreed yet, however
 few items that was. There the exact bound on the share of items that might differ takes their place.
 
+**Agreement on one label alone**, or on none: somebody who always says the same, or a handful of items. There too they
+shrink, often to a point, since all that was seen moves agreement and chance alike. What takes their place are exact
+bounds on the share agreed and on how often each label is given, which hold all at once, carried through the formula.
+Where these say nothing, as of one item, neither does the interval.
+
 Sources: J. Cohen, "A coefficient of agreement for nominal scales", Educational and Psychological Measurement 20, 1960;
 J. L. Fleiss, J. Cohen and B. S. Everitt, "Large sample standard errors of kappa and weighted kappa", Psychological
 Bulletin 72, 1969 (the variance); K. Krippendorff, "Computing Krippendorff's Alpha-Reliability", 2011 (alpha); C. J.
@@ -55,7 +60,7 @@ def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]], level: float = 0.95)
 
     Args:
         pairs: an item each: what the one said, and what the other said.
-        level: of the interval, which is a large-sample one.
+        level: of the interval, which is a large-sample one where people agreed on two labels or more.
     """
     count = len(pairs)
     labels = {label: index for index, label in enumerate(dict.fromkeys(label for pair in pairs for label in pair))}
@@ -71,7 +76,24 @@ def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]], level: float = 0.95)
     if np.trace(table) == count:
         return Estimate(1.0, _when_all_agree(count, 1.0 - by_chance, level), 1.0, count)
     half = NormalDist().inv_cdf(_one_sided(level)) * math.sqrt(_variance(shares, kappa, by_chance) / count)
-    return Estimate(kappa, max(-1.0, kappa - half), min(1.0, kappa + half), count)
+    low, high = max(-1.0, kappa - half), min(1.0, kappa + half)
+    if np.count_nonzero(np.diag(table)) < 2:
+        least, most = _exact_kappa(table.astype(np.int64), level)
+        low, high = min(low, least), max(high, most)
+    return Estimate(kappa, low, high, count)
+
+
+def _exact_kappa(table: NDArray[np.int64], level: float) -> tuple[float, float]:
+    """The kappas that *table* does not contradict, by bounds on its diagonal's share and on those of its margins."""
+    count, agreed = int(table.sum()), int(np.trace(table))
+    each = _of_each(level, 1 + 2 * len(table))
+    shares_agreed = two_sided(agreed, count, each)
+    rows, columns = _bounds(table.sum(axis=1), count, each), _bounds(table.sum(axis=0), count, each)
+    by_chance = (rows * columns).sum(axis=0)
+    return (
+        _beyond_chance(1.0 - shares_agreed[0], 1.0 - float(by_chance[1])),
+        _beyond_chance(1.0 - shares_agreed[1], 1.0 - float(by_chance[0])),
+    )
 
 
 def _variance(shares: NDArray[np.float64], kappa: float, by_chance: float) -> float:
@@ -92,7 +114,7 @@ def krippendorff_alpha(
 
     Args:
         items: the labels that each was given; those with fewer than two say nothing.
-        rng: draws the items anew, for the interval (percentiles).
+        rng: draws the items anew, for the interval: percentiles, where people agreed on two labels or more.
         level: of the interval.
         resamples: how often.
     """
@@ -113,8 +135,24 @@ def krippendorff_alpha(
         return Estimate(1.0, _when_all_agree(count, by_chance, level), 1.0, count)
     drawn = rng.multinomial(count, times / count, size=resamples).astype(np.float64)
     found = _alphas(drawn, given)
-    low, high = np.quantile(found[np.isfinite(found)], [1.0 - _one_sided(level), _one_sided(level)])
-    return Estimate(alpha, float(low), float(high), count)
+    low, high = np.quantile(found[np.isfinite(found)], [1.0 - _one_sided(level), _one_sided(level)]).tolist()
+    if low == high or np.count_nonzero((given > 1.0).any(axis=0)) < 2:
+        least, most = _exact_alpha(times, given, level)
+        low, high = min(low, least), max(high, most)
+    return Estimate(alpha, min(low, alpha), max(high, alpha), count)
+
+
+def _exact_alpha(times: NDArray[np.float64], given: NDArray[np.float64], level: float) -> tuple[float, float]:
+    """The alphas that labels do not contradict, by bounds on the share that differs and on that of every label.
+
+    An item counts once, however many labels it was given: they are not independent.
+    """
+    count, labels = int(times.sum()), float(times @ given.sum(axis=1))
+    each = _of_each(level, 1 + given.shape[1])
+    differing = _bounds(count * _observed(times[None, :], given), count, each)[0]
+    shares = _bounds(count * (times @ given) / labels, count, each)
+    most, least = (1.0 - (shares**2).sum(axis=0)) * labels / (labels - 1.0)
+    return _beyond_chance(float(differing[1]), float(least)), _beyond_chance(float(differing[0]), min(1.0, float(most)))
 
 
 def _alphas(times: NDArray[np.float64], given: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -124,12 +162,17 @@ def _alphas(times: NDArray[np.float64], given: NDArray[np.float64]) -> NDArray[n
         times: (samples, kinds), how often each kind of item is there.
         given: (kinds, labels), how often an item of the kind was given each label.
     """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        expected = _expected(times, given)
+        return np.where(expected > 0.0, 1.0 - _observed(times, given) / expected, np.nan)
+
+
+def _observed(times: NDArray[np.float64], given: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(samples,), the share of pairs of labels of one item that differ."""
     raters = given.sum(axis=1)
     differing = (raters**2 - (given**2).sum(axis=1)) / (raters - 1.0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        observed = times @ differing / (times @ raters)
-        expected = _expected(times, given)
-        return np.where(expected > 0.0, 1.0 - observed / expected, np.nan)
+    found: NDArray[np.float64] = times @ differing / (times @ raters)
+    return found
 
 
 def _expected(times: NDArray[np.float64], given: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -143,6 +186,23 @@ def _expected(times: NDArray[np.float64], given: NDArray[np.float64]) -> NDArray
 def _when_all_agree(items: int, differing_by_chance: float, level: float) -> float:
     """The least agreement that *items*, on none of which anybody differs, do not contradict."""
     return max(-1.0, 1.0 - upper_bound(0, items, _one_sided(level)) / differing_by_chance)
+
+
+def _bounds(counts: NDArray[np.int64] | NDArray[np.float64], items: int, level: float) -> NDArray[np.float64]:
+    """(counts, 2), the exact interval of the share that each of *counts* is of *items*; a broken count's is wider."""
+    ends = [(math.floor(count), math.ceil(count)) for count in counts.tolist()]
+    exact = {count: two_sided(count, items, level) for pair in ends for count in pair}
+    return np.array([(exact[least][0], exact[most][1]) for least, most in ends])
+
+
+def _of_each(level: float, intervals: int) -> float:
+    """The level of each of *intervals* that together have *level* (Bonferroni)."""
+    return 1.0 - (1.0 - level) / intervals
+
+
+def _beyond_chance(differing: float, differing_by_chance: float) -> float:
+    """Agreement, -1 at the least, as it is wherever all labels might be alike anyhow."""
+    return max(-1.0, 1.0 - differing / differing_by_chance) if differing_by_chance > 0.0 else -1.0
 
 
 def _one_sided(level: float) -> float:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from itertools import chain, repeat
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from router.agreement import Estimate, cohen_kappa, krippendorff_alpha, rate
 
 labels = st.sampled_from("abc")
+Measure = Callable[[Sequence[tuple[str, str]]], Estimate]
 pairs_of_labels = st.lists(st.tuples(labels, labels), min_size=1, max_size=40)
 
 
@@ -181,3 +183,81 @@ def test_few_items_without_a_difference_prove_little_of_alpha() -> None:
     found = krippendorff_alpha([("a", "a"), ("b", "b")], rng())
     assert (found.value, found.high) == (1.0, 1.0)
     assert found.low < 0.0
+
+
+# --- both, where what was seen moves agreement and chance alike ---
+
+
+def kappa_of(pairs: Sequence[tuple[str, str]]) -> Estimate:
+    return cohen_kappa(pairs)
+
+
+def alpha_of(pairs: Sequence[tuple[str, str]]) -> Estimate:
+    return krippendorff_alpha(pairs, rng(), resamples=200)
+
+
+@pytest.mark.parametrize("measure", [kappa_of, alpha_of])
+def test_one_item_on_which_people_differ_says_nearly_nothing(measure: Measure) -> None:
+    found = measure([("a", "b")])
+    assert (found.value, found.low) == (0.0, -1.0)
+    assert 0.9 < found.high <= 1.0
+
+
+@pytest.mark.parametrize("measure", [kappa_of, alpha_of])
+def test_two_items_on_which_people_differ_do_not_prove_that_they_always_do(measure: Measure) -> None:
+    found = measure([("a", "b"), ("b", "a")])
+    assert found.low == -1.0
+    assert 0.5 < found.high <= 1.0
+
+
+@pytest.mark.parametrize("measure", [kappa_of, alpha_of])
+def test_somebody_who_always_said_the_same_may_agree_all_the_same(measure: Measure) -> None:
+    few = measure([("a", "a")] * 20 + [("a", "b")])
+    many = measure([("a", "a")] * 20_000 + [("a", "b")] * 10_000)
+    assert few.low == -1.0
+    assert 0.9 < few.high < 1.0
+    assert many.value is not None
+    assert many.low < many.value < many.high < few.high
+    assert many.high - many.low < 0.2
+
+
+@pytest.mark.parametrize("measure", [kappa_of, alpha_of])
+@given(pairs=st.lists(st.tuples(labels, labels), min_size=1, max_size=12))
+def test_people_who_differed_have_an_interval_that_holds_the_estimate_and_narrows(
+    measure: Measure, pairs: list[tuple[str, str]]
+) -> None:
+    assume(any(one != other for one, other in pairs))
+    found, more = measure(pairs), measure(pairs * 64)
+    for estimate in (found, more):
+        assert estimate.value is not None
+        assert -1.0 <= estimate.low <= estimate.value <= estimate.high <= 1.0
+        assert estimate.low < estimate.high
+    assert more.high - more.low < found.high - found.low
+
+
+def test_the_interval_of_kappa_holds_the_truth_where_one_label_is_rare() -> None:
+    """Of 30 items, 1 in 25 has the rare label; each says it of 4 in 5 of those, and of one in a hundred others."""
+    rare, right, wrong = 0.04, 0.8, 0.01
+    both = rare * right**2 + (1 - rare) * wrong**2
+    says = rare * right + (1 - rare) * wrong
+    agreed, by_chance = 1 - 2 * (says - both), says**2 + (1 - says) ** 2
+    true_kappa = (agreed - by_chance) / (1 - by_chance)
+    random = rng()
+    held = asked = 0
+    for _ in range(600):
+        truth = random.random(30) < rare
+        ones, others = (random.random(30) < np.where(truth, right, wrong) for _ in range(2))
+        found = cohen_kappa(list(zip(ones.tolist(), others.tolist(), strict=True)))
+        if found.value is not None:
+            asked += 1
+            held += found.low <= true_kappa <= found.high
+    assert held / asked >= 0.92
+
+
+def test_labels_of_many_people_who_split_alike_on_every_item_prove_nothing_either() -> None:
+    few, many = (krippendorff_alpha([("a", "a", "b", "b")] * count, rng()) for count in (2, 2000))
+    assert few.low == -1.0
+    assert few.high > 0.0
+    assert many.value is not None
+    assert many.low < many.value < many.high
+    assert many.high - many.low < 0.5
