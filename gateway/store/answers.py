@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from sqlalchemy import Connection, RowMapping, bindparam, delete, select
+from sqlalchemy import Connection, RowMapping, bindparam, delete, select, text
 
 from backends.contract import Datatype, Ragged, record
 from backends.errors import InvalidInput, NotFound, PointsmanError
@@ -18,7 +18,18 @@ from gateway.store.bulk import Existing, Row, insert_rows
 from gateway.store.contract import RequestKey, ReviewTask
 from gateway.store.key import StoreKey
 from gateway.store.log import Event, LogEntry
-from gateway.store.schema import ANSWER_ITEMS, ANSWERS, FEEDBACK, QUEUES, REVIEWS, SKILL_SETS, SUBJECTS
+from gateway.store.schema import (
+    ANSWER_ITEMS,
+    ANSWERS,
+    DECISION_LOG,
+    FEEDBACK,
+    HANDED_OVER,
+    OBSERVED,
+    QUEUES,
+    REVIEWS,
+    SKILL_SETS,
+    SUBJECTS,
+)
 from gateway.store.transaction import Transaction
 from router.contract import Reason
 
@@ -124,11 +135,13 @@ def add_feedback(transaction: Transaction, feedback: Feedback, route: str | None
     Args:
         transaction: the writer's.
         feedback: what to keep.
-        route: the answer's, where it is known to exist and to have the item; None: look.
+        route: the answer's, where it is known to exist and to have the item; None: look, in the log where it is gone.
 
     Raises:
         NotFound: the tenant has no such answer, or it no such item.
     """
+    if route is None:
+        route = _logged_route(transaction.connection, feedback)
     if route is None:
         found = read_answer(transaction.connection, feedback.tenant, feedback.answer_id)
         route = answered_route(found, feedback)
@@ -155,6 +168,17 @@ def answered_route(answer: Answer | None, feedback: Feedback) -> str:
     if not 0 <= feedback.item < len(answer.items):
         raise NotFound(f"answer {feedback.answer_id} has no item {feedback.item}; it has {len(answer.items)}, from 0")
     return answer.route
+
+
+def _logged_route(connection: Connection, feedback: Feedback) -> str | None:
+    """The route of the item that *feedback* is about, as the log has it.
+
+    None where it went to nobody, and a stage was allowed to accept it: no index has these, as labels of them prove
+    nothing.
+    """
+    about = {"tenant": feedback.tenant, "answer": feedback.answer_id, "item": feedback.item}
+    found = (connection.execute(logged, about).scalar() for logged in LOGGED)
+    return next((route for route in found if route is not None), None)
 
 
 def check_label(label: str) -> None:
@@ -285,6 +309,18 @@ def _finite(number: float | None) -> float | None:
 
 
 _KNOWN = select(ANSWERS.c.id).where(ANSWERS.c.id.in_(bindparam("ids", expanding=True)))
+_LOG = DECISION_LOG.c
+LOGGED = [
+    select(_LOG.route)
+    .where(
+        _LOG.answer_id == bindparam("answer"),
+        _LOG.item == bindparam("item"),
+        _LOG.tenant == bindparam("tenant"),
+        text(which),
+    )
+    .limit(1)
+    for which in (OBSERVED, HANDED_OVER)
+]
 _REVISIONS = select(ANSWERS.c.id, ANSWERS.c.revision, ANSWERS.c.closed_s).where(
     ANSWERS.c.id.in_(bindparam("ids", expanding=True))
 )

@@ -998,6 +998,9 @@ class Store(CertificationStore, InboxStore, Outbox, Protocol):
     async def add_feedback(self, tenant: str, answer_id: AnswerId, item: int, label: str, source: str) -> None:
         """Keep what the true label of an item turned out to be.
 
+        It is taken as long as the answer is kept, and after that as long as the decision log has an item that people
+        were asked about, or that every stage scored: what `labelled` lists can be labelled.
+
         Raises:
             NotFound: *tenant* has no such answer, or it has no such item.
         """

@@ -59,6 +59,9 @@ something about a route. A query must hold these very words, or its planner cann
 HANDED_OVER = "event <> 'accept'"
 """Rows of the decision log about items that went to people."""
 
+OBSERVED = f"event = 'accept' AND {SCORED}"
+"""Those of `SCORED` about items that went to nobody."""
+
 SHOWN = "payload_sha256 IS NOT NULL"
 """Rows of the decision log that have the digest of what a person is shown."""
 
@@ -301,6 +304,7 @@ DECISION_LOG = Table(
     ),
     # Partial: rows that prove nothing, most of them, cost no more than they did.
     _partial("decision_log_scored", ("route", "at_s"), SCORED),
+    _partial("decision_log_observed", ("answer_id", "item"), OBSERVED),
     _partial("decision_log_ruled", ("answer_id", "item"), RULED),
     _partial("decision_log_handed_over", ("answer_id", "item"), HANDED_OVER),
     _partial("decision_log_shown", ("payload_sha256",), SHOWN),

@@ -1014,6 +1014,26 @@ async def labels_outlive_their_answers(opener: Opener) -> None:
         assert await store.labelled(None, "pets") == before
 
 
+async def feedback_is_taken_as_long_as_the_log_has_its_item(opener: Opener) -> None:
+    asked, tasks = uncertified(items=2, at_s=opener.wall_clock.now)
+    stands = observed(items=2, at_s=asked.created_s + 1.0)
+    async with aclosing(await opener()) as store:
+        await store.commit(asked, tasks)
+        await store.record(stands)
+        await store.cancel(TENANT, asked.id, "app")
+        opener.wall_clock.now += 8 * DAY_S
+        assert (await store.maintain()).answers_purged == 2
+
+        for answer in (asked, stands):
+            await store.add_feedback(TENANT, answer.id, 1, "dog", "caller")
+            await store.add_feedback(TENANT, answer.id, 1, "owl", "caller")
+            for tenant, item in (("other", 1), (TENANT, 2), (TENANT, -1)):
+                with pytest.raises(NotFound, match="is unknown, or no longer kept"):
+                    await store.add_feedback(tenant, answer.id, item, "dog", "caller")
+
+        assert [item.label for item in await store.labelled(TENANT, "pets")] == [None, "owl", None, "owl"]
+
+
 async def reopening_frees_what_a_closed_process_held(opener: Opener) -> None:
     async with aclosing(await opener()) as store:
         await store.commit(*deferred())
@@ -1545,6 +1565,7 @@ CHECKS: tuple[Check, ...] = (
     labels_are_the_person_s_else_what_callers_agree_on,
     a_tenant_s_labelled_items_are_its_own,
     labels_outlive_their_answers,
+    feedback_is_taken_as_long_as_the_log_has_its_item,
     reopening_frees_what_a_closed_process_held,
     final_answers_are_purged_by_age_and_open_ones_never,
     what_is_erased_by_an_answer_is_gone_and_the_log_is_whole,

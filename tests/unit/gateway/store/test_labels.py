@@ -20,9 +20,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from sqlalchemy import Connection
 
 from backends.errors import NotFound
-from gateway.answer import Answer
+from gateway.answer import Answer, Status
 from gateway.store import SqlStore, StoreOptions, labels, open_store
+from gateway.store.answers import LOGGED
 from gateway.store.contract import LabelledItem, ReviewTask
+from gateway.store.options import Retention
 from gateway.store.retention import Watermarks
 from gateway.store.schema import SCORED
 from router.contract import Reason
@@ -80,6 +82,39 @@ async def test_a_person_s_label_whose_log_row_was_pruned_is_found_in_feedback(op
         # Who said so went with the row.
         assert await one.labelled(None, "pets") == [replace(item, by_person=False) for item in before]
         assert before[0].label == LABELS[0]
+
+
+async def test_feedback_on_an_item_that_the_log_has_forgotten_is_refused(
+    options: StoreOptions, wall_clock: Clock
+) -> None:
+    options = replace(options, retention_s=DAY_S, kept=Retention(decisions_s=30 * DAY_S))
+    async with aclosing(await open_store(options, wall_clock=wall_clock)) as store:
+        stands = observed(at_s=wall_clock.now)
+        await store.record(stands)
+        for days in (29.0, 2.0):
+            wall_clock.now += days * DAY_S
+            await store.maintain()
+            if days == 29.0:
+                await store.add_feedback(TENANT, stands.id, 0, "dog", "caller")
+                assert [item.label for item in await store.labelled(TENANT, "pets")] == ["dog"]
+        with pytest.raises(NotFound, match="is unknown, or no longer kept"):
+            await store.add_feedback(TENANT, stands.id, 0, "owl", "caller")
+
+
+async def test_late_feedback_searches_for_its_item_by_an_index(options: StoreOptions) -> None:
+    async with aclosing(await open_store(options)) as store:
+
+        def plan(connection: Connection) -> list[str]:
+            about = {"answer": "a", "item": 0, "tenant": "t"}
+            texts = [
+                str(one.params(about).compile(connection, compile_kwargs={"literal_binds": True})) for one in LOGGED
+            ]
+            return [step.detail for one in texts for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {one}")]
+
+        assert await store._read(plan) == [
+            f"SEARCH decision_log USING INDEX decision_log_{kind} (answer_id=? AND item=?)"
+            for kind in ("observed", "handed_over")
+        ]
 
 
 @dataclass(slots=True)
@@ -186,12 +221,13 @@ class LabelsMachine(RuleBasedStateMachine):
         answer = self.answers[-1 - pick % min(len(self.answers), 99 if pick > 80 else 2)]
         item %= len(answer.items)
         work = self.stores[chain].add_feedback(answer.tenant, answer.id, item, label, source)
-        if self.run(self.stores[chain].answer(answer.tenant, answer.id)) is None:
+        model = self.model(answer, item)
+        is_kept = self.run(self.stores[chain].answer(answer.tenant, answer.id)) is not None
+        if not is_kept and model is None and answer.items[item].status is Status.FINAL:
             with pytest.raises(NotFound):
                 self.run(work)
             return
         self.run(work)
-        model = self.model(answer, item)
         if model is not None:
             model.feedback[source] = label
 
