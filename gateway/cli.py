@@ -526,8 +526,12 @@ def export_reviews(config: Path, form: str, tenant: str, queue: str | None, stat
 
     settings = _load(config)
     wanted = None if state == "all" else ReviewState(state)
-    count = _done(write_reviews(settings, tenant, queue, wanted, Format(form), out.write))
-    click.echo(f"{count:,} reviews", err=True)
+    made = _done(write_reviews(settings, tenant, queue, wanted, Format(form), out.write))
+    for review_id, why in made.left_out:
+        click.echo(f"{review_id}: {why}", err=True)
+    click.echo(f"{made.count:,} reviews", err=True)
+    if made.left_out:
+        sys.exit(1)
 
 
 @reviews.command("import")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from backends.errors import PointsmanError
 from gateway.http.reviews import check_label, check_reviewer
-from gateway.labelling.formats import Decision, Format, Pieces
+from gateway.labelling.formats import Decision, Format, NotShown, Pieces
 from gateway.settings import Settings
 from gateway.sight import as_seen_by
 from gateway.store import open_store
@@ -34,6 +34,19 @@ async def exported(store: Store, tenant: str, queue: str | None, state: ReviewSt
         after = page[-1].id
 
 
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What became of reviews.
+
+    Attributes:
+        count: of those that were written.
+        left_out: the ids of those that the format cannot show, each with the reason.
+    """
+
+    count: int
+    left_out: tuple[tuple[str, str], ...]
+
+
 async def write_reviews(
     settings: Settings,
     tenant: str,
@@ -41,20 +54,26 @@ async def write_reviews(
     state: ReviewState | None,
     form: Format,
     out: Callable[[str], object],
-) -> int:
-    """Write reviews as a file of *form* to *out*, as `exported` finds them; how many there are.
+) -> Exported:
+    """Write reviews as a file of *form* to *out*, as `exported` finds them.
 
     Raises:
         PointsmanError: the store cannot be opened.
     """
     count = 0
+    left_out: list[tuple[str, str]] = []
     pieces = Pieces(form)
     async with aclosing(await open_store(settings.store, siblings=True)) as store:
         async for review in exported(store, tenant, queue, state):
-            out(pieces.of(review))
-            count += 1
+            try:
+                piece = pieces.of(review)
+            except NotShown as error:
+                left_out.append((review.id, str(error)))
+            else:
+                out(piece)
+                count += 1
     out(pieces.end())
-    return count
+    return Exported(count, tuple(left_out))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +112,7 @@ async def import_decisions(settings: Settings, tenant: str, decisions: Iterable[
                 refused.append(decision)
                 continue
             try:
-                is_new = await _decide(store, tenant, decision, f"{reviewer}{decision.reviewer}")
+                is_new = await _decide(store, tenant, decision, reviewer)
             except PointsmanError as error:
                 refused.append(Decision(decision.review_id, decision.label, decision.reviewer, str(error)))
             else:
@@ -101,16 +120,21 @@ async def import_decisions(settings: Settings, tenant: str, decisions: Iterable[
     return Imported(decided, known, tuple(refused))
 
 
-async def _decide(store: Store, tenant: str, decision: Decision, reviewer: str) -> bool:
+async def _decide(store: Store, tenant: str, decision: Decision, before: str) -> bool:
     """Make *decision*; whether it had not been made before.
+
+    Args:
+        before: stands before the name that the other tool has; whoever decided here has come back without it.
 
     Raises:
         PointsmanError: it cannot be made.
     """
-    name, label = check_reviewer(reviewer), check_label(decision.label)
+    name, label = f"{before}{decision.reviewer}".strip(), check_label(decision.label)
     found = await store.review(tenant, decision.review_id)
-    if found is not None and (found.state, found.reviewer, found.label) == (ReviewState.DECIDED, name, label):
+    is_decided_alike = found is not None and (found.state, found.label) == (ReviewState.DECIDED, label)
+    if found is not None and is_decided_alike and found.reviewer in (name, decision.reviewer):
         return False
+    check_reviewer(name)
     try:
         claimed = await store.claim(tenant, decision.review_id, name, _LEASE_S)
     except SaidBefore:

@@ -4,15 +4,26 @@
 - `label-studio`: its JSON import, and its JSON export. Text is `$text`, a picture `$image`; the choice is `label`.
 - `argilla`: the records that its SDK's `records.from_json` reads, and `to_json` writes; the question is `label`.
 
+What is decided goes out with its label, under the name that the tool itself has for whoever decided it, where they did
+so there. Others it does not know: Label Studio takes their annotations for those of whoever imports them, and refuses
+an address that is no member's; Argilla wants a number for everybody, which is made of the name. The name itself is in
+the task's `meta`, or the record's `metadata`, as `reviewer`, and is read from there.
+
+These tools show text and pictures. What is neither is left out (`NotShown`): as a text of replacement characters it
+would be decided like any other. `jsonl` has everything.
+
 Of several people who decided one item elsewhere, all must agree: who is right where they do not is for people to say.
 
-Sources: Label Studio 1.23, "Import data" and "Export annotations"; argilla 2.8.0, `records/_resource.py`.
+Sources: Label Studio 1.23, "Import data" and "Export annotations", and `_insert_valid_completed_by` of its
+`tasks/serializers.py`; argilla 2.8.0, `records/_resource.py` and `responses.py`.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import re
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,7 +33,7 @@ from xml.sax.saxutils import quoteattr
 from pydantic import BaseModel, ValidationError
 
 from gateway.http.reviews import detail
-from gateway.store.contract import Review
+from gateway.store.contract import Review, ReviewState
 
 # Any, throughout: JSON.
 
@@ -30,6 +41,14 @@ _M = TypeVar("_M", bound=BaseModel)
 
 _QUESTION = "label"
 _REVIEW = "pointsman_review"
+_REVIEWER = "reviewer"
+_PEOPLE = uuid.UUID("4a4bd1d5-8bd3-4fbb-9a0c-5ab6f1a4ab2e")
+"""Of Argilla's numbers of people whom only we know."""
+_NUMBER = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class NotShown(ValueError):
+    """A tool has no way to show what a review is about; the message says what that is, and the remedy."""
 
 
 class Format(StrEnum):
@@ -64,9 +83,14 @@ class Pieces:
         self._before = "[\n" if self._is_list else ""
 
     def of(self, review: Review) -> str:
-        """*review*, and what stands before it."""
+        """*review*, and what stands before it.
+
+        Raises:
+            NotShown: it cannot be in such a file.
+        """
+        written = json.dumps(self._of(review), ensure_ascii=False)
         before, self._before = self._before, ",\n" if self._is_list else "\n"
-        return before + json.dumps(self._of(review), ensure_ascii=False)
+        return before + written
 
     def end(self) -> str:
         """What stands behind the last one."""
@@ -107,19 +131,38 @@ def read(text: str, form: Format) -> Iterator[Decision]:
 
 
 def _shown(review: Review) -> dict[str, str]:
-    """What a person looks at: `text`, or `image` as a data URI."""
+    """What a person looks at: `text`, or `image` as a data URI.
+
+    Raises:
+        NotShown: it is neither.
+    """
     payload, media = review.task.payload, review.task.content_type
-    if not media.startswith("image/"):
-        return {"text": payload.decode(errors="replace")}
-    return {"image": f"data:{media};base64,{base64.b64encode(payload).decode()}"}
+    if media.startswith("image/"):
+        return {"image": f"data:{media};base64,{base64.b64encode(payload).decode()}"}
+    try:
+        return {"text": payload.decode()}
+    except UnicodeDecodeError as error:
+        what = "no text in UTF-8" if media.startswith("text/") else "neither text nor a picture"
+        raise NotShown(f"its input, {media}, is {what}, and was left out; --format jsonl has it") from error
 
 
 def _about(review: Review) -> dict[str, str]:
-    return {_REVIEW: review.id, "route": review.route, "queue": review.task.queue, "reason": review.task.reason.value}
+    about = {_REVIEW: review.id, "route": review.route, "queue": review.task.queue, "reason": review.task.reason.value}
+    return {**about, _REVIEWER: review.reviewer} if _is_decided(review) and review.reviewer else about
+
+
+def _is_decided(review: Review) -> bool:
+    return review.state is ReviewState.DECIDED and review.label is not None
+
+
+def _name_there(review: Review, form: Format) -> str | None:
+    """The name that the tool of *form* has for whoever decided *review*; None where they did so elsewhere."""
+    before, _, name = (review.reviewer or "").partition(":")
+    return name if name and before == form else None
 
 
 def _task(review: Review) -> dict[str, Any]:
-    return {
+    task = {
         "data": _shown(review),
         "meta": _about(review),
         "predictions": [
@@ -132,6 +175,15 @@ def _task(review: Review) -> dict[str, Any]:
             if proposal.label is not None
         ],
     }
+    return {**task, "annotations": [_annotation(review)]} if _is_decided(review) else task
+
+
+def _annotation(review: Review) -> dict[str, Any]:
+    annotation: dict[str, Any] = {"result": [_choice(review.label or "", free=not review.task.labels)]}
+    name = _name_there(review, Format.LABEL_STUDIO) or ""
+    if "@" in name:
+        return {**annotation, "completed_by": {"email": name}}
+    return {**annotation, "completed_by": int(name)} if name.isdecimal() else annotation
 
 
 def _choice(label: str, *, free: bool) -> dict[str, Any]:
@@ -149,9 +201,20 @@ def _record(review: Review) -> dict[str, Any]:
         "fields": _shown(review),
         "metadata": {key: value for key, value in _about(review).items() if key != _REVIEW},
         "suggestions": suggestions,
-        "responses": {},
+        "responses": {_QUESTION: [_response(review)]} if _is_decided(review) else {},
         "vectors": {},
     }
+
+
+def _response(review: Review) -> dict[str, Any]:
+    name = _name_there(review, Format.ARGILLA) or ""
+    number = name if _NUMBER.fullmatch(name) else _number(review.reviewer or "")
+    return {"value": review.label, "user_id": number, "status": "submitted"}
+
+
+def _number(reviewer: str) -> str:
+    """What stands for *reviewer* where people are numbers."""
+    return str(uuid.uuid5(_PEOPLE, reviewer))
 
 
 # --- from ---
@@ -161,7 +224,7 @@ class _Annotation(BaseModel):
     """What one person said of a task of Label Studio."""
 
     result: list[dict[str, Any]] = []
-    completed_by: dict[str, Any] | int | str = ""
+    completed_by: dict[str, Any] | int | str | None = None
     was_cancelled: bool = False
 
     @property
@@ -175,8 +238,10 @@ class _Annotation(BaseModel):
         return None
 
     @property
-    def person(self) -> str:
-        """Label Studio names people by number, or by number and address."""
+    def person(self) -> str | None:
+        """Label Studio names people by number, or by number and address; None where it has not been there."""
+        if self.completed_by is None:
+            return None
         if isinstance(self.completed_by, dict):
             return str(self.completed_by.get("email") or self.completed_by.get("id"))
         return str(self.completed_by)
@@ -200,6 +265,7 @@ class _Record(BaseModel):
     """A record as Argilla's SDK writes it."""
 
     id: str = ""
+    metadata: dict[str, Any] = {}
     responses: dict[str, list[_Response]] = {}
 
 
@@ -235,14 +301,22 @@ def _from_line(value: object, where: str) -> Iterator[Decision]:
 
 def _from_task(value: object, where: str) -> Iterator[Decision]:
     task = _valid(_Task, value, where)
-    said = [(one.label, one.person) for one in task.annotations if not one.was_cancelled]
-    yield from _agreed(str((task.meta or {}).get(_REVIEW, "")), said)
+    meta = task.meta or {}
+    ours = str(meta.get(_REVIEWER, ""))
+    said = [
+        (one.label, ours if one.person is None else one.person) for one in task.annotations if not one.was_cancelled
+    ]
+    yield from _agreed(str(meta.get(_REVIEW, "")), said)
 
 
 def _from_record(value: object, where: str) -> Iterator[Decision]:
     record = _valid(_Record, value, where)
+    ours = str(record.metadata.get(_REVIEWER, ""))
     said = [
-        (one.value if isinstance(one.value, str) else None, one.user_id or "")
+        (
+            one.value if isinstance(one.value, str) else None,
+            ours if one.user_id == _number(ours) else one.user_id or "",
+        )
         for one in record.responses.get(_QUESTION, ())
     ]
     yield from _agreed(record.id, said)

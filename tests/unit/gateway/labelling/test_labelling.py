@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import sqlite3
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -203,6 +204,124 @@ def test_argilla_gets_records_and_gives_them_back(config: Path) -> None:
 
     assert result.output == "2 decided, 0 known before, 0 refused\n"
     assert {review.reviewer for review in reviews_of(config).values()} == {f"argilla:{person}"}
+
+
+def decided_by(config: Path, *reviewers: str) -> None:
+    """Decide the open reviews, by media type: the picture as owl, the text as dog."""
+
+    async def decide(store: SqlStore) -> None:
+        found = sorted(await store.reviews(TENANT, state=None), key=lambda review: review.task.content_type)
+        for review, reviewer, label in zip(found, reviewers, ("owl", "dog"), strict=True):
+            claimed = await store.claim(TENANT, review.id, reviewer, 60.0)
+            await store.decide(TENANT, review.id, reviewer, claimed.fence, label)
+
+    in_store(config, decide)
+
+
+def exported_decided(config: Path, form: str) -> list[dict[str, Any]]:
+    """The picture, and the text."""
+    result = pointsman("export", config, "--tenant", TENANT, "--format", form, "--state", "decided")
+    assert result.stderr == "2 reviews\n"
+    found: list[dict[str, Any]] = json.loads(result.stdout)
+    return sorted(found, key=lambda entry: "text" in (entry["data"] if "data" in entry else entry["fields"]))
+
+
+SOMEBODY = str(uuid.UUID(int=7))
+
+
+@pytest.mark.parametrize("form", ["label-studio", "argilla"])
+@pytest.mark.parametrize(
+    "reviewers",
+    [
+        ("anna", "bert: the other"),
+        ("label-studio:anna@example.org", "label-studio:7"),
+        (f"argilla:{SOMEBODY}", "x" * 64),
+    ],
+)
+def test_what_is_decided_goes_out_with_its_label_and_comes_back_known(
+    config: Path, form: str, reviewers: tuple[str, str]
+) -> None:
+    decided_by(config, *reviewers)
+    before = reviews_of(config)
+
+    result = imported(config, form, exported_decided(config, form))
+
+    assert result.output == "0 decided, 2 known before, 0 refused\n"
+    assert reviews_of(config) == before
+
+
+@pytest.mark.parametrize("form", ["label-studio", "argilla"])
+def test_what_was_decided_in_another_store_is_decided_alike_in_this_one(
+    config: Path, form: str, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    elsewhere = tmp_path / "other" / config.name
+    elsewhere.write_text(CONFIG)
+    with sqlite3.connect(config.with_name("store.db")) as ours, sqlite3.connect(elsewhere.with_name("store.db")) as new:
+        ours.backup(new)
+    decided_by(config, "anna", "bert")
+
+    result = imported(elsewhere, form, exported_decided(config, form))
+
+    assert result.output == "2 decided, 0 known before, 0 refused\n"
+    assert {kind: (review.reviewer, review.label) for kind, review in reviews_of(elsewhere).items()} == {
+        "image/png": (f"{form}:anna", "owl"),
+        "text/plain": (f"{form}:bert", "dog"),
+    }
+
+
+def test_label_studio_gets_annotations_under_the_names_that_it_knows(config: Path) -> None:
+    decided_by(config, "label-studio:anna@example.org", "bert")
+
+    picture, text = exported_decided(config, "label-studio")
+
+    result = [{"from_name": "label", "to_name": "item", "type": "choices", "value": {"choices": ["owl"]}}]
+    assert picture["annotations"] == [{"result": result, "completed_by": {"email": "anna@example.org"}}]
+    assert text["annotations"][0].keys() == {"result"}  # it refuses people who are no members
+    assert text["meta"]["reviewer"] == "bert"
+
+
+def test_argilla_gets_responses_with_a_number_for_everybody(config: Path) -> None:
+    decided_by(config, f"argilla:{SOMEBODY}", "bert")
+
+    picture, text = exported_decided(config, "argilla")
+
+    assert picture["responses"] == {"label": [{"value": "owl", "user_id": SOMEBODY, "status": "submitted"}]}
+    (said,) = text["responses"]["label"]
+    assert uuid.UUID(said["user_id"])
+    assert (said["value"], text["metadata"]["reviewer"]) == ("dog", "bert")
+
+
+@pytest.mark.parametrize("form", ["label-studio", "argilla"])
+def test_what_is_open_has_no_label_there(config: Path, form: str) -> None:
+    for entry in exported(config, form):
+        assert not entry.get("annotations")
+        assert not entry.get("responses")
+
+
+@pytest.mark.parametrize("form", ["label-studio", "argilla"])
+@pytest.mark.parametrize(
+    ("media", "why"),
+    [
+        ("application/octet-stream", "its input, application/octet-stream, is neither text nor a picture"),
+        ("text/plain", "its input, text/plain, is no text in UTF-8"),
+    ],
+)
+def test_what_these_tools_cannot_show_is_left_out_and_told(config: Path, form: str, media: str, why: str) -> None:
+    async def fill(store: SqlStore) -> str:
+        answer, (task,) = deferred()
+        await store.commit(answer, [replace(task, payload=b"\xff\xfe\x00sound", content_type=media)])
+        return next(r.id for r in await store.reviews(TENANT, state=None) if r.answer_id == answer.id)
+
+    review_id = in_store(config, fill)
+
+    result = pointsman("export", config, "--tenant", TENANT, "--format", form)
+
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [f"{review_id}: {why}, and was left out; --format jsonl has it", "2 reviews"]
+    assert len(json.loads(result.stdout)) == 2
+    assert "\ufffd" not in result.stdout
+    assert pointsman("export", config, "--tenant", TENANT).stderr == "3 reviews\n"
 
 
 def test_json_lines_come_back_with_a_label_or_stay_open(config: Path) -> None:
