@@ -880,7 +880,7 @@ class Store(CertificationStore, InboxStore, Outbox, Protocol):
         Raises:
             NotFound: *tenant* has no such review.
             PermissionDenied: *scope* does not admit it.
-            Conflict: somebody else holds it, or it is decided.
+            Conflict: somebody else holds it, it is decided, or it was recalled and is about to move on.
             SaidBefore: *reviewer* has given an opinion on its item.
         """
         ...
@@ -907,9 +907,11 @@ class Store(CertificationStore, InboxStore, Outbox, Protocol):
     async def assign(self, tenant: str, review_id: str, reviewer: str, fence: int, lease_s: float) -> Review:
         """Give a review that is undecided, and has *fence* still, to *reviewer*, whoever holds it; under a new fence.
 
+        One that is recalled is theirs for what was left.
+
         Raises:
             NotFound: *tenant* has no such review.
-            Conflict: it is decided, or somebody has claimed it since it was read.
+            Conflict: it is decided, about to move on, or somebody has claimed it since it was read.
         """
         ...
 
@@ -1051,7 +1053,7 @@ class Store(CertificationStore, InboxStore, Outbox, Protocol):
         """Move reviews on that are due and undecided, and log it; call it every few seconds.
 
         Those in a queue without a step stay, and are marked as overdue, once. One that is held stays with its holder
-        for as long as the lease lasts, which cannot be renewed then, and moves on after that.
+        for as long as the lease lasts, which cannot be renewed then, and moves on after that; nobody takes it before.
 
         Args:
             steps: where reviews go, by the queue that they are in.

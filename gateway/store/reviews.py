@@ -8,8 +8,9 @@ giver: when that process has died, its claims are reopened (see `gateway.store.o
 
 **Escalation.** A review that is due and undecided goes to the next queue, open; where there is none it stays, marked.
 One that somebody holds at that moment stays theirs until the lease ends: they are most likely the first to decide it,
-and what they have done is not thrown away. It is recalled, though: no renewal extends the lease any more, so that it
-moves on after one lease at the latest, and whoever held it finds their decision refused as after any lease. Rejected:
+and what they have done is not thrown away. It is recalled, though: no renewal extends the lease any more, whoever it is
+given to has what is left of that, and once it has ended nobody takes the review before it has moved on. So it moves on
+after one lease at the latest, and whoever held it finds their decision refused as after any lease. Rejected:
 moving it at once, under a new fence (a decision that came a second too late would be lost, for one that comes hours
 later), and waiting for holders who renew (one open page would hold it for ever).
 
@@ -196,6 +197,7 @@ def claim(
     _check_undecided(review)
     if review.state is ReviewState.CLAIMED and review.reviewer != reviewer:
         raise Conflict(f"review {review_id} is claimed by somebody else; take another")
+    _check_stays(review)
     return _grant(transaction, review, reviewer, lease_s)
 
 
@@ -208,7 +210,8 @@ def claim_next(
     # Each by the partial index made for it.
     held = first.where(_CLAIMED, _C.reviewer == reviewer, _C.lease_until_s > transaction.now).with_for_update()
     admitted = _within(transaction.connection, scope)
-    free = first.where(_in_state(ReviewState.OPEN, transaction.now), opinions.has_not_said(reviewer), *admitted)
+    stays = not_(_C.recalled)
+    free = first.where(_in_state(ReviewState.OPEN, transaction.now), stays, opinions.has_not_said(reviewer), *admitted)
     free = free.with_for_update(skip_locked=True)
     for query in (held, free):
         row = transaction.connection.execute(query).mappings().first()
@@ -247,6 +250,9 @@ def assign(transaction: Transaction, tenant: str, review_id: str, reviewer: str,
     opinions.refuse_another(transaction.connection, review, reviewer)
     if review.fence != fence:
         raise Conflict(f"review {review_id} was claimed since fence {fence}; read it again")
+    _check_stays(review)
+    if review.recalled and review.lease_s is not None:
+        lease_s = min(lease_s, review.lease_s)
     return _grant(transaction, replace(review, state=ReviewState.OPEN), reviewer, lease_s)
 
 
@@ -561,6 +567,11 @@ def _check_kept(review: Review) -> None:
 def _check_undecided(review: Review) -> None:
     if not review.state.is_undecided:
         raise Conflict(f"review {review.id} is {review.state}")
+
+
+def _check_stays(review: Review) -> None:
+    if review.recalled and review.state is ReviewState.OPEN:
+        raise Conflict(f"review {review.id} is due, and moves on to another queue in a moment; look for it there")
 
 
 def _answer_of(transaction: Transaction, review: Review) -> Answer:

@@ -662,6 +662,44 @@ async def who_holds_a_review_that_is_due_keeps_it_for_one_lease(opener: Opener) 
         assert (await store.renew(TENANT, lost.id, "ben", again.fence, LEASE_S)).lease_s == LEASE_S
 
 
+async def a_recalled_review_is_taken_by_nobody_before_it_has_moved_on(opener: Opener) -> None:
+    async with aclosing(await opener()) as store:
+        await store.commit(*deferred(due_s=opener.wall_clock.now))
+        held = await store.claim_next(TENANT, "pets", "anna", LEASE_S)
+        assert held is not None
+        assert await store.escalate(STEPS) == []
+        opener.clock.now += LEASE_S
+        for _ in range(2):  # before upkeep has reopened it, and after that
+            assert await store.claim_next(TENANT, "pets", "ben", LEASE_S) is None
+            for take in (
+                store.claim(TENANT, held.id, "ben", LEASE_S),
+                store.claim(TENANT, held.id, "anna", LEASE_S),
+                store.assign(TENANT, held.id, "ben", held.fence, LEASE_S),
+            ):
+                with pytest.raises(Conflict, match="is due, and moves on to another queue"):
+                    await take
+            await store.maintain()
+        assert [(e.queue, e.to) for e in await store.escalate(STEPS)] == [("pets", "leads")]
+        taken = await store.claim_next(TENANT, "leads", "ben", LEASE_S)
+        assert taken is not None
+        assert (taken.lease_s, taken.recalled) == (LEASE_S, False)
+
+
+async def whoever_is_given_a_recalled_review_has_what_is_left_of_its_lease(opener: Opener) -> None:
+    async with aclosing(await opener()) as store:
+        await store.commit(*deferred(due_s=opener.wall_clock.now))
+        held = await store.claim_next(TENANT, "pets", "anna", LEASE_S)
+        assert held is not None
+        assert await store.escalate(STEPS) == []
+        for given, reviewer in enumerate(("ben", "cleo"), start=1):
+            opener.clock.now += 20.0
+            held = await store.assign(TENANT, held.id, reviewer, held.fence, LEASE_S)
+            assert (held.reviewer, held.lease_s, held.recalled) == (reviewer, LEASE_S - 20.0 * given, True)
+            assert await store.escalate(STEPS) == []
+        opener.clock.now += 20.0
+        assert [(e.queue, e.to) for e in await store.escalate(STEPS)] == [("pets", "leads")]
+
+
 async def what_is_put_back_when_due_moves_on_at_once(opener: Opener) -> None:
     async with aclosing(await opener()) as store:
         await store.commit(*deferred(due_s=opener.wall_clock.now))
@@ -1541,6 +1579,8 @@ CHECKS: tuple[Check, ...] = (
     a_review_is_given_to_another_under_a_new_fence,
     what_is_due_and_undecided_moves_up_its_chain_and_is_never_decided_by_that,
     who_holds_a_review_that_is_due_keeps_it_for_one_lease,
+    a_recalled_review_is_taken_by_nobody_before_it_has_moved_on,
+    whoever_is_given_a_recalled_review_has_what_is_left_of_its_lease,
     what_is_put_back_when_due_moves_on_at_once,
     a_review_at_the_end_of_its_chain_is_marked_though_held_and_stays_with_its_holder,
     a_recalled_review_whose_queue_leads_nowhere_any_more_can_be_renewed,

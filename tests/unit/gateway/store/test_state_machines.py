@@ -118,7 +118,8 @@ class StoreMachine(RuleBasedStateMachine):
         model = self.reviews[pick % len(self.reviews)]
         state = model.state(self.clock.now)
         work = self.store.claim(TENANT, model.id, reviewer, lease_s)
-        if state is ReviewState.DECIDED or (state is ReviewState.CLAIMED and model.reviewer != reviewer):
+        moves_on = state is ReviewState.OPEN and model.recalled
+        if state is ReviewState.DECIDED or moves_on or (state is ReviewState.CLAIMED and model.reviewer != reviewer):
             with pytest.raises(Conflict):
                 self.run(work)
             return (model.id, reviewer, model.fence)
@@ -132,7 +133,7 @@ class StoreMachine(RuleBasedStateMachine):
         now = self.clock.now
         there = [r for r in self.ordered() if r.queue == queue]
         held = [r for r in there if r.state(now) is ReviewState.CLAIMED and r.reviewer == reviewer]
-        free = [r for r in there if r.state(now) is ReviewState.OPEN]
+        free = [r for r in there if r.state(now) is ReviewState.OPEN and not r.recalled]
         review = self.run(self.store.claim_next(TENANT, queue, reviewer, 60.0))
         expected = next(iter(held + free), None)
         assert (None if review is None else review.id) == (None if expected is None else expected.id)
@@ -168,12 +169,14 @@ class StoreMachine(RuleBasedStateMachine):
             return ("none", reviewer, 0)
         model = self.reviews[pick % len(self.reviews)]
         work = self.store.assign(TENANT, model.id, reviewer, model.fence, 60.0)
-        if model.label is not None:
+        now = self.clock.now
+        if model.label is not None or (model.state(now) is ReviewState.OPEN and model.recalled):
             with pytest.raises(Conflict):
                 self.run(work)
             return (model.id, reviewer, model.fence)
         self.run(work)
-        model.fence, model.reviewer, model.until = model.fence + 1, reviewer, self.clock.now + 60.0
+        until = min(now + 60.0, model.until) if model.recalled else now + 60.0
+        model.fence, model.reviewer, model.until = model.fence + 1, reviewer, until
         return (model.id, reviewer, model.fence)
 
     @rule()
