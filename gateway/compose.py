@@ -225,8 +225,12 @@ async def compose(
     async with AsyncExitStack() as stack:
         if tracing is not None:
             stack.push_async_callback(tracing.aclose)
+        masks = _masks(settings)
         store = await open_store(
-            settings.store, siblings=settings.server.has_siblings, announce=announcer(settings.webhooks)
+            settings.store,
+            siblings=settings.server.has_siblings,
+            announce=announcer(settings.webhooks),
+            hide=masks.words if masks else None,
         )
         stack.push_async_callback(store.aclose)
         workshop = Workshop()
@@ -243,7 +247,6 @@ async def compose(
         begin_trace = None if tracing is None else tracing.begin
         people = People(settings, store, Outlook(settings.queues), telemetry)
         await people.look()
-        masks = _masks(settings)
         pipeline = Pipeline(
             catalog,
             store,
@@ -413,9 +416,11 @@ async def compose_control(settings: Settings, crew: Crew) -> AsyncIterator[Contr
         PointsmanError: the store cannot be opened, or an extra is missing.
     """
     _check_installed(settings)
-    _masks(settings)
+    masks = _masks(settings)
     telemetry = Telemetry()
-    store = await open_store(settings.store, siblings=True, announce=announcer(settings.webhooks))
+    store = await open_store(
+        settings.store, siblings=True, announce=announcer(settings.webhooks), hide=masks.words if masks else None
+    )
     try:
         telemetry.serve(lambda: _NOTHING_SERVED, store.statistics)
         authenticator, hosts = _doors(settings)

@@ -3,6 +3,8 @@
     caller ──► model                     the original
           └──► store, people, logs       with masks on: payloads, proposals, labels, outputs, traits, messages
 
+    person, or caller's feedback ──► store    with masks on: labels in their own words, and why they were corrected
+
 A mask names a parameter, a place in JSON (a document that is an input, or the inputs by name), or a pattern of text.
 Models see what was sent, and so does their caller, in the first reply. What is read from the store later, as by a retry
 under the same key, has the masks on.
@@ -259,6 +261,11 @@ class Masks:
             own = tuple(mask for mask in self._options if not mask.routes or route in mask.routes)
             self._known[route] = Mask(own) if own else None
         return self._known[route]
+
+    def words(self, route: str, words: str) -> str:
+        """What is kept of *words* that somebody writes about *route*, by its name."""
+        mask = self.of(route)
+        return words if mask is None else mask.text(words) or MASKED
 
     def text(self, text: str) -> str:
         """*text*, of which nobody knows what route it is about, with every pattern replaced."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from backends.errors import PointsmanError
 from gateway.http.reviews import check_label, check_reviewer
 from gateway.labelling.formats import Decision, Format, NotShown, Pieces
+from gateway.masking import Masks
 from gateway.settings import Settings
 from gateway.sight import as_seen_by
 from gateway.store import open_store
@@ -105,14 +106,17 @@ async def import_decisions(settings: Settings, tenant: str, decisions: Iterable[
     """
     decided = known = 0
     refused: list[Decision] = []
-    opened = await open_store(settings.store, siblings=True, announce=announcer(settings.webhooks))
+    masks = Masks(settings.masks)
+    opened = await open_store(
+        settings.store, siblings=True, announce=announcer(settings.webhooks), hide=masks.words if masks else None
+    )
     async with aclosing(opened) as store:
         for decision in decisions:
             if decision.why_not:
                 refused.append(decision)
                 continue
             try:
-                is_new = await _decide(store, tenant, decision, reviewer)
+                is_new = await _decide(store, masks, tenant, decision, reviewer)
             except PointsmanError as error:
                 refused.append(Decision(decision.review_id, decision.label, decision.reviewer, str(error)))
             else:
@@ -120,7 +124,7 @@ async def import_decisions(settings: Settings, tenant: str, decisions: Iterable[
     return Imported(decided, known, tuple(refused))
 
 
-async def _decide(store: Store, tenant: str, decision: Decision, before: str) -> bool:
+async def _decide(store: Store, masks: Masks, tenant: str, decision: Decision, before: str) -> bool:
     """Make *decision*; whether it had not been made before.
 
     Args:
@@ -131,9 +135,10 @@ async def _decide(store: Store, tenant: str, decision: Decision, before: str) ->
     """
     name, label = f"{before}{decision.reviewer}".strip(), check_label(decision.label)
     found = await store.review(tenant, decision.review_id)
-    is_decided_alike = found is not None and (found.state, found.label) == (ReviewState.DECIDED, label)
-    if found is not None and is_decided_alike and found.reviewer in (name, decision.reviewer):
-        return False
+    if found is not None and found.state is ReviewState.DECIDED and found.reviewer in (name, decision.reviewer):
+        kept = label if found.task.labels else masks.words(found.route, label)
+        if found.label == kept:
+            return False
     check_reviewer(name)
     try:
         claimed = await store.claim(tenant, decision.review_id, name, _LEASE_S)

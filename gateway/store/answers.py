@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection, RowMapping, bindparam, delete, select, text
@@ -129,13 +129,18 @@ class Feedback:
     source: str
 
 
-def add_feedback(transaction: Transaction, feedback: Feedback, route: str | None) -> None:
+Hide = Callable[[str, str], str]
+"""What is kept of words about a route, by its name."""
+
+
+def add_feedback(transaction: Transaction, feedback: Feedback, route: str | None, hide: Hide | None = None) -> None:
     """Keep *feedback*; the same source's last word on an item stands.
 
     Args:
         transaction: the writer's.
         feedback: what to keep.
         route: the answer's, where it is known to exist and to have the item; None: look, in the log where it is gone.
+        hide: what is kept of the label; None: all.
 
     Raises:
         NotFound: the tenant has no such answer, or it no such item.
@@ -146,7 +151,8 @@ def add_feedback(transaction: Transaction, feedback: Feedback, route: str | None
         found = read_answer(transaction.connection, feedback.tenant, feedback.answer_id)
         route = answered_route(found, feedback)
     f = feedback
-    row: Row = (f.answer_id, f.item, f.source, f.tenant, route, f.label, transaction.now_s)
+    label = f.label if hide is None else hide(route, f.label)
+    row: Row = (f.answer_id, f.item, f.source, f.tenant, route, label, transaction.now_s)
     insert_rows(transaction.connection, FEEDBACK, [row], Existing.REPLACED)
 
 

@@ -43,7 +43,7 @@ from gateway.store import (
     workload,
 )
 from gateway.store import erasure as erasing
-from gateway.store.answers import Commit, Feedback
+from gateway.store.answers import Commit, Feedback, Hide
 from gateway.store.contract import (
     CanaryHalt,
     Delivery,
@@ -112,6 +112,7 @@ async def open_store(
     wall_clock: Callable[[], float] | None = None,
     siblings: bool = False,
     announce: Announce = announce_nothing,
+    hide: Hide | None = None,
 ) -> SqlStore:
     """Open the store, making or upgrading its schema, and reopening what dead processes held; close it with `aclose`.
 
@@ -123,13 +124,17 @@ async def open_store(
         siblings: other processes answer the same callers, so an answer of theirs may be asked for here before it is
             committed: it is looked for again until its id is half a second old. On PostgreSQL there may always be some.
         announce: what is to be told of answers that people, or erasures, have closed; called in the writer's thread.
+        hide: what is kept of labels and reasons in people's and callers' own words, None: all of them; called in the
+            writer's thread.
 
     Raises:
         CannotOpenStore: there is no sound SQLite, the file or the server cannot be used, or a later version made it.
     """
     siblings = siblings or isinstance(options.place, Postgres)
     database, identity, key = await asyncio.to_thread(_open, options)
-    return SqlStore(options, key, database, identity, clock, wall_clock, siblings=siblings, announce=announce)
+    return SqlStore(
+        options, key, database, identity, clock, wall_clock, siblings=siblings, announce=announce, hide=hide
+    )
 
 
 class SqlStore:
@@ -146,6 +151,7 @@ class SqlStore:
         *,
         siblings: bool = False,
         announce: Announce = announce_nothing,
+        hide: Hide | None = None,
     ) -> None:
         self._options = options
         self._key = key
@@ -154,6 +160,7 @@ class SqlStore:
         self._wall_clock = wall_clock
         self._siblings = siblings
         self._telling = Telling(announce, options.undo_s)
+        self._hide = hide
         self._watermarks = Watermarks.of(options.limit_bytes)
         self._queued: dict[AnswerId, tuple[Answer, int]] = {}  # and what it takes, in bytes
         self._queued_bytes = 0
@@ -311,8 +318,23 @@ class SqlStore:
 
     async def decide(self, tenant: str, review_id: str, reviewer: str, fence: int, label: str) -> Answer:
         """See `Store.decide`; a claim whose lease has run out is not held."""
-        ruling = Ruling(tenant, review_id, reviewer, fence, label)
-        return await self._change(lambda transaction: reviews.decide(transaction, ruling, self._telling))
+
+        def work(transaction: Transaction) -> Answer:
+            said = self._without_hidden(transaction, tenant, review_id, label)
+            return reviews.decide(transaction, Ruling(tenant, review_id, reviewer, fence, said), self._telling)
+
+        return await self._change(work)
+
+    def _without_hidden(
+        self, transaction: Transaction, tenant: str, review_id: str, words: str, *, is_label: bool = True
+    ) -> str:
+        """What is kept of *words* about a review; a label that is one of its choices is nobody's own."""
+        if self._hide is None:
+            return words
+        found = reviews.read_listed(transaction.connection, transaction.now, tenant, review_id)
+        if found is None or (is_label and found.task.labels):
+            return words
+        return self._hide(found.route, words)
 
     @property
     def undo_s(self) -> float:
@@ -338,8 +360,16 @@ class SqlStore:
         of_anybody: bool = False,
     ) -> Answer:
         """See `Store.correct`."""
-        correction = Correction(tenant, review_id, reviewer, label, reason, of_anybody)
-        return await self._change(lambda transaction: reviews.correct(transaction, correction, self._telling))
+
+        def work(transaction: Transaction) -> Answer:
+            said = self._without_hidden(transaction, tenant, review_id, label)
+            why = (
+                None if reason is None else self._without_hidden(transaction, tenant, review_id, reason, is_label=False)
+            )
+            correction = Correction(tenant, review_id, reviewer, said, why, of_anybody)
+            return reviews.correct(transaction, correction, self._telling)
+
+        return await self._change(work)
 
     async def cancel(self, tenant: str, answer_id: AnswerId, caller: str) -> Answer:
         """See `Store.cancel`; never refused for the disk limit: it lets the answer be purged."""
@@ -374,7 +404,7 @@ class SqlStore:
         if queued is None:
             await self._committed(tenant, answer_id)
         route = None if queued is None else answers.answered_route(queued[0], feedback)
-        await self._writer.run(lambda transaction: answers.add_feedback(transaction, feedback, route))
+        await self._writer.run(lambda transaction: answers.add_feedback(transaction, feedback, route, self._hide))
 
     def subject(self, tenant: str, name: str) -> bytes:
         """See `Store.subject`."""

@@ -7,7 +7,9 @@ import json
 import logging
 import pickle
 import re
-from contextlib import aclosing
+import sqlite3
+from contextlib import aclosing, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,14 @@ from backends.contract import Datatype, Tensor
 from backends.errors import InvalidInput, PointsmanError
 from gateway.compose import compose
 from gateway.masking import MASKED, NO_MASKS, JsonPath, Mask, MaskOptions, Masks
-from gateway.request import JsonInputs, Protocol, RawBody, Request
+from gateway.request import Caller, JsonInputs, Protocol, RawBody, Request
 from gateway.settings import load_settings
-from gateway.store import open_store, read_answer_log
+from gateway.store import StoreOptions, open_store, read_answer_log
 from gateway.store.contract import RequestKey
 from gateway.store.key import open_key
 from gateway.telemetry import configure_logging
 from tests.integration.process import CONFIG
+from tests.unit.gateway.store.samples import TENANT, accepted, deferred
 from tests.unit.gateway.store.test_erasure import everything
 
 CANARY = "canary-5ecre7"
@@ -170,8 +173,6 @@ def test_masks_can_be_given_to_another_process() -> None:
 
 
 def test_texts_among_outputs_are_masked_and_numbers_are_not() -> None:
-    from tests.unit.gateway.store.samples import accepted
-
     texts = np.empty((1, 2), object)
     texts[0] = [b"for Anna", b"\xff"]
     outputs = {"text": Tensor(Datatype.BYTES, (1, 2), texts), "score": Tensor.of(np.ones((1, 2), np.float32))}
@@ -243,6 +244,13 @@ async def test_a_canary_reaches_the_model_and_its_caller_and_nothing_else(tmp_pa
                     )
                 )
             review = await gateway.store.claim_next("default", "notes", "anna", 60.0)
+            assert review is not None
+            said = await gateway.store.decide("default", review.id, "anna", review.fence, f"it is {CANARY}")
+            corrected = await gateway.store.correct(
+                "default", review.id, "anna", f"it is not {CANARY}", f"because of {CANARY}"
+            )
+            await gateway.store.correct("default", review.id, "anna", f"it is not {CANARY}", "again")
+            await gateway.pipeline.feedback(Caller(), sure.id, 0, f"it was {CANARY}")
             again = await decide(f"sure-{CANARY}", "key-1")
             with pytest.raises(PointsmanError, match="why is not kept"):
                 await gateway.pipeline._idempotency._replay(
@@ -258,7 +266,7 @@ async def test_a_canary_reaches_the_model_and_its_caller_and_nothing_else(tmp_pa
     assert [f"sure-{CANARY}", CANARY] == SEEN
     assert sure.items[0].label == f"sure-{CANARY}"
     assert again.items[0].label == f"sure-{MASKED}"
-    assert review is not None
+    assert (said.items[0].label, corrected.items[0].label) == (f"it is {MASKED}", f"it is not {MASKED}")
     assert review.task.payload == MASKED.encode()
     assert review.task.proposals[0].label == MASKED
     assert [name for name, content in found.items() if CANARY.encode() in content] == [config.name]  # the mask's own
@@ -267,5 +275,34 @@ async def test_a_canary_reaches_the_model_and_its_caller_and_nothing_else(tmp_pa
     assert CANARY.encode() not in metrics
     async with aclosing(await open_store(settings.store)) as store:
         assert await store.verify_log() == []
-        (row,) = await read_answer_log(settings.store, unsure.id)
+        row, *later = await read_answer_log(settings.store, unsure.id)
+        revisions = await store.revisions("default", unsure.id)
+    assert [entry.label for entry in later] == [f"it is {MASKED}", f"it is not {MASKED}"]
+    assert revisions[-1].reason == f"because of {MASKED}"
     assert row.payload_sha256 == open_key(settings.store).of_input(CANARY.encode())
+
+
+async def test_choices_are_nobody_s_own_words_and_masks_of_another_route_are_not_on(tmp_path: Path) -> None:
+    options = StoreOptions(tmp_path / "store.db")
+    masks = Masks([MaskOptions(pattern=re.compile("dog|secret"), routes=frozenset({"pets"}))])
+    async with aclosing(await open_store(options, hide=masks.words)) as store:
+        answer, tasks = deferred(items=2)
+        tasks[1] = replace(tasks[1], labels=())
+        await store.commit(answer, tasks)
+        elsewhere = replace(accepted(), route="letters")
+        await store.record(elsewhere)
+        for _ in tasks:
+            review = await store.claim_next(TENANT, "pets", "anna", 60.0)
+            assert review is not None
+            said = "dog" if review.task.labels else "a dog"
+            await store.decide(TENANT, review.id, "anna", review.fence, said)
+            await store.decide(TENANT, review.id, "anna", review.fence, said)  # a repetition is known
+        await store.add_feedback(TENANT, answer.id, 0, "a secret", "caller")
+        await store.add_feedback(TENANT, elsewhere.id, 0, "a secret", "caller")
+        found = await store.answer(TENANT, answer.id)
+
+    assert found is not None
+    assert [item.label for item in found.items] == ["dog", f"a {MASKED}"]
+    with closing(sqlite3.connect(options.path)) as connection:
+        labels = dict(connection.execute("SELECT route, label FROM feedback WHERE source = 'caller'").fetchall())
+    assert labels == {"pets": f"a {MASKED}", "letters": "a secret"}

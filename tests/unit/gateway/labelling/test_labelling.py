@@ -384,6 +384,24 @@ def test_several_opinions_come_back_one_by_one_and_again_without_harm(config: Pa
     assert second.output == "1 decided, 1 known before, 0 refused\n"
 
 
+def test_masks_are_on_labels_that_come_back_and_importing_again_changes_nothing(config: Path) -> None:
+    config.write_text(CONFIG + "mask: [{text: 'Anna', by: Somebody}]\n")
+
+    async def ask(store: SqlStore) -> None:
+        answer, tasks = deferred(queue="free")
+        await store.commit(answer, [replace(task, labels=()) for task in tasks])
+
+    in_store(config, ask)
+    listed = pointsman("export", config, "--tenant", TENANT, "--queue", "free").stdout
+    said = [{"id": json.loads(listed)["id"], "label": "it is Anna's", "reviewer": "bert"}]
+
+    first, again = imported(config, "jsonl", said), imported(config, "jsonl", said)
+
+    assert first.output == "1 decided, 0 known before, 0 refused\n"
+    assert again.output == "0 decided, 1 known before, 0 refused\n"
+    assert "it is Somebody's" in {review.label for review in reviews_of(config).values()}
+
+
 @pytest.mark.parametrize(
     ("form", "content", "told"),
     [
