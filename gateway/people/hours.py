@@ -1,7 +1,8 @@
 """When people work: spans of the week in a time zone, and time counted in them alone.
 
 A span is of wall-clock times, so that it means the same hours of the day in summer and winter. On the day that clocks
-change, a span has as many seconds as really pass between its ends: one hour that is skipped counts for nothing.
+change, a span has as many seconds as really pass between its ends: one hour that is skipped counts for nothing, and an
+end within it is the moment of the change.
 """
 
 from __future__ import annotations
@@ -100,7 +101,23 @@ def _moments(hours: WorkingHours, day: int) -> tuple[tuple[float, float], ...]:
 def _moment(day: date, minute: int, zone: str) -> float:
     if minute == 1440:
         day, minute = day + timedelta(days=1), 0
-    return datetime.combine(day, time(minute // 60, minute % 60), _zone(zone)).timestamp()
+    read = datetime.combine(day, time(minute // 60, minute % 60), _zone(zone))
+    # By the offset before a change, and by the one after it (PEP 495). A reading that is skipped comes later by the
+    # former; of one that comes twice the first is meant.
+    before_s, after_s = read.timestamp(), read.replace(fold=1).timestamp()
+    return before_s if before_s <= after_s else _change(int(after_s), int(before_s), _zone(zone))
+
+
+def _change(from_s: int, to_s: int, zone: ZoneInfo) -> float:
+    """The one moment after *from_s*, and not after *to_s*, at which the clocks of *zone* change."""
+    changed = datetime.fromtimestamp(to_s, zone).utcoffset()
+    while to_s - from_s > 1:
+        middle_s = (from_s + to_s) // 2
+        if datetime.fromtimestamp(middle_s, zone).utcoffset() == changed:
+            to_s = middle_s
+        else:
+            from_s = middle_s
+    return float(to_s)
 
 
 @lru_cache(maxsize=64)

@@ -62,6 +62,57 @@ def test_a_span_has_the_seconds_that_pass_when_clocks_change() -> None:
     assert skipped.worked_s(at("2026-03-29T00:00"), at("2026-03-29T23:59")) == 0.0
 
 
+def minutes(*spans: tuple[str, str]) -> tuple[tuple[int, int], ...]:
+    def minute(text: str) -> int:
+        hours, _, rest = text.partition(":")
+        return 60 * int(hours) + int(rest)
+
+    return tuple((minute(opens), minute(closes)) for opens, closes in spans)
+
+
+@pytest.mark.parametrize(
+    ("zone", "day", "spans", "worked_min"),
+    [
+        ("Europe/Berlin", "2026-03-29", [("02:00", "02:30")], 0),
+        ("Europe/Berlin", "2026-03-29", [("02:10", "02:50")], 0),
+        ("Europe/Berlin", "2026-03-29", [("01:00", "02:30")], 60),
+        ("Europe/Berlin", "2026-03-29", [("02:30", "04:00")], 60),
+        ("Europe/Berlin", "2026-03-29", [("01:30", "03:30")], 60),
+        ("Europe/Berlin", "2026-03-29", [("02:00", "02:30"), ("03:00", "04:00")], 60),
+        ("Europe/Berlin", "2026-03-29", [("02:00", "02:30"), ("02:30", "03:00"), ("03:00", "03:10")], 10),
+        ("Europe/Berlin", "2026-10-25", [("02:00", "02:30")], 30),  # of the two the first
+        ("America/Sao_Paulo", "2018-11-04", [("00:00", "00:30"), ("01:00", "02:00")], 60),  # skipped from midnight
+        ("Australia/Lord_Howe", "2026-10-04", [("02:00", "02:40")], 10),  # half an hour is skipped
+        ("Pacific/Apia", "2011-12-30", [("00:00", "24:00")], 0),  # a whole day was
+    ],
+)
+def test_what_clocks_skip_is_worked_by_nobody(
+    zone: str, day: str, spans: list[tuple[str, str]], worked_min: int
+) -> None:
+    that = datetime.fromisoformat(day)
+    week = tuple(minutes(*spans) if weekday == that.weekday() else () for weekday in range(7))
+    hours = WorkingHours(week, zone)
+
+    worked_s = hours.worked_s(at(day, zone) - HOUR_S, at(day, zone) + 1.5 * DAY_S)
+
+    assert worked_s == 60.0 * worked_min
+
+
+@given(
+    st.sampled_from(["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Beirut"]),
+    st.integers(0, 1438),
+    st.integers(1, 1440),
+    st.integers(0, 365),
+)
+def test_spans_that_touch_are_worked_as_the_one_that_they_make(zone: str, opens: int, length: int, day: int) -> None:
+    closes = min(1440, opens + length)
+    start_s = at("2026-01-01", zone) + day * DAY_S
+    whole = WorkingHours((((opens, closes),),) * 7, zone).worked_s(start_s, start_s + DAY_S)
+    split = [(minute, min(closes, minute + 7)) for minute in range(opens, closes, 7)]
+
+    assert WorkingHours((tuple(split),) * 7, zone).worked_s(start_s, start_s + DAY_S) == pytest.approx(whole, abs=1e-3)
+
+
 def test_always_is_always() -> None:
     assert ALWAYS.is_always
     assert ALWAYS.worked_s(5.0, 7.5) == 2.5
