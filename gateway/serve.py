@@ -270,11 +270,13 @@ class Listener:
 
 @contextlib.asynccontextmanager
 async def background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """*work* that goes on beside requests until it is cancelled, which happens on leaving.
+    """*work* that goes on beside requests until it is cancelled, which happens on leaving; what fails is logged.
 
     No TaskGroup: it would wrap what ends the gateway itself, such as a port in use, into a group.
     """
     running = [asyncio.create_task(task) for task in work]
+    for task in running:
+        task.add_done_callback(_tell_of_end)
     try:
         yield
     finally:
@@ -282,6 +284,12 @@ async def background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             task.cancel()
         if running:
             await asyncio.wait(running)
+
+
+def _tell_of_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        name = getattr(task.get_coro(), "__qualname__", "work")
+        log.error("%s has ended, and is not done any more until the next start", name, exc_info=error)
 
 
 async def maintaining(upkeep: Callable[[], Awaitable[object]]) -> None:

@@ -35,6 +35,7 @@ TOLD_CHARS = 200
 _LONGEST_WAIT_S = 24 * _HOUR_S
 _JITTER = 0.1
 _POLL_S = 0.5
+_AFTER_A_BUG_S = 10.0
 _LASTING_S = 60.0
 _AT_ONCE = 4
 
@@ -107,7 +108,10 @@ class Deliverer:
             return await self._outbox.take_messages(room, _LASTING_S) if room else ()
         except PointsmanError as error:
             _LOGGER.warning("messages cannot be read now, and are delivered later: %s", error)
-            return ()
+        except Exception:  # the next time may fare better, and delivering must never stop
+            _LOGGER.exception("messages could not be taken, and are delivered later. This is a bug.")
+            await asyncio.sleep(_AFTER_A_BUG_S)
+        return ()
 
     async def _attempt(self, delivery: Delivery) -> None:
         started = time.monotonic()

@@ -21,7 +21,7 @@ from gateway.notices.mail import MailTarget
 from gateway.notices.options import MailSecurity, NotifyOptions, SmtpOptions
 from gateway.notices.tell import tell_reviewers
 from gateway.store import SqlStore, StoreOptions, list_messages, open_store
-from gateway.store.contract import NoticeKind, OutboxState
+from gateway.store.contract import NoticeKind, NoticeRule, OutboxState
 from gateway.webhooks import deliver
 from gateway.webhooks.deliver import WAITS_S, Deliverer, Target
 from gateway.webhooks.options import WebhookOptions
@@ -191,6 +191,35 @@ async def test_of_several_gateways_one_tells(options: StoreOptions, wall_clock: 
 
     assert sum(room.new.values()) == 60
     assert len(room.new) < 10
+
+
+async def test_telling_goes_on_after_whatever_fails_in_it_and_other_rules_do_not_wait(
+    options: StoreOptions, wall_clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tell, "_AFTER_A_BUG_S", 0.01)
+    broken = NotifyOptions("others", email=("cleo@example.org",), tenant=TENANT)
+    asked = asyncio.Event()
+    rounds: list[str] = []
+    telling_ = SqlStore.tell_reviewers
+
+    async def tell_or_fail(store: SqlStore, rule: NoticeRule, make: Any) -> bool:
+        if rule.queue == "others":
+            rounds.append(rule.queue)
+            if len(rounds) > 1:
+                asked.set()
+            raise KeyError(rule.queue)
+        return await telling_(store, rule, make)
+
+    monkeypatch.setattr(SqlStore, "tell_reviewers", tell_or_fail)
+    async with mailroom() as room, telling(options, wall_clock, [broken, RULE], smtp(room)) as (store, watch):
+        await commit(store, 1)
+        assert await watch.attempts(1) == [Outcome.DELIVERED]
+        async with asyncio.timeout(20.0):
+            await asked.wait()
+
+    failed = [record for record in caplog.records if "queue 'others'" in record.message]
+    assert len(failed) > 1
+    assert failed[0].exc_info is not None
 
 
 async def test_a_webhook_is_told_by_events_of_their_own(

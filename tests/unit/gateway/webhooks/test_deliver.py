@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -279,6 +279,36 @@ async def test_other_spellings_of_an_inner_address_are_refused_too(
             assert why in (await _only(options)).last
 
     assert receiver.bodies == []
+
+
+async def test_delivering_goes_on_after_whatever_fails_in_it(
+    options: StoreOptions,
+    wall_clock: Clock,
+    secret_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(deliver, "_AFTER_A_BUG_S", 0.0)
+    taking = SqlStore.take_messages
+    faults: list[Exception] = [KeyError("crm"), OSError("no file descriptors are left")]
+
+    async def take(store: SqlStore, webhooks: Mapping[str, int], lasting_s: float) -> Sequence[Delivery]:
+        if faults:
+            raise faults.pop()
+        return await taking(store, webhooks, lasting_s)
+
+    monkeypatch.setattr(SqlStore, "take_messages", take)
+    async with receiving() as receiver:
+        webhook = WebhookOptions("crm", receiver.url, secret_file=secret_file, tenant=TENANT, private=True)
+        async with delivering(options, [webhook], wall_clock) as (store, watch):
+            await _decided(store)
+            assert await watch.attempts(1) == [Outcome.DELIVERED]
+
+    assert len(receiver.bodies) == 1
+    assert [record.exc_info is not None for record in caplog.records if "could not be taken" in record.message] == [
+        True,
+        True,
+    ]
 
 
 @asynccontextmanager
