@@ -1,4 +1,4 @@
-"""Deciding several reviews at once that ask the same about the same input.
+"""Deciding several reviews at once that ask the same about the same input, and taking that back.
 
 Each is claimed and decided for itself, under its own fence, as if one had gone from one to the next: what somebody
 else holds or has decided meanwhile stays theirs. What is decided is what was confirmed, and still is alike.
@@ -7,16 +7,20 @@ else holds or has decided meanwhile stays theirs. What is decided is what was co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from backends.errors import Conflict, NotFound, PointsmanError
+from gateway.control.undo import Decided
 from gateway.people.scope import Scope
 from gateway.sight import as_seen_by
 from gateway.store.contract import Review, ReviewState, SaidBefore, Store
 
 MOST = 200
 """Most reviews that are decided by one confirmation."""
+
+_T = TypeVar("_T")
 
 _AT_ONCE = 8  # a claim brings its input along, which may be large
 
@@ -35,11 +39,13 @@ class Outcome:
     """What became of one of them.
 
     Attributes:
-        why_not: in words, where it was not decided; "" where it was.
+        why_not: in words, where it was not decided, or taken back; "" where it was.
+        decided: with it the decision can be taken back; None where it cannot.
     """
 
     review_id: str
     why_not: str = ""
+    decided: Decided | None = None
 
 
 def is_free(review: Review, reviewer: str) -> bool:
@@ -55,13 +61,22 @@ async def decide_each(
     Args:
         lease_s: seconds that each is claimed for; one whose decision fails is open again after them.
     """
+    return await _each(review_ids, lambda review_id: _decide(store, who, review_id, label, lease_s))
+
+
+async def undo_each(store: Store, who: Reviewer, reviews: Sequence[Decided]) -> list[Outcome]:
+    """Take back what *who* has decided about *reviews*, and have them hold these again; what became of each."""
+    return await _each(reviews, lambda decided: _undo(store, who, decided))
+
+
+async def _each(many: Sequence[_T], act: Callable[[_T], Awaitable[Outcome]]) -> list[Outcome]:
     at_once = asyncio.Semaphore(_AT_ONCE)
 
-    async def decide(review_id: str) -> Outcome:
+    async def one(each: _T) -> Outcome:
         async with at_once:
-            return await _decide(store, who, review_id, label, lease_s)
+            return await act(each)
 
-    return await asyncio.gather(*map(decide, review_ids))
+    return await asyncio.gather(*map(one, many))
 
 
 async def _decide(store: Store, who: Reviewer, review_id: str, label: str, lease_s: float) -> Outcome:
@@ -76,7 +91,20 @@ async def _decide(store: Store, who: Reviewer, review_id: str, label: str, lease
         return Outcome(review_id, "it is no longer kept")
     except PointsmanError as error:
         return Outcome(review_id, str(error))
-    return Outcome(review_id)
+    # An opinion on what others are asked about, too, stays.
+    now = await store.glance(who.tenant, review_id)
+    is_over = now is not None and (now.state, now.fence) == (ReviewState.DECIDED, claimed.fence)
+    return Outcome(review_id, decided=Decided(review_id, claimed.fence) if is_over else None)
+
+
+async def _undo(store: Store, who: Reviewer, decided: Decided) -> Outcome:
+    try:
+        await store.undo(who.tenant, decided.review_id, who.name, decided.fence)
+    except NotFound:
+        return Outcome(decided.review_id, "it is no longer kept")
+    except PointsmanError as error:
+        return Outcome(decided.review_id, str(error))
+    return Outcome(decided.review_id)
 
 
 async def _whose(store: Store, who: Reviewer, review_id: str) -> str:

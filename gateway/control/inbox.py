@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from backends.errors import Conflict, InvalidInput, NotFound, TooLarge, Unauthen
 from gateway.answer import Answer
 from gateway.control import alike, history, media, pages
 from gateway.control.session import COOKIE, SESSION_S, Session, Sessions
-from gateway.control.undo import LastDecisions
+from gateway.control.undo import Decided, LastDecisions
 from gateway.http.reviews import DEFAULT_LEASE_S, check_label, check_lead, check_reviewer, check_scope
 from gateway.keys import parse_review_id
 from gateway.request import Role
@@ -113,6 +114,7 @@ class Inbox:
             Route("/inbox/reviews/{id}/history", self._shows(self.history), methods=["GET"]),
             Route("/inbox/reviews/{id}/alike", self._shows(self.alike), methods=["GET"]),
             Route("/inbox/reviews/{id}/alike", self._acts(self.decide_alike), methods=["POST"]),
+            Route("/inbox/reviews/{id}/alike/undo", self._acts(self.undo_alike), methods=["POST"]),
             Route("/inbox/reviews/{id}/claim", self._acts(self.claim), methods=["POST"]),
             Route("/inbox/reviews/{id}/decide", self._acts(self.decide), methods=["POST"]),
             Route("/inbox/reviews/{id}/release", self._acts(self.release), methods=["POST"]),
@@ -308,7 +310,7 @@ class Inbox:
         await self._store.decide(tenant, review_id, reviewer, fence, label)
         now = await self._store.glance(tenant, review_id)
         if now is not None and (now.state, now.reviewer, now.fence) == (ReviewState.DECIDED, reviewer, fence):
-            self._decisions.remember(session.id, review_id, fence, label, self._store.undo_s)
+            self._decisions.remember(session.id, [Decided(review_id, fence)], label, self._store.undo_s)
         else:  # an opinion that others are asked about, too
             self._decisions.forget(session.id)
         return RedirectResponse(_next_path(form.get("queue", ""), form.get("after")), 303)
@@ -352,6 +354,8 @@ class Inbox:
             task=review.task,
             view=view,
             free=free,
+            mine=sum(one.state is ReviewState.CLAIMED for one in free),
+            undo_s=self._store.undo_s,
             held=[one for one in same if one not in free],
             is_cut=len(same) == alike.MOST,
         )
@@ -367,12 +371,30 @@ class Inbox:
         found = await self._alike(review, session, alike.MOST, confirmed)
         same = {one.id for one in found}
         still = [one for one in confirmed if one in same]
-        who = alike.Reviewer(review.tenant, session.reviewer, session.caller.scope)
-        outcomes = await alike.decide_each(self._store, who, still, label, _BULK_LEASE_S)
-        self._decisions.forget(session.id)  # it would seem to be about these
+        began = time.monotonic()
+        outcomes = await alike.decide_each(self._store, _who(session), still, label, _BULK_LEASE_S)
+        decided = [outcome.decided for outcome in outcomes if outcome.decided is not None]
+        if decided:
+            left_s = self._store.undo_s - (time.monotonic() - began)
+            self._decisions.remember(session.id, decided, label, left_s)
+        else:  # what was decided before would seem to be about these
+            self._decisions.forget(session.id)
         outcomes += [alike.Outcome(one, "it was decided meanwhile") for one in confirmed if one not in same]
         shown = as_seen_by(session.reviewer, review)
         return self._page("alike_done.html", session, review=shown, label=label, outcomes=outcomes)
+
+    async def undo_alike(self, request: Request, session: Session, form: Form) -> Response:
+        """Takes back what this reviewer has just decided about many, and asks what they are again."""
+        made = [_decided(text) for text in form.get("made", "").split(",")]
+        if len(made) > alike.MOST:
+            raise TooLarge(f"at most {alike.MOST} decisions are taken back at once")
+        outcomes = await alike.undo_each(self._store, _who(session), made)
+        self._decisions.forget(session.id)
+        back = [outcome.review_id for outcome in outcomes if not outcome.why_not]
+        if len(back) == len(outcomes):
+            return RedirectResponse(f"/inbox/reviews/{back[0]}/alike", 303)
+        review = as_seen_by(session.reviewer, await self._glance(request, session))
+        return self._page("alike_undone.html", session, 409, review=review, back=back, outcomes=outcomes)
 
     # How it is done
 
@@ -541,6 +563,16 @@ def _fence(form: Form) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) < 1 << 63):
         raise InvalidInput("the form's `fence` is not a whole number")
     return int(text)
+
+
+def _decided(text: str) -> Decided:
+    """A decision as `base.html` writes it."""
+    review_id, _, fence = text.partition(":")
+    return Decided(parse_review_id(review_id), _fence({"fence": fence}))
+
+
+def _who(session: Session) -> alike.Reviewer:
+    return alike.Reviewer(session.caller.tenant, session.reviewer, session.caller.scope)
 
 
 def _next_path(queue: str, after: str | None) -> str:

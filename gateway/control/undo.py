@@ -6,7 +6,7 @@ It is kept by session and in memory: after a restart nobody is offered to undo, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 _WAY_S = 1.0
@@ -14,16 +14,23 @@ _WAY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
+class Decided:
+    """A review that was decided, and the fence that it was decided under."""
+
+    review_id: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
 class LastDecision:
     """A decision that can still be taken back.
 
     Attributes:
-        fence: that it was made under.
+        reviews: what it was about; several that were decided at once.
         left_s: how much longer that is offered, in seconds.
     """
 
-    review_id: str
-    fence: int
+    reviews: tuple[Decided, ...]
     label: str
     left_s: float
 
@@ -35,11 +42,11 @@ class LastDecisions:
         self._clock = clock
         self._made: dict[str, _Made] = {}
 
-    def remember(self, session_id: str, review_id: str, fence: int, label: str, undo_s: float) -> None:
-        """*review_id* was decided just now, and the store takes it back for *undo_s* seconds."""
+    def remember(self, session_id: str, reviews: Sequence[Decided], label: str, undo_s: float) -> None:
+        """*reviews* were decided just now, and the store takes the first back for *undo_s* seconds still."""
         now = self._clock()
         self._made = {session: made for session, made in self._made.items() if made.until > now}
-        self._made[session_id] = _Made(review_id, fence, label, now + undo_s - _WAY_S)
+        self._made[session_id] = _Made(tuple(reviews), label, now + undo_s - _WAY_S)
 
     def forget(self, session_id: str) -> None:
         """Nothing of *session_id* is to be taken back any more."""
@@ -49,12 +56,11 @@ class LastDecisions:
         """What *session_id* can take back; None where it is too late, or there was nothing."""
         made = self._made.get(session_id)
         left_s = 0.0 if made is None else made.until - self._clock()
-        return LastDecision(made.review_id, made.fence, made.label, left_s) if made and left_s > 0 else None
+        return LastDecision(made.reviews, made.label, left_s) if made and left_s > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    review_id: str
-    fence: int
+    reviews: tuple[Decided, ...]
     label: str
     until: float

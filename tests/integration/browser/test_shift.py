@@ -188,6 +188,37 @@ def test_identical_items_are_decided_at_once_and_what_others_hold_is_left_to_the
     assert [callers.label(one) for one in ids] == ["refund", "refund", None, "refund"]
 
 
+def test_identical_items_are_taken_back_at_once_by_the_key_that_takes_one_back(desk: Desk, callers: Callers) -> None:
+    ids = [callers.mail("Is this spam, too?") for _ in range(3)]
+    anna = desk.reviewer("anna")
+    anna.locator(".rows a", has_text="3 identical").click()
+    ready(anna, "Take it")
+    anna.keyboard.press("b")
+    anna.get_by_label("refund").check()
+    anna.get_by_role("button", name="Decide all 3").click()
+    ready(anna, "Undo all")
+    expect(anna.get_by_role("status").filter(has_text="Decided")).to_have_text("Decided 3 items as refund")
+    assert [callers.label(one) for one in ids] == ["refund"] * 3
+
+    anna.keyboard.press("u")
+
+    expect(anna.get_by_role("heading", name="3 identical items")).to_be_visible()
+    expect(anna.get_by_text("All are yours until the claims end.")).to_be_visible()
+    assert [callers.label(one) for one in ids] == [None] * 3
+    anna.get_by_label("other").check()
+    anna.get_by_role("button", name="Decide all 3").click()
+    ready(anna, "Undo all")
+    anna.keyboard.press("Enter")  # the next item has the focus, and undoing is offered there, too
+    expect(anna).to_have_url(re.compile("/inbox/mail/next$"))
+    anna.get_by_role("button", name="Undo all").click()
+    expect(anna.get_by_role("heading", name="3 identical items")).to_be_visible()
+    assert [callers.label(one) for one in ids] == [None] * 3
+    anna.get_by_label("delivery").check()
+    anna.get_by_role("button", name="Decide all 3").click()
+    expect(anna.get_by_role("heading", name="3 items decided as delivery")).to_be_visible()
+    drain(anna, "mail")
+
+
 def test_the_history_of_an_item_is_told_in_the_reader_s_zone(desk: Desk, callers: Callers) -> None:
     answer = callers.mail("What became of it?")
     review = callers.review_of(answer)

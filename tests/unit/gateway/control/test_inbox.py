@@ -448,6 +448,64 @@ async def test_only_what_is_alike_is_decided_at_once(plane: Plane, store: SqlSto
     assert untouched.state is ReviewState.OPEN
 
 
+async def test_what_was_decided_at_once_is_taken_back_at_once(plane: Plane, store: SqlStore, defer: Defer) -> None:
+    same = [await defer(due_in_s=60 + i) for i in range(3)]
+    anna = await plane.reviewer("anna")
+    asked = await anna.get(f"/inbox/reviews/{same[0].id}/alike")
+    done = await anna.press(asked, "alike", {"label": "other"})
+
+    following = await anna.get("/inbox/tickets/next")
+    undone = await anna.press(following, "undo", {})
+    again = await anna.get(undone.headers["location"])
+    anew = await anna.press(again, "alike", {"label": "refund"})
+
+    assert "For a few seconds, this can be undone." in asked.text
+    for page in (done, following):
+        assert "Decided 3 items as <strong>other</strong>" in page.text
+        assert "Undo all" in page.text
+    assert (undone.status_code, undone.headers["location"]) == (303, f"/inbox/reviews/{same[0].id}/alike")
+    assert "All are yours until the claims end." in again.text
+    assert "Undo all" not in again.text
+    assert "3 items decided as refund" in anew.text
+    found = [await store.review("default", review.id) for review in same]
+    assert [None if one is None else one.label for one in found] == ["refund"] * 3
+
+
+async def test_what_cannot_be_taken_back_with_the_others_is_told_and_stays(
+    plane: Plane, store: SqlStore, defer: Defer
+) -> None:
+    same = [await defer(due_in_s=60 + i) for i in range(3)]
+    anna, ben = await plane.reviewer("anna"), await plane.reviewer("ben")
+    done = await anna.press(await anna.get(f"/inbox/reviews/{same[0].id}/alike"), "alike", {"label": "other"})
+    await store.correct("default", same[1].id, "anna", "refund")
+    of_ben = re.search(r'name="token" value="(\w+)"', (await ben.get("/inbox")).text)
+    assert of_ben is not None
+
+    stolen = await ben.press(done, "undo", {"token": of_ben[1]})
+    undone = await anna.press(done, "undo", {})
+    many = await anna.press(done, "undo", {"made": ",".join([f"{same[0].id}:1"] * 201)})
+
+    assert (stolen.status_code, undone.status_code, many.status_code) == (409, 409, 413)
+    assert "3 decisions were not taken back" in stolen.text
+    assert "1 decision was not taken back" in undone.text
+    assert "was corrected since it was decided" in undone.text
+    assert f'href="/inbox/reviews/{same[0].id}/alike"' in undone.text
+    found = [await store.review("default", review.id) for review in same]
+    assert [None if one is None else one.label for one in found] == [None, "refund", None]
+
+
+async def test_where_nothing_is_taken_back_many_are_decided_for_good(plane: Plane, defer: Defer) -> None:
+    same = [await defer(due_in_s=60 + i) for i in range(2)]
+    anna = await plane.reviewer("anna")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(SqlStore, "undo_s", 0.0)
+        asked = await anna.get(f"/inbox/reviews/{same[0].id}/alike")
+        done = await anna.press(asked, "alike", {"label": "other"})
+
+    assert "This cannot be undone at once" in asked.text
+    assert "Undo" not in done.text
+
+
 # What was before
 
 
