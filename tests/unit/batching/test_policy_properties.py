@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,6 +107,7 @@ def test_a_batch_waits_only_with_several_slots_and_never_past_a_deadline_or_the_
     assert per_s > 0.0, "waits though nothing comes"
 
 
+@pytest.mark.no_cover
 @given(st.integers(1, 3), st.sampled_from([0.3, 1.0, 3.0]), st.integers(0, 9))
 def test_whoever_comes_ends_however_much_of_a_higher_level_there_is(slots: int, load: float, seed: int) -> None:
     """A stream of the highest level, and one of the lowest that has a second: it is not still waiting at its end."""

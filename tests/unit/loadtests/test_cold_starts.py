@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from loadtests.cold_starts.cycles import WEIGHTS_MIB, cycled
 from loadtests.cold_starts.simulation import CALL_S, Outcome, Pool, keep_alive, least_recently_used
 from loadtests.cold_starts.trace import DAY_S, Kind, Traffic, traffic
@@ -54,6 +56,7 @@ def test_the_pool_keeps_to_its_budget_and_answers_every_call() -> None:
     assert found.model_s <= 6 * 0.26 * DAY_S
 
 
+@pytest.mark.no_cover
 def test_a_first_day_at_no_more_model_seconds_has_far_fewer_cold_requests_than_either_peer() -> None:
     models = traffic(40, 1.0, seed=2)
     usual = keep_alive(models, 600.0)

@@ -88,6 +88,7 @@ def test_every_point_has_a_version_whatever_rounding_does(point: float) -> None:
     assert drawn(thirds, point) in thirds
 
 
+@pytest.mark.no_cover
 @given(weights=WEIGHTS, route=st.sampled_from(["tickets", "pages"]))
 def test_keys_meet_the_shares_too(weights: dict[str, float], route: str) -> None:
     found = split(weights)
@@ -154,6 +155,7 @@ def test_a_canary_is_worse_beyond_doubt_or_not(canary: Trials, stable: Trials, w
     assert is_worse(canary, stable, steps=4) is worse
 
 
+@pytest.mark.no_cover
 def test_looking_after_every_request_halts_a_good_canary_hardly_ever() -> None:
     """Of canaries that fail exactly as often as the stable version, hardly any is ever found to be worse."""
     halted = 0
@@ -207,6 +209,7 @@ def test_bounds_for_any_time_are_wider_the_surer_they_are(n: int, share: float) 
     assert higher >= high
 
 
+@pytest.mark.no_cover
 def test_bounds_for_any_time_hold_at_all_looks_together() -> None:
     """What they promise: of many runs, hardly any ever leaves them; bounds for one look are left by far more."""
     rate, level, runs, left = 0.1, 0.9, 100, 0

@@ -123,6 +123,7 @@ def test_disagreement_is_counted_among_what_is_accepted() -> None:
     assert disagreement_of(evidence([]), 0.9, 0.95) is None
 
 
+@pytest.mark.no_cover
 def test_a_bound_on_two_labels_keeps_its_promise_where_labels_are_wrong() -> None:
     """People err on 2 % of items, models on 1 % of those they accept; certified against two people, 5 % is kept."""
     rng = np.random.default_rng(11)
@@ -173,6 +174,7 @@ async def work(gateway: Gateway, reviewer: str, label: Callable[[bool], str]) ->
         await gateway.store.decide("default", review.id, reviewer, review.fence, label(is_second))
 
 
+@pytest.mark.no_cover
 async def test_a_certificate_says_how_far_its_labels_can_be_relied_on(tmp_path: Path) -> None:
     async with serving(tmp_path, TWICE) as gateway:
         await label_twice(gateway, 200, differ=4)
@@ -194,6 +196,7 @@ async def test_a_certificate_says_how_far_its_labels_can_be_relied_on(tmp_path: 
     assert "against what both would say, its upper limit there is" in report.text()
 
 
+@pytest.mark.no_cover
 async def test_labelled_twice_takes_what_two_people_said(tmp_path: Path) -> None:
     async with serving(tmp_path, TWICE) as gateway:
         await label_twice(gateway, 200, differ=1)
@@ -209,6 +212,7 @@ async def test_labelled_twice_takes_what_two_people_said(tmp_path: Path) -> None
     assert "an item is wrong where the two differ" in report.text()
 
 
+@pytest.mark.no_cover
 async def test_labels_that_nobody_has_checked_are_told_to_be_so(tmp_path: Path) -> None:
     plain = CERTIFIED
     async with serving(tmp_path, plain) as gateway:

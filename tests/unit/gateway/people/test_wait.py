@@ -180,6 +180,7 @@ class People:
         return Workload("t", "q", {5: count}, len(held), since_s, (*held, *latest), len(latest) == LATEST)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("people", "load"), [(1, 0.5), (1, 0.9), (3, 0.6), (3, 0.95), (8, 0.8)])
 def test_predictions_of_an_m_m_c_queue_are_right_on_average(people: int, load: float) -> None:
     rng = random.Random(people * 100 + int(load * 100))

@@ -349,5 +349,5 @@ class OpinionsMachine(RuleBasedStateMachine):
                     assert (as_seen_by(reviewer, review).label is None) == (reviewer != review.reviewer)
 
 
-TestOpinions = OpinionsMachine.TestCase
+TestOpinions = pytest.mark.no_cover(OpinionsMachine.TestCase)
 TestOpinions.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
