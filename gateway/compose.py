@@ -76,7 +76,7 @@ from gateway.telemetry import Telemetry, exposition_of, mask_logs
 from gateway.tracing.options import TracesOptions, why_not_tracing
 from gateway.traffic import outlook
 from gateway.warming import expected_bytes, ladder_of
-from gateway.webhooks.deliver import Deliverer, Target
+from gateway.webhooks.deliver import Deliverer, Target, bury_unclaimed
 from gateway.webhooks.events import announcer
 from gateway.workers.control import ControlHandler
 from gateway.workers.crew import Crew
@@ -379,7 +379,7 @@ class ControlPlane:
 
 
 async def _deliver(settings: Settings, store: Store, telemetry: Telemetry) -> None:
-    """Deliver messages to webhooks and mailboxes, where there are any, until cancelled.
+    """Deliver messages to webhooks and mailboxes, and end those for such that are no more, until cancelled.
 
     Raises:
         InvalidInput: what it needs is not installed.
@@ -394,8 +394,10 @@ async def _deliver(settings: Settings, store: Store, telemetry: Telemetry) -> No
             from gateway.webhooks.post import webhook_targets
 
             targets |= await stack.enter_async_context(webhook_targets(settings.webhooks))
+        work = [bury_unclaimed(targets, store)]
         if targets:
-            await asyncio.gather(Deliverer(targets, store, telemetry).run(), tell_reviewers(settings.notify, store))
+            work += [Deliverer(targets, store, telemetry).run(), tell_reviewers(settings.notify, store)]
+        await asyncio.gather(*work)
 
 
 def _check_installed(settings: Settings) -> None:

@@ -604,6 +604,14 @@ class Outbox(Protocol):
         """An attempt failed; the next is due in *wait_s* seconds."""
         ...
 
+    async def bury_messages(self, webhooks: Collection[str], unclaimed_s: float, told: str) -> Mapping[str, int]:
+        """End messages that are due for *unclaimed_s* seconds and for none of *webhooks*; how many, by theirs.
+
+        They are dead, with *told* as the reason. Whoever delivers to a webhook makes what is due for it due later, so
+        that nobody does to these. A thousand are ended at most; call it again.
+        """
+        ...
+
     async def outbox_depths(self) -> Mapping[str, OutboxDepth]:
         """The webhooks that have messages which wait or are dead."""
         ...

@@ -5,11 +5,16 @@ first due when the decision can no longer be taken back; one that nobody has tak
 is true no longer, and what was taken is followed by another, with the answer's next revision. Whoever
 delivers takes it by moving its next attempt beyond the time that one may last: a process that dies meanwhile leaves it
 to be taken again then. So it arrives once or more; its id stays, for receivers to see that they had it.
+
+What was due for days and was taken by nobody is for a webhook, or for mailboxes, that are configured no more: it is
+dead, so that it is told of, can be sent anew should they come back, and is forgotten in the end. Rejected: ending it
+at once, as gateways whose configurations differ for a while share a store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, RowMapping, and_, delete, func, literal_column, select, update
@@ -23,6 +28,8 @@ from gateway.store.transaction import Transaction
 _C = OUTBOX.c
 _WAITING = _C.state == OutboxState.WAITING.value
 _IS_WAITING = _C.state == literal_column("'waiting'")  # written out, for the index that says so
+
+_BURIED_AT_ONCE = 1000
 
 Announce = Callable[[Answer, float], Iterable[Message]]
 """What is to be told of an answer that was closed at a Unix time, in seconds."""
@@ -130,6 +137,18 @@ def postpone(transaction: Transaction, message_id: str, wait_s: float, told: str
     """An attempt failed, and the next is to be made in *wait_s* seconds."""
     again = update(OUTBOX).where(_C.id == message_id, _WAITING)
     transaction.connection.execute(again.values(attempts=_C.attempts + 1, next_s=transaction.now_s + wait_s, last=told))
+
+
+def bury(transaction: Transaction, webhooks: Collection[str], unclaimed_s: float, told: str) -> dict[str, int]:
+    """See `Outbox.bury_messages`."""
+    unclaimed = _C.webhook.not_in(webhooks), _C.next_s <= transaction.now_s - unclaimed_s
+    found = select(_C.id, _C.webhook).where(_WAITING, *unclaimed).order_by(_C.next_s).limit(_BURIED_AT_ONCE)
+    rows = transaction.connection.execute(found.with_for_update(skip_locked=True)).all()
+    if rows:
+        ended = update(OUTBOX).where(_C.id.in_([row.id for row in rows]))
+        dead = {"state": OutboxState.DEAD.value, "last": told, "ended_s": transaction.now_s}
+        transaction.connection.execute(ended.values(**dead))
+    return dict(Counter(row.webhook for row in rows))
 
 
 def depths(connection: Connection) -> dict[str, OutboxDepth]:

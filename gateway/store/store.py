@@ -14,7 +14,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeAlias, TypeVar
@@ -546,6 +546,10 @@ class SqlStore:
     async def postpone_message(self, message_id: str, wait_s: float, told: str) -> None:
         """See `Outbox.postpone_message`."""
         await self._writer.run(lambda transaction: outbox.postpone(transaction, message_id, wait_s, told))
+
+    async def bury_messages(self, webhooks: Collection[str], unclaimed_s: float, told: str) -> Mapping[str, int]:
+        """See `Outbox.bury_messages`."""
+        return await self._writer.run(lambda transaction: outbox.bury(transaction, webhooks, unclaimed_s, told))
 
     async def outbox_depths(self) -> Mapping[str, OutboxDepth]:
         """See `Outbox.outbox_depths`."""

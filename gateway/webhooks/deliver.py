@@ -5,7 +5,8 @@ Where messages go is a *target*: a webhook (`gateway.webhooks.post`), or the mai
 days; a receiver that asks for longer is heeded. A message that is dead is told as an error, counted, and kept:
 `pointsman webhooks redeliver` begins anew.
 
-A receiver that hangs holds up its own messages alone.
+A receiver that hangs holds up its own messages alone. Messages for one that is configured no more are dead as well
+after the three days (`bury_unclaimed`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -38,6 +39,13 @@ _POLL_S = 0.5
 _AFTER_A_BUG_S = 10.0
 _LASTING_S = 60.0
 _AT_ONCE = 4
+
+
+LASTS_S = sum(WAITS_S)
+"""Seconds that a message is tried for."""
+
+_BURY_S = 60.0
+_NOBODY = "no webhook or mailbox of the configuration has had this name for as long as messages are tried"
 
 
 class Verdict(StrEnum):
@@ -153,3 +161,21 @@ class Deliverer:
             "%r did not take message %s, which is sent again in %.0f s: %s", name, message_id, wait_s, reply.told
         )
         return Outcome.FAILED
+
+
+async def bury_unclaimed(targets: Collection[str], outbox: Outbox) -> None:
+    """End what waits in *outbox* for none of *targets*, by name, and nobody else takes, until cancelled."""
+    while True:
+        try:
+            for name, count in (await outbox.bury_messages(targets, LASTS_S, _NOBODY)).items():
+                _LOGGER.error(
+                    "%d messages for %r are dead: %s. When it is back: pointsman webhooks redeliver",
+                    count,
+                    name,
+                    _NOBODY,
+                )
+        except PointsmanError as error:
+            _LOGGER.warning("messages that nobody delivers cannot be ended now, and are later: %s", error)
+        except Exception:  # the next round may fare better
+            _LOGGER.exception("messages that nobody delivers could not be ended, and are later. This is a bug.")
+        await asyncio.sleep(_BURY_S)

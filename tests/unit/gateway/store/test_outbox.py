@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import replace
@@ -132,6 +133,43 @@ async def test_what_ended_long_ago_is_forgotten_and_what_waits_is_not(
     await store.maintain()
 
     assert [delivery.message for delivery in await list_messages(options, None, 10)] == [other.message]
+
+
+async def test_what_nobody_delivers_any_more_is_dead_some_time_after_it_was_due(
+    options: StoreOptions, store: SqlStore, wall_clock: Clock
+) -> None:
+    await store.commit(*deferred())
+    await decide_all(store)
+    (to_crm,) = await store.take_messages({"crm": 10}, 60.0)
+    await store.postpone_message(to_crm.message.id, 500.0, "502")
+
+    wall_clock.now += 1400.0  # that for `erp` is due for as long, that for `crm` since 900 s
+    assert await store.bury_messages(["crm", "erp"], 1000.0, "nobody") == {}
+    assert await store.bury_messages(["erp"], 1000.0, "nobody") == {}
+    assert await store.bury_messages(["crm"], 1000.0, "nobody has it") == {"erp": 1}
+    assert await store.bury_messages(["crm"], 1000.0, "nobody has it") == {}
+
+    found = {delivery.message.webhook: delivery for delivery in await list_messages(options, None, 10)}
+    assert (found["erp"].state, found["erp"].attempts, found["erp"].last) == (OutboxState.DEAD, 0, "nobody has it")
+    assert found["crm"].state is OutboxState.WAITING
+    assert (await store.outbox_depths())["erp"].dead == 1
+    wall_clock.now += 100.0
+    assert await store.bury_messages([], 1000.0, "nobody") == {"crm": 1}
+
+
+async def test_what_is_dead_as_nobody_delivers_it_is_delivered_anew_by_who_does(
+    options: StoreOptions, store: SqlStore, wall_clock: Clock
+) -> None:
+    await store.commit(*deferred())
+    await decide_all(store)
+    wall_clock.now += 2000.0
+    await store.bury_messages([], 1000.0, "nobody has it")
+
+    assert await redeliver(options, None) == 2
+
+    wall_clock.now = time.time() + 10.0  # redeliver has it from the real clock
+    assert await store.bury_messages([], 1000.0, "nobody has it") == {}  # not before its time is over again
+    assert len(await store.take_messages(ROOM, 60.0)) == 2
 
 
 async def test_a_decision_that_is_not_committed_tells_nobody(options: StoreOptions) -> None:

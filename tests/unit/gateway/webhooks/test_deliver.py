@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,10 +17,10 @@ import pytest
 from aiohttp import web
 from standardwebhooks.webhooks import Webhook
 
-from gateway.store import SqlStore, StoreOptions, list_messages, open_store
+from gateway.store import SqlStore, StoreOptions, list_messages, open_store, redeliver
 from gateway.store.contract import Delivery, OutboxState
 from gateway.webhooks import deliver, post
-from gateway.webhooks.deliver import WAITS_S, Deliverer
+from gateway.webhooks.deliver import LASTS_S, WAITS_S, Deliverer, bury_unclaimed
 from gateway.webhooks.events import announcer
 from gateway.webhooks.options import WebhookOptions
 from gateway.webhooks.post import webhook_targets
@@ -309,6 +309,49 @@ async def test_delivering_goes_on_after_whatever_fails_in_it(
         True,
         True,
     ]
+
+
+async def test_messages_of_a_webhook_that_was_renamed_are_dead_in_time_and_can_be_sent_anew(
+    options: StoreOptions,
+    wall_clock: Clock,
+    secret_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(deliver, "_BURY_S", 0.01)
+    burying_, buried = SqlStore.bury_messages, asyncio.Event()
+
+    async def bury(store: SqlStore, webhooks: Collection[str], unclaimed_s: float, told: str) -> Mapping[str, int]:
+        found = await burying_(store, webhooks, unclaimed_s, told)
+        if found:
+            asyncio.get_running_loop().call_soon(buried.set)  # after it was told
+        return found
+
+    monkeypatch.setattr(SqlStore, "bury_messages", bury)
+    async with receiving() as receiver:
+        old = WebhookOptions("crm", receiver.url, secret_file=secret_file, tenant=TENANT, private=True)
+        opened = await open_store(options, wall_clock=wall_clock, announce=announcer([old]))
+        async with aclosing(opened) as store:
+            await _decided(store)
+
+        async with delivering(options, [replace(old, name="sales")], wall_clock) as (store, watch):
+            burying = asyncio.create_task(bury_unclaimed(["sales"], store))
+            wall_clock.now += LASTS_S - 60.0
+            await _decided(store)
+            await watch.attempts(1)
+            assert (await store.outbox_depths())["crm"].waiting == 1  # a gateway that has it may be on its way
+            wall_clock.now += 120.0
+            async with asyncio.timeout(20.0):
+                await buried.wait()
+            burying.cancel()
+
+        (dead,) = await list_messages(options, OutboxState.DEAD, 10)
+        assert dead.last.startswith("no webhook or mailbox of the configuration has had this name")
+        assert "1 messages for 'crm' are dead" in caplog.text
+        assert await redeliver(options, None) == 1
+        wall_clock.now = 4e9  # beyond the moment that redeliver took from the real clock
+        async with delivering(options, [old], wall_clock) as (_, watch):
+            assert await watch.attempts(1) == [Outcome.DELIVERED]
 
 
 @asynccontextmanager
