@@ -428,15 +428,18 @@ class GuardedScores(_Watched):
             got: all of them, or the highest above their indices.
         """
         wanted = outputs.softmax(scores[np.newaxis], temperature=self._temperature)[0]
+        twice = False
         if self._k is not None:
             # By value: of probabilities that round alike, either place is right.
             highest, _ = outputs.top_k(wanted, self._k)
             places = got[1].astype(np.int64)
+            ranked = places[places >= 0]
+            twice = len(np.unique(ranked)) < len(ranked)
             wanted, got = np.stack([highest, np.where(places < 0, np.float32(np.nan), wanted[places])]), got[[0, 0]]
         with np.errstate(invalid="ignore"):
             apart = np.abs(got - wanted) / (SCORES_APART * np.maximum(wanted, np.finfo(np.float32).tiny))
         apart = np.where(np.isnan(got) & np.isnan(wanted), 0.0, np.where(np.isnan(apart), np.inf, apart))
-        worst = float(apart.max())
+        worst = np.inf if twice else float(apart.max())
         self._compared(scores.shape, worst, 1.0, f"a probability is {worst:.3g} times as far off as rounding explains")
 
 

@@ -214,6 +214,20 @@ def test_a_kernel_for_scores_that_is_wrong_is_found_out(wrong: str | None) -> No
     assert len(watched.checked) == 1
 
 
+def test_a_kernel_that_ranks_one_of_two_equal_scores_twice_is_found_out() -> None:
+    def kernel(scores: Any, k: int | None, temperature: float) -> tuple[Array, ...]:
+        values, indices = scores_there(scores, k, temperature)
+        return values, np.full_like(indices, indices[0, 0])
+
+    watched = Watched()
+    made = of_scores(["softmax", {"top_k": 2}], replace(THERE, scores=kernel, check=1.0, observer=watched))
+
+    made({"s": Elsewhere(np.array([[9, 1, 2, 3, 9]], np.float32))})
+    CHECKER.wait_idle()
+
+    assert [record.fault for record in watched.demoted] == [Fault.MISMATCH]
+
+
 def test_scores_that_cannot_be_copied_to_be_checked_cost_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_room(*given: Any) -> None:
         raise MemoryError("for a copy")
