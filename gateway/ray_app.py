@@ -20,6 +20,8 @@ from gateway.settings import Settings, load_settings
 if TYPE_CHECKING:
     from ray.serve import Application
 
+    from gateway.cluster.apart import Models
+
 
 class AppArguments(BaseModel):
     """What can be said after the import path, as NAME=VALUE; ports and replicas go before what the file says."""
@@ -57,22 +59,54 @@ class AppArguments(BaseModel):
 
 
 def app(arguments: AppArguments) -> "Application":
-    """The gateway with listeners of its own.
+    """The gateway with listeners of its own; its models that are apart from it serve when this returns.
 
     Raises:
-        SettingsError, ValueError, PointsmanError: why not.
+        SettingsError, ValueError, RayServeException: why not.
     """
-    from gateway.cluster.application import application
-
-    return application(arguments.settings(), log_level=arguments.log_level, unready_s=arguments.unready_s)
+    return _application(arguments, behind_serve=False)
 
 
 def ingress(arguments: AppArguments) -> "Application":
-    """The gateway behind Serve's listeners; it has a control port of its own nevertheless.
+    """As `app`, but the gateway is behind Serve's listeners; it has a control port of its own nevertheless.
 
     Raises:
-        SettingsError, ValueError, PointsmanError: why not.
+        SettingsError, ValueError, RayServeException: why not.
     """
+    return _application(arguments, behind_serve=True)
+
+
+def _application(arguments: AppArguments, *, behind_serve: bool) -> "Application":
     from gateway.cluster.application import application
 
-    return application(arguments.settings(), behind_serve=True, log_level=arguments.log_level)
+    settings = arguments.settings()
+    return application(
+        settings,
+        _deployed_apart(settings),
+        behind_serve=behind_serve,
+        log_level=arguments.log_level,
+        unready_s=arguments.unready_s,
+    )
+
+
+def _deployed_apart(settings: Settings) -> "Models":
+    """See `deploy_apart`; on the cluster that this process is part of, or the one that is found from here.
+
+    Raises:
+        RayServeException: they cannot; Serve would try the same again after any other error.
+    """
+    import ray
+    from ray.serve.exceptions import RayServeException
+
+    from gateway.cluster.apart import Models, deploy_apart, deployed
+    from gateway.cluster.deployments import ONE_LOOP
+    from gateway.cluster.rollout import ClusterFailed, Patience
+
+    if not ray.is_initialized():  # `serve run` asks for the application before it connects
+        if not deployed(settings):
+            return Models()
+        ray.init(address="auto", namespace="serve")
+    try:
+        return deploy_apart(settings, ONE_LOOP, Patience())
+    except ClusterFailed as error:
+        raise RayServeException(str(error)) from error

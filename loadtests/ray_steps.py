@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 
 from batching.simulation.arrivals import poisson
-from gateway.cluster import application
+from gateway.cluster import apart
 from loadtests.generator.load import Plan
 from loadtests.generator.report import generate
 from loadtests.looking import looking
@@ -67,10 +67,10 @@ def as_serve(arguments: Sequence[str]) -> None:
     """The gateway's command line, in which replicas of models are scaled as Serve does it where nothing is said."""
     from gateway.cli import main as cli
 
-    def autoscaling(scaling: Any) -> dict[str, Any]:  # Any: our options
+    def autoscaling(scaling: Any, running: int) -> dict[str, Any]:  # Any: our options
         return {"min_replicas": scaling.least, "max_replicas": scaling.most}
 
-    application._autoscaling = autoscaling
+    apart._autoscaling = autoscaling
     cli(list(arguments))
 
 

@@ -349,19 +349,29 @@ async def open_ray_serve(model_name: str, options: RayServeOptions) -> Backend:
 
 def _handle(model_name: str, options: RayServeOptions) -> DeploymentHandle[Any]:
     import ray
-    from ray import serve
-    from ray.serve.exceptions import RayServeException
 
     if not ray.is_initialized():
         try:
             ray.init(address=options.address, namespace="serve", configure_logging=False, log_to_driver=False)
         except ConnectionError as error:
             raise Unavailable(f"model {model_name!r}: there is no Ray cluster at {options.address!r}") from error
+    return deployment_handle(model_name, options.deployment, options.app)
+
+
+def deployment_handle(model_name: str, deployment: str, app: str) -> DeploymentHandle[Any]:
+    """To the replicas of *deployment* in *app*; asks Serve, so call it off the event loop.
+
+    Raises:
+        NotFound: there is none.
+    """
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
     try:
-        return serve.get_deployment_handle(options.deployment, options.app)
+        return serve.get_deployment_handle(deployment, app)
     except (KeyError, RayServeException) as error:
         raise NotFound(
-            f"model {model_name!r}: there is no deployment {options.deployment!r} in the application {options.app!r}"
+            f"model {model_name!r}: there is no deployment {deployment!r} in the application {app!r}"
         ) from error
 
 

@@ -25,12 +25,12 @@ are (`targets`). Rejected: Serve's own proxies in front, which are slower by far
 - *End*: `__del__` closes the listeners first; then what was accepted finishes, as on SIGTERM. Serve gives it as long as
   that may take (`graceful_shutdown_timeout_s`), and kills it then.
 
-**Models** whose configuration says `serve` are deployments of the same application (`backends.ray_serve`); others are
-in the replica's process, once in each.
+**Models** whose configuration says `serve` are applications of their own, one for each version (`backends.ray_serve`;
+`apart` tells how one replaces another); others are in the replica's process, once in each.
 
 **What is told apart.** As between workers (`gateway.workers`), but for the supervisor: every replica delivers webhooks,
 which does no harm, and the one with rank 0 alone does the store's upkeep. Each judges canaries by what it has seen.
 
-`application` builds it from a configuration; `launch` is `pointsman cluster`; `manifest` writes files for
-`serve deploy` and Kubernetes.
+`application` builds it from a configuration; `apart` deploys its models, and `rollout` waits for them; `launch` is
+`pointsman cluster`; `manifest` writes files for `serve deploy` and Kubernetes.
 """

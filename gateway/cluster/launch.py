@@ -17,20 +17,21 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import secrets
 import signal
 import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from backends.errors import Code, PointsmanError
-from gateway.cluster.application import APP, ONE_LOOP, application, cores, deployed, replicated
+from gateway.cluster.apart import cores, deploy_apart, deployed
+from gateway.cluster.application import application, replicated
+from gateway.cluster.deployments import APP, ONE_LOOP
+from gateway.cluster.rollout import ClusterFailed, Patience, wait_serving
 from gateway.ports import bind, held, port_of
 from gateway.serve import Addresses
 from gateway.settings import Settings
@@ -43,19 +44,14 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_ENABLE_AUTO_CONNECT":
 that by itself, and such a one would listen on every interface.
 """
 
-_ERROR = re.compile(r"[\w.]*(Error|Exception|Failed|Unavailable|InvalidInput|NotFound)\b.*: ")
-
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 _DOWN_S = 90.0
+_PATIENCE = Patience(room_s=60.0)
+"""Nobody adds nodes to a Ray of one machine; who leaves may do so for a while."""
+
 _LOOK_S = 0.1
 _SPARE_CPUS = 1.0
-
-
-class ClusterFailed(PointsmanError):
-    """Ray or Serve could not do what was asked for; the message says why."""
-
-    code = Code.UNAVAILABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,32 +289,10 @@ def _deploy(settings: Settings, log_level: str) -> None:
     """
     from ray import serve
 
-    try:
-        serve.run(application(settings, log_level=log_level, environment={}), name=APP, route_prefix=None)
-    except RuntimeError as error:
-        raise ClusterFailed(f"the gateway could not be deployed: {_why()}") from error
-    while any(state != "HEALTHY" for state in _states().values()):  # Serve is content before all old ones have left
-        if "DEPLOY_FAILED" in _states().values():
-            raise ClusterFailed(f"the gateway could not be deployed: {_why()}")
-        time.sleep(_LOOK_S)
-
-
-def _states() -> Mapping[str, str]:
-    """How deployments are, by name."""
-    from ray import serve
-
-    return {name: str(one.status.value) for name, one in serve.status().applications[APP].deployments.items()}
-
-
-def _why() -> str:
-    """What the deployments that failed say: the last lines of their tracebacks, which are what happened."""
-    from ray import serve
-
-    said = []
-    for deployment in serve.status().applications[APP].deployments.values():
-        if deployment.status.value != "HEALTHY":
-            said += [line.strip() for line in deployment.message.splitlines() if _ERROR.match(line.strip())][-1:]
-    return "; ".join(said) or "Serve does not say why; the replicas' logs do"
+    models = deploy_apart(settings, {}, _PATIENCE)
+    app = application(settings, models, log_level=log_level, environment={})
+    serve.run_many([serve.RunTarget(app, APP, None)], wait_for_applications_running=False)
+    wait_serving([APP], _PATIENCE)
 
 
 class _Stop:

@@ -21,7 +21,8 @@ from typing import Any
 import yaml
 
 from backends.errors import InvalidInput
-from gateway.cluster.application import APP, GATEWAY, ONE_LOOP, cores, deployed
+from gateway.cluster.apart import cores, deployed
+from gateway.cluster.deployments import APP, GATEWAY, ONE_LOOP
 from gateway.security import is_loopback
 from gateway.settings import Settings
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from typing import Any
 
 from starlette.types import ASGIApp
 
 from backends.contract import Backend
-from backends.ray_serve.backend import open_deployment
+from backends.ray_serve.backend import deployment_handle, open_deployment
 from backends.ray_serve.loopback import stay_on_loopback
+from gateway.cluster.apart import Models, delete, left_over
+from gateway.cluster.deployments import GATEWAY
 from gateway.cluster.proxied import Message, ProxiedCalls
 from gateway.cluster.targets import told
 from gateway.compose import Gateway, compose, open_configured
@@ -34,8 +36,7 @@ from gateway.serve import (
 from gateway.settings import ModelSettings, ServerOptions, Settings
 from gateway.telemetry import configure_logging
 
-if TYPE_CHECKING:
-    from ray.serve.handle import DeploymentHandle
+log = logging.getLogger("pointsman.cluster")
 
 LAST_S = 1.0
 """For which connections of a replica that leaves may still ask, so that nobody asks into one that is just closed."""
@@ -43,21 +44,11 @@ LAST_S = 1.0
 _LOOK_S = 0.5
 """How often a replica looks whether the control port is free."""
 
+_LOOK_AGAIN_S = 3.0
+"""How often a replica looks whether all gateways are as it is."""
+
 _OPEN_S = 600.0
 """What the first answer of a model's replica may take, with all that it takes to start one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deployed:
-    """A model that is a deployment.
-
-    Attributes:
-        handle: to its replicas. Any: what a replica answers.
-        digest: of what it is made of.
-    """
-
-    handle: DeploymentHandle[Any]
-    digest: str
 
 
 class GatewayReplica:
@@ -66,16 +57,14 @@ class GatewayReplica:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
         settings: Settings,
-        handles: Mapping[str, DeploymentHandle[Any]],
-        digests: Mapping[str, str],
+        models: Models,
         log_level: str = "INFO",
         unready_s: float = 0.0,
     ) -> None:
         """Return when everything answers.
 
         Args:
-            handles: to the replicas of models, by name, of those that are deployments.
-            digests: of what these are made of.
+            models: that are apart.
             log_level: from which on it logs.
             unready_s: see `Retiring`.
 
@@ -87,7 +76,7 @@ class GatewayReplica:
         configure_logging(log_level)
         self._settings = settings
         self._unready_s = unready_s
-        self._deployed = {name: Deployed(handle, digests[name]) for name, handle in handles.items()}
+        self._models = models
         self._stop = Stop()
         self._ready: asyncio.Future[tuple[Gateway, Addresses]] = asyncio.get_running_loop().create_future()
         self._serving = asyncio.create_task(self._serve(), name="gateway")
@@ -104,6 +93,10 @@ class GatewayReplica:
         """
         if self._serving.done():
             raise RuntimeError("the gateway has ended")
+
+    async def asks(self) -> frozenset[str]:
+        """The applications of models that it asks."""
+        return frozenset(place.app for place in self._models.places.values())
 
     async def addresses(self) -> Addresses:
         """Where it listens."""
@@ -126,6 +119,7 @@ class GatewayReplica:
                     maintaining(gateway.keys.look),
                     gateway.deliver(),
                     probing_lag(gateway),
+                    self._ending_left_over(),
                 ),
                 Listener(gateway.control_app, control, LAST_REPLIES_S),
                 _heir(gateway.control_app, server, port_of(control)),
@@ -148,11 +142,38 @@ class GatewayReplica:
         self._ready.set_result((gateway, Addresses(http, grpc, control)))
 
     async def _open(self, model: ModelSettings) -> Backend:
-        found = self._deployed.get(model.name)
-        if found is None or model.serve is None:
+        place = self._models.places.get(model.name)
+        if place is None or model.serve is None:
             return await open_configured(model)
+        handle = await asyncio.to_thread(deployment_handle, model.name, place.deployment, place.app)
         most = model.serve.most_replicas
-        return await open_deployment(model.name, found.handle, most, digest=found.digest, timeout_s=_OPEN_S)
+        return await open_deployment(model.name, handle, most, digest=place.digest, timeout_s=_OPEN_S)
+
+    async def _ending_left_over(self) -> None:
+        """End models that no gateway asks any more, once all gateways are as this one is, and stay so for a while."""
+        before: frozenset[str] | None = None
+        while True:
+            try:
+                found = await self._left_over()
+                if found is not None and not found:  # nor will be, until an upgrade brings other gateways
+                    return
+                if found and found == before:
+                    await asyncio.to_thread(delete, found)
+                before = found
+            except Exception as error:  # Ray's many; Serve may be back at the next look
+                log.warning("models that nobody asks any more were not looked for: %r", error)
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+    async def _left_over(self) -> frozenset[str] | None:
+        """See `apart.left_over`."""
+        from ray import serve
+
+        apps = (await asyncio.to_thread(serve.status)).applications
+        own = serve.get_replica_context().app_name
+        asked = set(await self.asks())
+        for other in (name for name, app in apps.items() if name != own and GATEWAY in app.deployments):
+            asked |= await serve.get_deployment_handle(GATEWAY, other).asks.remote()
+        return left_over(apps, asked, self._models.others)
 
 
 class IngressReplica(GatewayReplica):

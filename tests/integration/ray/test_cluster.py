@@ -16,6 +16,7 @@ from tests.integration.ray.callers import Outcome, by_grpc, by_http, calling, ma
 from tests.integration.ray.clusters import CLUSTER_CONFIG, GATEWAY, MODEL, Cluster, running, why_not
 from tests.integration.test_v1 import UNSURE, call
 
+TRIPLE = "tests.integration.ray.served:triple"
 DECIDE = "/v1/routes/words:decide"
 
 
@@ -141,6 +142,41 @@ def test_an_upgrade_under_load_fails_no_request(cluster: Cluster) -> None:
     assert call(f"{cluster.http}{DECIDE}", b"fast=0.95:b").body["label"] == "y"
     wait_for(lambda: is_whole(cluster))
     assert not old & cluster.replicas(GATEWAY)
+
+
+def test_an_upgrade_of_a_model_that_is_apart_fails_no_request_and_brings_its_answers(cluster: Cluster) -> None:
+    """Old gateways have the old replicas for as long as they are there."""
+    old = cluster.replicas(MODEL)
+    with calling(cluster.http, cluster.grpc, factors=(2, 3)) as outcome:
+        many_more(outcome)
+
+        cluster.upgrade(cluster.config.read_text().replace("tests.integration.models:double", TRIPLE))
+
+        many_more(outcome)
+        wait_for(lambda: is_whole(cluster), 60)  # the old ones are gone
+        many_more(outcome)
+
+    assert outcome.failed == []
+    assert set(outcome.factors[:100]) == {2}
+    assert set(outcome.factors[-100:]) == {3}
+    assert not old & cluster.replicas(MODEL)
+
+
+def test_an_upgrade_in_which_a_model_goes_fails_no_request(cluster: Cluster) -> None:
+    """The model is one of each gateway's own from then on."""
+    with calling(cluster.http, cluster.grpc, factors=(2, 3)) as outcome:
+        many_more(outcome)
+
+        cluster.upgrade(CLUSTER_CONFIG.replace("    serve: {replicas: 2, num_cpus: 0.1}\n", ""))
+
+        many_more(outcome)
+        wait_for(lambda: not cluster.replicas(MODEL), 60)
+        many_more(outcome)
+        cluster.upgrade(CLUSTER_CONFIG)
+        many_more(outcome)
+
+    assert outcome.failed == []
+    wait_for(lambda: is_whole(cluster))
 
 
 def test_an_upgrade_that_cannot_start_leaves_what_runs(cluster: Cluster) -> None:

@@ -58,7 +58,7 @@ async def test_there_is_none_while_nobody_asks_and_more_while_batches_wait(clust
     with joined(cluster):
         from ray import serve
 
-        from gateway.cluster.application import model_application
+        from gateway.cluster.apart import model_application
 
         app = model_application(model, "a digest")
         handle = await asyncio.to_thread(serve.run, app, name=_APP, route_prefix=None)
