@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from backends.errors import Conflict, NotFound, PointsmanError
-from gateway.control.undo import Decided
 from gateway.people.scope import Scope
 from gateway.sight import as_seen_by
-from gateway.store.contract import Review, ReviewState, SaidBefore, Store
+from gateway.store.contract import Decided, Review, ReviewState, SaidBefore, Store
 
 MOST = 200
 """Most reviews that are decided by one confirmation."""

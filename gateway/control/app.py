@@ -60,7 +60,7 @@ def control_app(
         hosts: the Host headers that are answered.
         waits: how long people of a tenant will take.
     """
-    sessions = Sessions(authenticator)
+    sessions = Sessions(authenticator, store)
     status = _StatusPage(store, authenticator, sessions, overview)
 
     async def expose(request: Request) -> Response:
@@ -98,7 +98,7 @@ class _StatusPage:
 
     async def show(self, request: Request) -> Response:
         """Routes, models, review queues, reviewers of the operator's own tenant, and the store."""
-        session = self._sessions.read(request.cookies)
+        session = await self._sessions.read(request.cookies)
         operator = self._operator(request, session)
         if operator is None:
             return RedirectResponse("/login?next=/", 303)

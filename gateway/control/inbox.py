@@ -33,13 +33,13 @@ from backends.errors import Conflict, InvalidInput, NotFound, TooLarge, Unauthen
 from gateway.answer import Answer
 from gateway.control import alike, history, media, pages
 from gateway.control.session import COOKIE, SESSION_S, Session, Sessions
-from gateway.control.undo import Decided, LastDecisions
+from gateway.control.undo import LastDecisions
 from gateway.http.reviews import DEFAULT_LEASE_S, check_label, check_lead, check_reviewer, check_scope
 from gateway.keys import parse_review_id
 from gateway.request import Role
 from gateway.security import Authenticator, refuse_foreign_pages, require_role
 from gateway.sight import as_seen_by, hides
-from gateway.store.contract import Proposal, QueueWork, Review, ReviewState, SaidBefore, Store
+from gateway.store.contract import Decided, Proposal, QueueWork, Review, ReviewState, SaidBefore, Store
 from router.contract import USUAL_PRIORITY
 
 LISTED = 100
@@ -96,7 +96,7 @@ class Inbox:
         self._store = store
         self._authenticator = authenticator
         self._sessions = sessions
-        self._decisions = LastDecisions()
+        self._decisions = LastDecisions(store)
         self._converting = asyncio.Semaphore(_CONVERSIONS)
 
     def routes(self) -> Sequence[BaseRoute]:
@@ -157,7 +157,7 @@ class Inbox:
 
     async def logout(self, request: Request, session: Session, form: Form) -> Response:
         """Ends the session."""
-        self._sessions.end(session)
+        await self._sessions.end(session)
         response = RedirectResponse("/login", 303)
         response.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return response
@@ -166,11 +166,11 @@ class Inbox:
 
     async def queues(self, request: Request, session: Session) -> Response:
         """What waits, by queue, priority and due time, and who has what."""
-        return self._page("inbox.html", session, **await self._listed(session))
+        return await self._page("inbox.html", session, **await self._listed(session))
 
     async def live_queues(self, request: Request, session: Session) -> Response:
         """The list of `queues` alone, to be put in the place of an older one."""
-        return self._page("queues.html", session, **await self._listed(session))
+        return await self._page("queues.html", session, **await self._listed(session))
 
     async def _listed(self, session: Session) -> Mapping[str, Any]:  # Any: what the template shows
         tenant, scope = session.caller.tenant, session.caller.scope
@@ -193,7 +193,7 @@ class Inbox:
         else:
             review = await self._claim_behind(queue, parse_review_id(after), session)
         if review is None:
-            return self._page("empty.html", session, queue=queue, skipped=after is not None)
+            return await self._page("empty.html", session, queue=queue, skipped=after is not None)
         return await self._item_page(review, session)
 
     async def _claim_behind(self, queue: str, skipped: str, session: Session) -> Review | None:
@@ -222,7 +222,7 @@ class Inbox:
         review = as_seen_by(session.reviewer, review)
         labels = review.task.labels
         shortcuts = pages.shortcuts(labels)
-        return self._page(
+        return await self._page(
             "item.html",
             session,
             review=review,
@@ -274,7 +274,7 @@ class Inbox:
         check_scope(session.caller, found.review)
         sees_all = Role.OPERATOR in session.caller.roles
         steps = history.timeline(found, session.reviewer, sees_all=sees_all)
-        return self._page("history.html", session, review=as_seen_by(session.reviewer, found.review), steps=steps)
+        return await self._page("history.html", session, review=as_seen_by(session.reviewer, found.review), steps=steps)
 
     async def payload(self, request: Request, session: Session) -> Response:
         """The input itself: a picture to show, or a download."""
@@ -310,16 +310,16 @@ class Inbox:
         await self._store.decide(tenant, review_id, reviewer, fence, label)
         now = await self._store.glance(tenant, review_id)
         if now is not None and (now.state, now.reviewer, now.fence) == (ReviewState.DECIDED, reviewer, fence):
-            self._decisions.remember(session.id, [Decided(review_id, fence)], label, self._store.undo_s)
+            await self._decisions.remember(session, [Decided(review_id, fence)], self._store.undo_s)
         else:  # an opinion that others are asked about, too
-            self._decisions.forget(session.id)
+            await self._decisions.forget(session)
         return RedirectResponse(_next_path(form.get("queue", ""), form.get("after")), 303)
 
     async def undo(self, request: Request, session: Session, form: Form) -> Response:
         """Takes back the decision that this reviewer has just made, and shows the item again."""
         review_id, fence = parse_review_id(request.path_params["id"]), _fence(form)
         await self._store.undo(session.caller.tenant, review_id, session.reviewer, fence)
-        self._decisions.forget(session.id)
+        await self._decisions.forget(session)
         return RedirectResponse(f"/inbox/reviews/{review_id}", 303)
 
     async def renew(self, request: Request, session: Session, form: Form) -> Response:
@@ -347,7 +347,7 @@ class Inbox:
         same = await self._alike(review, session, alike.MOST)
         free = [one for one in same if alike.is_free(one, session.reviewer)]
         view = await asyncio.to_thread(media.view, review.task.payload, review.task.content_type)
-        return self._page(
+        return await self._page(
             "alike.html",
             session,
             review=as_seen_by(session.reviewer, review),
@@ -376,12 +376,12 @@ class Inbox:
         decided = [outcome.decided for outcome in outcomes if outcome.decided is not None]
         if decided:
             left_s = self._store.undo_s - (time.monotonic() - began)
-            self._decisions.remember(session.id, decided, label, left_s)
+            await self._decisions.remember(session, decided, left_s)
         else:  # what was decided before would seem to be about these
-            self._decisions.forget(session.id)
+            await self._decisions.forget(session)
         outcomes += [alike.Outcome(one, "it was decided meanwhile") for one in confirmed if one not in same]
         shown = as_seen_by(session.reviewer, review)
-        return self._page("alike_done.html", session, review=shown, label=label, outcomes=outcomes)
+        return await self._page("alike_done.html", session, review=shown, label=label, outcomes=outcomes)
 
     async def undo_alike(self, request: Request, session: Session, form: Form) -> Response:
         """Takes back what this reviewer has just decided about many, and asks what they are again."""
@@ -389,12 +389,12 @@ class Inbox:
         if len(made) > alike.MOST:
             raise TooLarge(f"at most {alike.MOST} decisions are taken back at once")
         outcomes = await alike.undo_each(self._store, _who(session), made)
-        self._decisions.forget(session.id)
+        await self._decisions.forget(session)
         back = [outcome.review_id for outcome in outcomes if not outcome.why_not]
         if len(back) == len(outcomes):
             return RedirectResponse(f"/inbox/reviews/{back[0]}/alike", 303)
         review = as_seen_by(session.reviewer, await self._glance(request, session))
-        return self._page("alike_undone.html", session, 409, review=review, back=back, outcomes=outcomes)
+        return await self._page("alike_undone.html", session, 409, review=review, back=back, outcomes=outcomes)
 
     # How it is done
 
@@ -406,7 +406,7 @@ class Inbox:
             if request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
                 # A strict cookie stays behind when another site links here; a click on our own page brings it along.
                 return pages.page("arrive.html", session=None, path=_inbox_path(path))
-            session = self._sessions.read(request.cookies)
+            session = await self._sessions.read(request.cookies)
             if session is None:
                 return RedirectResponse("/login?" + urlencode({"next": _inbox_path(path)}), 303)
             require_role(session.caller, Role.REVIEWER)
@@ -419,7 +419,7 @@ class Inbox:
 
         async def endpoint(request: Request) -> Response:
             refuse_foreign_pages(request.headers)
-            session = self._sessions.read(request.cookies)
+            session = await self._sessions.read(request.cookies)
             if session is None:
                 return self._login_page("/inbox", 401, "Your session has ended; nothing was changed.")
             form = await _form(request)
@@ -440,7 +440,7 @@ class Inbox:
         queue = form.get("queue") or found.task.queue
         if found.task.queue == queue:
             check_scope(session.caller, found)
-        return self._page(
+        return await self._page(
             "conflict.html",
             session,
             409,
@@ -466,12 +466,12 @@ class Inbox:
         check_scope(session.caller, review)
         return review
 
-    def _page(self, template: str, session: Session, status: int = 200, **values: object) -> Response:
+    async def _page(self, template: str, session: Session, status: int = 200, **values: object) -> Response:
         shown: dict[str, object] = {
             "session": session,
             "token": self._sessions.form_token(session),
             "lease_s": DEFAULT_LEASE_S,
-            "last": self._decisions.of(session.id),
+            "last": await self._decisions.of(session),
             "keys": pages.commands(()),
             "usual_priority": USUAL_PRIORITY,
         }

@@ -2,8 +2,13 @@
 
 The cookie says who, not what they may do: roles and tenant are looked up at every request, and the cookie carries a
 mark of the key it was opened with, so that a key that is withdrawn or replaced ends its sessions. It holds no key and
-no digest of one. The signing secret lives as long as the process: a restart logs everybody out, which costs a reviewer
-one paste and saves the operator a secret to keep.
+no digest of one.
+
+Whichever gateway of a store a browser meets, before and after restarts, its session is the same one: what signs it
+comes from the store's key, which all of them have, and which is not in the store. So that it ends at all of them too,
+who has logged out is in the store, for as long as their cookie could be shown; it is looked up at every request.
+Rejected: a secret for each process (behind a balancer every second click would ask for the key again), one in the store
+(no copy of a store, nor a backup, is to be worth a session), and one out of reviewers' keys (there may be none).
 
 A form's token is an HMAC over the session's id, so it is worth nothing in another session. The login form has no
 session to be bound to; `refuse_foreign_pages` alone guards it.
@@ -14,8 +19,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from itsdangerous import BadData, URLSafeTimedSerializer
@@ -23,6 +27,7 @@ from itsdangerous import BadData, URLSafeTimedSerializer
 from backends.errors import PermissionDenied
 from gateway.request import Caller
 from gateway.security import ANYBODY, ApiKey, Authenticator
+from gateway.store.contract import SessionStore
 
 COOKIE = "pointsman_session"
 SESSION_S = 12 * 3600
@@ -47,25 +52,27 @@ class Session:
 class Sessions:
     """Opens, reads and ends sessions."""
 
-    def __init__(self, authenticator: Authenticator, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, authenticator: Authenticator, store: SessionStore) -> None:
         self._authenticator = authenticator
-        self._clock = clock
-        self._secret = secrets.token_bytes(32)
+        self._store = store
+        self._secret = store.session_secret
         self._cookies = URLSafeTimedSerializer(self._secret, salt="session")
-        self._ended: dict[str, float] = {}
 
     def open(self, reviewer: str, key: ApiKey | None) -> str:
         """The cookie of a new session of *reviewer*, who showed *key* (None where none is needed)."""
         mark = "" if key is None else self._mark(key)
         return self._cookies.dumps([secrets.token_hex(16), reviewer, mark])
 
-    def read(self, cookies: Mapping[str, str]) -> Session | None:
+    async def read(self, cookies: Mapping[str, str]) -> Session | None:
         """The session that a browser's *cookies* belong to; None where it has none, or none that is still good."""
+        session = self._shown(cookies)
+        return None if session is None or await self._store.is_session_over(session.id) else session
+
+    def _shown(self, cookies: Mapping[str, str]) -> Session | None:
+        """The session that *cookies* tell of, ended or not."""
         try:
             session_id, reviewer, mark = self._cookies.loads(cookies.get(COOKIE, ""), max_age=SESSION_S)
         except BadData:
-            return None
-        if session_id in self._ended:
             return None
         if not self._authenticator.needs_key:
             return Session(session_id, reviewer, ANYBODY) if mark == "" else None
@@ -74,11 +81,9 @@ class Sessions:
             return None
         return Session(session_id, reviewer, key.caller)
 
-    def end(self, session: Session) -> None:
-        """Make *session*'s cookie worthless, wherever a copy of it may be."""
-        now = self._clock()
-        self._ended = {ended: at for ended, at in self._ended.items() if now - at <= SESSION_S}
-        self._ended[session.id] = now
+    async def end(self, session: Session) -> None:
+        """Make *session*'s cookie worthless, wherever a copy of it may be, and at whichever gateway it is shown."""
+        await self._store.end_session(session.id, SESSION_S)
 
     def form_token(self, session: Session) -> str:
         """What every form shown in *session* carries."""

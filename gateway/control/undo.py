@@ -1,24 +1,19 @@
 """What each reviewer decided last, for as long as it can be taken back.
 
-It is kept by session and in memory: after a restart nobody is offered to undo, and no address can ask for it.
+It is kept by session, in the store: whichever gateway shows the next page offers it, and it holds no label, which may
+be made of an input's own words.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from gateway.control.session import Session
+from gateway.store.contract import Decided, ReviewState, Store
 
 _WAY_S = 1.0
 """What a click takes to reach the store; undoing is offered for so much less than the store takes it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """A review that was decided, and the fence that it was decided under."""
-
-    review_id: str
-    fence: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +33,25 @@ class LastDecision:
 class LastDecisions:
     """The last decision of every session."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._made: dict[str, _Made] = {}
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
-    def remember(self, session_id: str, reviews: Sequence[Decided], label: str, undo_s: float) -> None:
+    async def remember(self, session: Session, reviews: Sequence[Decided], undo_s: float) -> None:
         """*reviews* were decided just now, and the store takes the first back for *undo_s* seconds still."""
-        now = self._clock()
-        self._made = {session: made for session, made in self._made.items() if made.until > now}
-        self._made[session_id] = _Made(tuple(reviews), label, now + undo_s - _WAY_S)
+        left_s = undo_s - _WAY_S
+        await self._store.offer_undo(session.id, reviews if left_s > 0 else (), left_s)
 
-    def forget(self, session_id: str) -> None:
-        """Nothing of *session_id* is to be taken back any more."""
-        self._made.pop(session_id, None)
+    async def forget(self, session: Session) -> None:
+        """Nothing of *session* is to be taken back any more."""
+        await self._store.offer_undo(session.id, (), 0.0)
 
-    def of(self, session_id: str) -> LastDecision | None:
-        """What *session_id* can take back; None where it is too late, or there was nothing."""
-        made = self._made.get(session_id)
-        left_s = 0.0 if made is None else made.until - self._clock()
-        return LastDecision(made.reviews, made.label, left_s) if made and left_s > 0 else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    reviews: tuple[Decided, ...]
-    label: str
-    until: float
+    async def of(self, session: Session) -> LastDecision | None:
+        """What can be taken back in *session*; None where it is too late, or there was nothing, or it was."""
+        offer = await self._store.undo_offer(session.id)
+        if offer is None:
+            return None
+        first = offer.reviews[0]
+        now = await self._store.glance(session.caller.tenant, first.review_id)
+        if now is None or (now.state, now.fence) != (ReviewState.DECIDED, first.fence):
+            return None
+        return LastDecision(offer.reviews, now.label or "", offer.left_s)

@@ -771,7 +771,56 @@ class CertificationStore(Protocol):
         ...
 
 
-class InboxStore(Protocol):
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A review that was decided, and the fence that it was decided under."""
+
+    review_id: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class UndoOffer:
+    """What can be taken back in a session: one decision, or several that were made at once.
+
+    Attributes:
+        left_s: how much longer that is offered, in seconds.
+    """
+
+    reviews: tuple[Decided, ...]
+    left_s: float
+
+
+class SessionStore(Protocol):
+    """What all gateways must know of the inbox's sessions, whichever a browser meets. Safe on one event loop."""
+
+    @property
+    def session_secret(self) -> bytes:
+        """What their cookies are signed with: the same for all who share the store, and not in it; 32 bytes."""
+        ...
+
+    async def end_session(self, session_id: str, known_s: float) -> None:
+        """A session is over; that is known for *known_s* seconds. Repeating it is harmless.
+
+        Raises:
+            Unavailable: the store cannot write; calling again is safe.
+        """
+        ...
+
+    async def is_session_over(self, session_id: str) -> bool:
+        """Whether it was ended, at whichever gateway."""
+        ...
+
+    async def offer_undo(self, session_id: str, reviews: Sequence[Decided], for_s: float) -> None:
+        """*reviews*, and nothing before them, can be taken back in a session for *for_s* seconds; none: nothing can."""
+        ...
+
+    async def undo_offer(self, session_id: str) -> UndoOffer | None:
+        """What can be taken back in a session; None where nothing can, any more."""
+        ...
+
+
+class InboxStore(SessionStore, Protocol):
     """What the review inbox asks of a store beside taking and deciding reviews. Safe on one event loop."""
 
     async def queue_work(self, tenant: str, scope: Scope = EVERYTHING) -> Mapping[str, QueueWork]:

@@ -7,9 +7,10 @@ backup of it, can show nothing, which is why the digests may stay when what they
 
     subject   HMAC-SHA256(key, "subject" 0 tenant 0 subject)
     input     HMAC-SHA256(key, SHA-256(input)), so that large inputs are hashed without Python's lock
+    sessions  HMAC-SHA256(key, "sessions"), which the inbox signs cookies with (`gateway.control.session`)
 
 All who share a store need the same key. Where it is lost, subjects are not found again, though answers are by their
-ids, and digests show nothing any more; nothing else needs it.
+ids, and digests show nothing any more, and whoever reviews logs in again; nothing else needs it.
 
 Rejected: a salt beside each digest (it would lie in the store), and a slow hash (it is taken for every request).
 """
@@ -64,6 +65,10 @@ class StoreKey:
     def of_subject(self, tenant: str, subject: str) -> bytes:
         """By what the store knows *subject*, whom an answer of *tenant* is about; 32 bytes."""
         return hmac.digest(self.key, b"subject\0%b\0%b" % (tenant.encode(), subject.encode()), "sha256")
+
+    def of_sessions(self) -> bytes:
+        """What sessions of the inbox are signed with; 32 bytes."""
+        return hmac.digest(self.key, b"sessions", "sha256")
 
     def of_input(self, *parts: bytes | memoryview) -> bytes:
         """The digest of an item's input, which is *parts* one after the other; 32 bytes."""

@@ -454,3 +454,13 @@ CANARY_HALTS = Table(
     Column("at_s", Double, nullable=False),
     Column("why", Text, nullable=False),
 )
+
+INBOX_SESSIONS = Table(
+    "inbox_sessions",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("until_s", Double, nullable=False),  # when what it says matters no more
+    Column("is_over", Boolean, nullable=False),
+    Column("made", Text, nullable=False),  # reviews that can be taken back, with their fences, as JSON
+    Index("inbox_sessions_until", "until_s"),
+)

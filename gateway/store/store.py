@@ -40,12 +40,14 @@ from gateway.store import (
     outbox,
     retention,
     reviews,
+    sessions,
     workload,
 )
 from gateway.store import erasure as erasing
 from gateway.store.answers import Commit, Feedback, Hide
 from gateway.store.contract import (
     CanaryHalt,
+    Decided,
     Delivery,
     Erased,
     Erasure,
@@ -73,6 +75,7 @@ from gateway.store.contract import (
     ReviewTask,
     Step,
     StoreStatistics,
+    UndoOffer,
     Workload,
 )
 from gateway.store.database import Clocks, Database
@@ -597,6 +600,29 @@ class SqlStore:
         """See `Store.gold`."""
         return await self._read(lambda connection: gold.counted(connection, tenant))
 
+    @property
+    def session_secret(self) -> bytes:
+        """See `SessionStore.session_secret`."""
+        return self._key.of_sessions()
+
+    async def end_session(self, session_id: str, known_s: float) -> None:
+        """See `SessionStore.end_session`."""
+        await self._writer.run(lambda transaction: sessions.end(transaction, session_id, known_s))
+
+    async def is_session_over(self, session_id: str) -> bool:
+        """See `SessionStore.is_session_over`."""
+        return await self._read(lambda connection: sessions.is_over(connection, session_id))
+
+    async def offer_undo(self, session_id: str, reviews: Sequence[Decided], for_s: float) -> None:
+        """See `SessionStore.offer_undo`."""
+        await self._writer.run(lambda transaction: sessions.offer_undo(transaction, session_id, reviews, for_s))
+
+    async def undo_offer(self, session_id: str) -> UndoOffer | None:
+        """See `SessionStore.undo_offer`."""
+        return await self._read(
+            lambda connection: sessions.undo_offer(connection, session_id, self._clocks(connection).now_s)
+        )
+
     async def queue_depths(self) -> Mapping[str, QueueDepth]:
         """See `Store.queue_depths`."""
         return await self._read(lambda connection: reviews.queue_depths(connection, self._clocks(connection).now))
@@ -622,6 +648,7 @@ class SqlStore:
         answers_s, kept = self._options.retention_s, self._options.kept
         messages_s = answers_s if kept.messages_s is None else kept.messages_s
         await self._writer.run(partial(outbox.forget, retention_s=messages_s))
+        await self._writer.run(sessions.forget)
         purged = await self._repeat(partial(retention.purge_aged, retention_s=answers_s))
         if kept.payloads_s is not None:
             await self._repeat(partial(retention.give_up_seconds, payloads_s=kept.payloads_s))

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlencode
+from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
 
@@ -63,6 +65,36 @@ def test_gateways_share_answers_keys_and_people(gateways: list[GatewayProcess], 
     command = [sys.executable, "-m", "gateway.cli", "audit", "verify", str(tmp_path / "one" / "gateway.yaml")]
     verified = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert verified.stdout == "the decision log is whole\n", verified.stderr
+
+
+def test_a_reviewer_s_session_goes_on_at_the_other_gateway_and_ends_at_both(gateways: list[GatewayProcess]) -> None:
+    one, other = gateways
+    answer_id = decide(one, UNSURE).body["answer_id"]
+    browser = build_opener(HTTPCookieProcessor())  # cookies are of a host, whatever the port
+
+    def send(url: str, **form: str) -> str:
+        with browser.open(url, urlencode(form).encode() if form else None, timeout=20) as response:
+            return str(response.read().decode())
+
+    def field(page: str, name: str) -> str:
+        found = re.search(rf'name="{name}" value="([^"]*)"', page)
+        assert found is not None, page
+        return found[1]
+
+    assert "Review inbox" in send(f"{one.control}/login", name="ana", next="/inbox")
+    shown = send(f"{other.control}/inbox/words/next")
+    review = re.search(r'action="(/inbox/reviews/\w+)/decide"', shown)
+    assert review is not None
+    sent = {name: field(shown, name) for name in ("token", "fence", "queue")}
+    following = send(f"{one.control}{review[1]}/decide", label="c", **sent)
+    assert "Decided <strong>c</strong>" in following
+    listed = send(f"{other.control}/inbox")
+    assert "Decided <strong>c</strong>" in listed
+    send(f"{other.control}{review[1]}/undo", token=sent["token"], fence=sent["fence"])
+    assert call(f"{one.http}/v1/answers/{answer_id}").status == 202
+    send(f"{other.control}/logout", token=sent["token"])
+    for gateway in gateways:
+        assert "Who is reviewing?" in send(f"{gateway.control}/inbox")
 
 
 def test_a_hundred_retries_at_once_at_both_gateways_are_one_inference_and_one_task(

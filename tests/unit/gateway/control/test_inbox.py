@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from backends.errors import Conflict
+from gateway.security import Authenticator, SecurityOptions
 from gateway.store.contract import Proposal, Review, ReviewState, Step
-from gateway.store.store import SqlStore
-from tests.unit.gateway.control.conftest import Clock, Defer, Plane
+from gateway.store.store import SqlStore, open_store
+from tests.unit.gateway.control.conftest import Clock, Defer, Plane, _plane
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -778,6 +780,37 @@ async def test_logging_out_ends_the_session_and_every_copy_of_its_cookie(keyed: 
     late = await copy.press(shown, "decide", {"label": "refund"})
     assert late.status_code == 401
     assert "nothing was changed" in late.text
+
+
+async def test_whichever_gateway_a_reviewer_meets_their_session_is_one(
+    plane: Plane, store: SqlStore, defer: Defer
+) -> None:
+    """Logging in, deciding, taking back, and logging out, each at another gateway of the store."""
+    review = await defer()
+    async with aclosing(await open_store(store._options, siblings=True)) as beside:
+        other = _plane(beside, Authenticator(SecurityOptions()), {})
+        anna, there = await plane.reviewer("anna"), other.browser()
+        there.http.cookies.update(anna.http.cookies)
+
+        shown = await there.get("/inbox/tickets/next")
+        await anna.press(shown, "decide", {"label": "refund"})
+        following = await there.get("/inbox")
+        undone = await there.press(following, "undo", {})
+        again = await anna.get(undone.headers["location"])
+        out = await there.press(again, "logout", {})
+
+        assert "Decided <strong>refund</strong>" in following.text
+        assert undone.status_code == 303
+        assert "Decided <strong>" not in again.text
+        assert out.status_code == 303
+        for browser in (anna, there):
+            assert (await browser.get("/inbox")).headers["location"].startswith("/login")
+        late = await anna.press(again, "decide", {"label": "other"})
+        assert late.status_code == 401
+        await other.aclose()
+    left = await store.review("default", review.id)
+    assert left is not None
+    assert left.state is not ReviewState.DECIDED
 
 
 async def test_a_forged_cookie_is_no_session(keyed: Plane, plane: Plane) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import time
+from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gateway.control import media, pages
-from gateway.control.session import COOKIE, SESSION_S, Sessions
+from gateway.control.session import COOKIE, Sessions
 from gateway.security import ApiKey, Authenticator, SecurityOptions, new_api_key
+from gateway.store import SqlStore, StoreOptions, open_store
 from router.contract import Reason
 
 
@@ -171,29 +174,35 @@ def test_a_large_picture_is_converted_within_bounds(mode: str) -> None:
         assert (shown.format, shown.width) == ("PNG", media.MAX_CONVERTED_SIDE)
 
 
-def test_a_session_ends_with_its_key() -> None:
+async def test_a_session_ends_with_its_key(store: SqlStore) -> None:
     key, other = (ApiKey("anna", new_api_key()[1]) for _ in range(2))
-    sessions = Sessions(Authenticator(SecurityOptions((key,))))
+    sessions = Sessions(Authenticator(SecurityOptions((key,))), store)
     cookies = {COOKIE: sessions.open("anna", key)}
-    assert sessions.read(cookies) is not None
+    assert await sessions.read(cookies) is not None
 
     for keys in ((other,), (), (ApiKey("ben", key.sha256),)):
         sessions._authenticator = Authenticator(SecurityOptions(keys))
-        assert sessions.read(cookies) is None
+        assert await sessions.read(cookies) is None
 
 
-def test_ended_sessions_are_forgotten_when_their_cookies_are_too_old_anyway() -> None:
-    now = [0.0]
-    sessions = Sessions(Authenticator(SecurityOptions()), clock=lambda: now[0])
-    for _ in range(3):
-        session = sessions.read({COOKIE: sessions.open("anna", None)})
+async def test_a_session_outlives_the_gateway_that_opened_it_and_its_end_does_too(tmp_path: Path) -> None:
+    options = StoreOptions(tmp_path / "store.db")
+    async with aclosing(await open_store(options)) as store:
+        sessions = Sessions(Authenticator(SecurityOptions()), store)
+        stays, ends = ({COOKIE: sessions.open(name, None)} for name in ("anna", "ben"))
+        session = await sessions.read(ends)
         assert session is not None
-        sessions.end(session)
-        now[0] += SESSION_S + 1
-
-    assert len(sessions._ended) == 1
+        await sessions.end(session)
+        assert store.session_secret.hex() not in options.path.with_name("store.db-key").read_text()
+    async with aclosing(await open_store(options)) as store:
+        again = Sessions(Authenticator(SecurityOptions()), store)
+        found = await again.read(stays)
+        assert found is not None
+        assert found.reviewer == "anna"
+        again.check_form(found, sessions.form_token(found))
+        assert await again.read(ends) is None
 
 
 @pytest.mark.parametrize("cookie", ["", "x", "a.b.c", "W10.aaaa.bbbb"])
-def test_what_is_no_cookie_of_ours_is_no_session(cookie: str) -> None:
-    assert Sessions(Authenticator(SecurityOptions())).read({COOKIE: cookie}) is None
+async def test_what_is_no_cookie_of_ours_is_no_session(cookie: str, store: SqlStore) -> None:
+    assert await Sessions(Authenticator(SecurityOptions()), store).read({COOKIE: cookie}) is None

@@ -24,6 +24,7 @@ from gateway.store.contract import (
     KEY_LEASE_S,
     CanaryHalt,
     Claim,
+    Decided,
     Done,
     Erasure,
     Escalated,
@@ -47,6 +48,7 @@ from gateway.store.contract import (
     Step,
     Store,
     Taken,
+    UndoOffer,
 )
 from router.contract import Decision, Reason
 from tests.unit.gateway.store.samples import (
@@ -1403,6 +1405,43 @@ async def closing_twice_is_harmless_and_then_everything_is_refused(opener: Opene
             await refused
 
 
+async def a_session_that_ends_at_one_is_over_at_all(opener: Opener) -> None:
+    async with aclosing(await opener()) as one, aclosing(await opener()) as other:
+        assert one.session_secret == other.session_secret
+        assert len(one.session_secret) == 32
+        await other.offer_undo("s1", [Decided("r1", 1)], 60.0)
+        for _ in range(2):
+            await one.end_session("s1", DAY_S)
+        await other.offer_undo("s1", [Decided("r2", 1)], 9 * DAY_S)  # by a request that was under way
+        for store in (one, other):
+            assert await store.is_session_over("s1")
+            assert not await store.is_session_over("s2")
+            assert await store.undo_offer("s1") is None
+        opener.wall_clock.now += DAY_S - 1.0
+        await one.maintain()
+        assert await other.is_session_over("s1")
+        opener.wall_clock.now += 1.0
+        await one.maintain()
+        assert not await other.is_session_over("s1")  # its cookie is too old by now
+
+
+async def what_can_be_taken_back_in_a_session_is_known_to_all(opener: Opener) -> None:
+    several = [Decided(f"r{number}", number) for number in range(200)]
+    async with aclosing(await opener()) as one, aclosing(await opener()) as other:
+        await one.offer_undo("s1", (), 0.0)
+        await one.offer_undo("s1", [Decided("r0", 7)], 9.0)
+        await other.offer_undo("s2", several, 9.0)
+        assert await other.undo_offer("s1") == UndoOffer((Decided("r0", 7),), 9.0)
+        opener.wall_clock.now += 5.0
+        assert await one.undo_offer("s2") == UndoOffer(tuple(several), 4.0)
+        await other.offer_undo("s1", several[:1], 9.0)
+        assert await one.undo_offer("s1") == UndoOffer(tuple(several[:1]), 9.0)
+        await one.offer_undo("s1", (), 0.0)
+        opener.wall_clock.now += 4.0
+        await one.maintain()
+        assert [await other.undo_offer(session) for session in ("s1", "s2", "s3")] == [None] * 3
+
+
 async def statistics_tell_what_was_written(opener: Opener) -> None:
     async with aclosing(await opener()) as store:
         before = store.statistics()
@@ -1620,6 +1659,8 @@ CHECKS: tuple[Check, ...] = (
     a_wall_clock_that_jumps_leaves_leases_as_they_are,
     a_cancelled_caller_leaves_the_store_usable,
     closing_twice_is_harmless_and_then_everything_is_refused,
+    a_session_that_ends_at_one_is_over_at_all,
+    what_can_be_taken_back_in_a_session_is_known_to_all,
     statistics_tell_what_was_written,
     work_is_told_by_queue_and_for_one_tenant,
     reviews_are_alike_that_ask_the_same_about_the_same_input,
