@@ -7,7 +7,7 @@
     feedback       labels that are no choice
     decision log   labels that are no choice, and what callers said of themselves; every row keeps its digests and its
                    hash, and rows `erase` vouch for what was changed (`gateway.store.log`)
-    messages       all; of what was not delivered yet, and of what is final now, a new one is
+    messages       all; of what was not delivered yet, or is dead, and of what is final now, a new one is
     keys           idempotency keys of it: a retry is a new request
     subjects       whom it was about
 
@@ -431,16 +431,27 @@ def _trail(work: _Work, item: _Item, trail: str) -> str:
 
 
 def _tell(work: _Work, telling: Telling) -> None:
-    """Put a message about what is left in the place of those that were not delivered, and one about what is final."""
-    transaction, c = work.transaction, OUTBOX.c
+    """Tell of what is final now, and put messages about what is left in the place of those that were not delivered.
+
+    Whom a message did not reach has another one, dead as that was: so it can still be sent to them.
+    """
+    connection, c = work.transaction.connection, OUTBOX.c
+    untold: defaultdict[str, dict[str, OutboxState]] = defaultdict(dict)  # by answer, and webhook
+    undelivered = select(c.answer_id, c.webhook, c.state).where(c.state != OutboxState.DELIVERED.value)
     touched = sorted(work.touched)
-    waiting = select(c.answer_id).distinct().where(c.state == OutboxState.WAITING.value)
-    untold = set(_select(transaction.connection, touched, waiting, c.answer_id))
-    _delete(transaction.connection, OUTBOX, touched)
-    for answer_id in sorted(untold | work.closed):
-        answer = read_answer(transaction.connection, work.erasure.tenant, AnswerId(answer_id))
-        if answer is not None:
-            outbox.add(transaction, answer, telling)
+    for row in _rows(connection, touched, undelivered, c.answer_id):
+        state = OutboxState(row["state"])
+        if untold[row["answer_id"]].get(row["webhook"]) is not OutboxState.WAITING:
+            untold[row["answer_id"]][row["webhook"]] = state
+    _delete(connection, OUTBOX, touched)
+    for answer_id in sorted(untold.keys() | work.closed):
+        answer = read_answer(connection, work.erasure.tenant, AnswerId(answer_id))
+        if answer is None:
+            continue
+        if answer_id in work.closed:
+            outbox.add(work.transaction, answer, telling)
+        else:
+            outbox.add_anew(work.transaction, answer, telling, untold[answer_id])
 
 
 def _entries(work: _Work) -> Iterator[LogEntry]:

@@ -63,6 +63,18 @@ def add(transaction: Transaction, answer: Answer, telling: Telling) -> None:
     put(transaction, answer.tenant, answer.id, messages, telling.after_s)
 
 
+def add_anew(transaction: Transaction, answer: Answer, telling: Telling, states: Mapping[str, OutboxState]) -> None:
+    """Have *answer* told in the place of messages that were deleted, by *states* of these: the webhooks of no others.
+
+    Those in the place of dead ones are dead at once, and can be delivered as these could.
+    """
+    messages = [one for one in telling.announce(answer, transaction.now_s) if one.webhook in states]
+    put(transaction, answer.tenant, answer.id, messages, telling.after_s)
+    for message in messages:
+        if states[message.webhook] is OutboxState.DEAD:
+            end(transaction, message.id, OutboxState.DEAD, "not sent: the one that it stands for was dead")
+
+
 def put(
     transaction: Transaction, tenant: str, answer_id: str, messages: Iterable[Message], after_s: float = 0.0
 ) -> None:

@@ -14,7 +14,16 @@ import pytest
 
 from backends.errors import Conflict
 from gateway.answer import Answer
-from gateway.store import CannotOpenStore, SqlStore, StoreOptions, open_store, overwrite_beside, read_answer_log
+from gateway.store import (
+    CannotOpenStore,
+    SqlStore,
+    StoreOptions,
+    list_messages,
+    open_store,
+    overwrite_beside,
+    read_answer_log,
+    redeliver,
+)
 from gateway.store.contract import Erasure, GoldCount, GoldItem, Message, OutboxState, Purpose, Review, ReviewState
 from gateway.store.key import StoreKey, key_place, open_key
 from gateway.store.outbox import new_message
@@ -279,6 +288,53 @@ async def test_what_was_not_delivered_yet_is_told_anew_without_what_is_gone(opti
         (left,) = await store.take_messages({"crm": 10}, 60.0)
 
     assert (left.answer_id, left.message.body) == (untold[0].id, "[null]")
+
+
+def tell_three(answer: Answer, now_s: float) -> list[Message]:
+    """What three webhooks are told of a closed answer: its labels."""
+    labels = orjson.dumps([item.label for item in answer.items]).decode()
+    return [new_message(name, now_s, lambda _: labels) for name in ("crm", "erp", "mail")]
+
+
+@pytest.mark.parametrize("place", ["sqlite", "postgres"])
+async def test_what_a_webhook_never_took_is_dead_without_what_is_gone_and_can_be_sent_again(
+    options: StoreOptions, place: str, request: pytest.FixtureRequest
+) -> None:
+    if place == "postgres":
+        options = replace(options, place=request.getfixturevalue("postgres"))
+    async with aclosing(await open_store(replace(options, undo_s=0.0), announce=tell_three)) as store:
+        answer, tasks = texted()
+        await store.commit(answer, tasks)
+        await decide_with(store, SECRET)
+        ends = {"crm": OutboxState.DELIVERED, "erp": OutboxState.DEAD}
+        before = await store.take_messages({"crm": 1, "erp": 1}, 60.0)
+        for delivery in before:
+            await store.end_message(delivery.message.id, ends[delivery.message.webhook], f"500: {SECRET}")
+
+        for _ in range(2):
+            await store.erase(erasure_of(answer), known)
+
+        left = {delivery.message.webhook: delivery for delivery in await list_messages(options, None, 10)}
+        assert {name: delivery.state for name, delivery in left.items()} == {
+            "erp": OutboxState.DEAD,
+            "mail": OutboxState.WAITING,
+        }
+        assert {delivery.message.body for delivery in left.values()} == {"[null]"}
+        assert left["erp"].message.id not in {delivery.message.id for delivery in before}
+        assert SECRET not in repr(left)
+        assert [one.message.webhook for one in await store.take_messages(dict.fromkeys(left, 10), 60.0)] == ["mail"]
+        assert await redeliver(options, None) == 1
+        (again,) = await store.take_messages({"erp": 10}, 60.0)
+        assert (again.message.id, again.message.body) == (left["erp"].message.id, "[null]")
+
+
+async def test_an_answer_that_an_erasure_closes_is_told_to_all(options: StoreOptions) -> None:
+    async with aclosing(await open_store(replace(options, undo_s=0.0), announce=tell_three)) as store:
+        answer, tasks = texted()
+        await store.commit(answer, tasks)
+        await store.erase(erasure_of(answer), known)
+        taken = await store.take_messages({"crm": 10, "erp": 10, "mail": 10}, 60.0)
+    assert [delivery.message.webhook for delivery in taken] == ["crm", "erp", "mail"]
 
 
 async def test_a_store_that_is_too_large_is_left_for_a_quiet_time(
