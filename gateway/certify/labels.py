@@ -13,7 +13,8 @@ would choose the end by what is not said yet. They can all be counted as wrong, 
 random, dropped. An item whose labels disagree is never dropped and holds up nothing: it is wrong.
 
 **Second opinions.** Where a second person, asked blindly, has said something else than the one who decided, the item is
-wrong, unless somebody who adjudicated has upheld the decision. That can only make a proof harder. How often the two
+wrong, unless somebody who adjudicated has upheld the label that stands; so it is where the two agree, and somebody has
+corrected it to another label. That can only make a proof harder. How often the two
 differ on what is accepted (`disagreement_of`) goes into the certificate beside its bound, since the labels of the other
 items are no better. To have it proven instead, only items that were drawn for a second opinion are taken
 (`twice_only`): a fair sample, as the draw knows nothing of an item; one whose second opinion is missing has no label.

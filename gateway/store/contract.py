@@ -412,14 +412,14 @@ class GoldCount:
 
 
 class SecondLabel(StrEnum):
-    """What a blind second opinion came to, beside the label of the one who decided."""
+    """What a blind second opinion came to, beside the label that stands: the one that was decided, or corrected to."""
 
     NONE = "none"  # nobody was to give one
     ASKED = "asked"  # nobody has given it yet
-    AGREED = "agreed"
-    DIFFERED = "differed"
-    UPHELD = "upheld"  # it differed, and whoever adjudicated gave the label that was decided
-    OVERRULED = "overruled"  # it differed, and whoever adjudicated gave another than was decided
+    AGREED = "agreed"  # both gave the label that stands
+    DIFFERED = "differed"  # they did not, and nobody has adjudicated
+    UPHELD = "upheld"  # they did not, and whoever adjudicated gave the label that stands
+    OVERRULED = "overruled"  # they did not, and whoever adjudicated gave another
 
     @property
     def is_given(self) -> bool:
@@ -428,12 +428,12 @@ class SecondLabel(StrEnum):
 
     @property
     def differs(self) -> bool:
-        """Whether these two said different things."""
+        """Whether these two said different things, or the same, and something else stands."""
         return self.is_given and self is not SecondLabel.AGREED
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether the label that was decided cannot be relied on."""
+        """Whether the label that stands cannot be relied on."""
         return self in (SecondLabel.DIFFERED, SecondLabel.OVERRULED)
 
 

@@ -16,7 +16,7 @@ its row, so that nothing can show them. While a second opinion is asked for, the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 from itertools import groupby
@@ -366,8 +366,8 @@ def read(connection: Connection, tenant: str | None, queue: str | None, since_s:
     return [_opinion(row) for row in connection.execute(wanted).mappings()]
 
 
-def second_labels(connection: Connection, tenant: str | None, route: str) -> dict[tuple[str, int], SecondLabel]:
-    """What second opinions came to on items of *route*, by answer and item; of those that one was asked for on."""
+def said_twice(connection: Connection, tenant: str | None, route: str) -> dict[tuple[str, int], dict[OpinionKind, str]]:
+    """The labels by kind, by answer and item, of those of *route* that a second opinion was asked for on."""
     wanted = select(_O.subject, _O.item, _O.kind, _O.label).where(text(SECONDS), _O.route == route)
     if tenant is not None:
         wanted = wanted.where(_O.tenant == tenant)
@@ -376,19 +376,21 @@ def second_labels(connection: Connection, tenant: str | None, route: str) -> dic
     for about, said in groupby(rows, key=lambda row: (str(row.subject), int(row.item))):
         by_kind = {OpinionKind(row.kind): str(row.label) for row in said}
         if OpinionKind.FIRST in by_kind:  # a panel, too, has somebody who adjudicates
-            found[about] = _second_label(by_kind)
+            found[about] = by_kind
     return found
 
 
-def _second_label(said: dict[OpinionKind, str]) -> SecondLabel:
+def second_label(said: Mapping[OpinionKind, str], label: str | None) -> SecondLabel:
+    """What the opinions *said* on an item came to, whose label is *label* now; None: nothing stands but the first."""
     first, second = said[OpinionKind.FIRST], said.get(OpinionKind.SECOND)
+    stands = first if label is None else label
     if second is None:
         return SecondLabel.ASKED
-    if second == first:
+    if stands == first == second:
         return SecondLabel.AGREED
     if OpinionKind.ADJUDICATION not in said:
         return SecondLabel.DIFFERED
-    return SecondLabel.UPHELD if said[OpinionKind.ADJUDICATION] == first else SecondLabel.OVERRULED
+    return SecondLabel.UPHELD if said[OpinionKind.ADJUDICATION] == stands else SecondLabel.OVERRULED
 
 
 def counts(connection: Connection) -> dict[str, QualityCounts]:

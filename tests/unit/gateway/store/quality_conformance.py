@@ -279,6 +279,34 @@ async def labels_tell_what_second_opinions_came_to(opener: Opener) -> None:
         assert not any(one.settles for one in await store.opinions(TENANT) if one.subject == in_dispute.answer_id)
 
 
+async def a_label_that_was_corrected_is_what_second_opinions_are_compared_with(opener: Opener) -> None:
+    asked = replace(SECONDS, adjudicate="seniors")
+    agreed = [("cat", "cat", None, "cat"), ("cat", "cat", None, "dog")]
+    settled = [("dog", "cat", "dog", label) for label in ("dog", "owl", "cat")]
+    overruled = [("dog", "cat", "cat", label) for label in ("dog", "cat")]
+    open_ = [("dog", "cat", None, label) for label in ("dog", "cat")]
+    found = []
+    async with aclosing(await opener()) as store:
+        for first, second, adjudicated, corrected in (*agreed, *settled, *overruled, *open_):
+            answer = await hand_over(store, asked, scored=True)
+            decided = await say(store, "anna", first)
+            await say(store, "ben", second)
+            if adjudicated is not None:
+                await say(store, "cleo", adjudicated, "seniors")
+            await store.correct(TENANT, decided.id, "olga", corrected, of_anybody=True)
+            (item,) = [item for item in await store.labelled(TENANT, "pets") if item.answer_id == answer.id]
+            assert item.label == corrected
+            found.append(item.second)
+    assert found == [
+        *(SecondLabel.AGREED, SecondLabel.DIFFERED),
+        *(SecondLabel.UPHELD, SecondLabel.OVERRULED, SecondLabel.OVERRULED),
+        *(SecondLabel.OVERRULED, SecondLabel.UPHELD),
+        *(SecondLabel.DIFFERED, SecondLabel.DIFFERED),
+    ]
+    assert [one.is_in_doubt for one in found] == [False, True, False, True, True, True, False, True, True]
+    assert [one.differs for one in found] == [False] + [True] * 8
+
+
 # --- gold items ---
 
 
@@ -649,6 +677,7 @@ QUALITY_CHECKS: tuple[Check, ...] = (
     other_items_are_not_held_up_by_second_opinions,
     of_what_is_decided_a_share_is_asked_about_again,
     labels_tell_what_second_opinions_came_to,
+    a_label_that_was_corrected_is_what_second_opinions_are_compared_with,
     gold_items_stand_beside_real_ones_and_look_alike,
     gold_without_proposals_is_blind,
     a_label_of_a_gold_item_is_compared_and_touches_nothing_else,
