@@ -113,7 +113,10 @@ class Finish:
 
 
 def finish_with_answers(transaction: Transaction, finishes: Sequence[Finish]) -> list[PointsmanError | None]:
-    """Mark many keys done with two statements; for each, None or the Conflict. Repeating one is harmless."""
+    """Mark many keys done with two statements; for each, None or the Conflict.
+
+    One that is done with this answer stays as it is: when it is forgotten is its answer's to say by now.
+    """
     stored = _load(transaction, [finish.key for finish in finishes])
     outcomes: list[PointsmanError | None] = []
     done: list[Row] = []
@@ -128,6 +131,8 @@ def finish_with_answers(transaction: Transaction, finishes: Sequence[Finish]) ->
             continue
         assert row is not None
         outcomes.append(None)
+        if row["state"] == _DONE:
+            continue
         end = (finish.answer_id, None, "", finish.expires_s)
         done.append((*_columns(finish.key), row["fingerprint"], _DONE, finish.fence, None, None, *end))
     insert_rows(transaction.connection, IDEMPOTENCY_KEYS, done, Existing.REPLACED)

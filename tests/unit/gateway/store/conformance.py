@@ -322,6 +322,29 @@ async def a_done_key_is_kept_until_its_answer_is_final_and_a_day_more(opener: Op
         assert isinstance(await store.claim_key(KEY, OTHER_BODY), Fresh)
 
 
+async def committing_again_keeps_a_key_no_longer(opener: Opener) -> None:
+    answer, tasks = deferred()
+    async with aclosing(await opener()) as store:
+        fresh = await store.claim_key(KEY, BODY)
+        assert isinstance(fresh, Fresh)
+        await store.commit(answer, tasks, KEY, fresh.fence)
+        await store.commit(answer, tasks, KEY, fresh.fence)
+        opener.wall_clock.now += 100 * DAY_S
+        await store.maintain()
+        assert await store.claim_key(KEY, BODY) == Done(answer.id)  # while its answer is open
+        await decide_all(store)
+        opener.wall_clock.now += DAY_S - 1.0
+        await store.commit(answer, tasks, KEY, fresh.fence)
+        assert await store.claim_key(KEY, BODY) == Done(answer.id)
+        opener.wall_clock.now += 2.0
+        await store.maintain()
+        with pytest.raises(Conflict, match="is no longer held by this request"):
+            await store.commit(answer, tasks, KEY, fresh.fence)
+        assert isinstance(await store.claim_key(KEY, BODY), Fresh)
+        opener.wall_clock.now += 7 * DAY_S
+        assert (await store.maintain()).answers_purged == 1
+
+
 async def reviews_are_listed_by_due_time_in_pages(opener: Opener) -> None:
     due = [5.0, 1.0, 3.0, 3.0, 2.0, 4.0]
     async with aclosing(await opener()) as store:
@@ -1601,6 +1624,7 @@ CHECKS: tuple[Check, ...] = (
     keys_renewed_together_share_transactions_and_fail_alone,
     a_stale_commit_fails_alone,
     a_done_key_is_kept_until_its_answer_is_final_and_a_day_more,
+    committing_again_keeps_a_key_no_longer,
     reviews_are_listed_by_due_time_in_pages,
     a_review_shows_what_was_asked,
     states_filter_the_list,
