@@ -166,8 +166,7 @@ class Gateway:
         """One round of upkeep: the store's, people's queues, what routes rest on, and models that have failed."""
         self.loader.mend()
         try:
-            await self.store.maintain()
-            await self.people.maintain()
+            await _maintain(self.store, self.people)
         finally:
             await self._follow_store()
 
@@ -374,8 +373,21 @@ class ControlPlane:
 
     async def maintain(self) -> None:
         """One round of upkeep: the store's, and people's queues."""
-        await self.store.maintain()
-        await self.people.maintain()
+        await _maintain(self.store, self.people)
+
+
+async def _maintain(store: Store, people: People) -> None:
+    """The round of whoever leads, of several gateways on *store*; of the others, what is left of it."""
+    if await store.lead(_LEAD_S):
+        await store.maintain()
+        await people.maintain()
+    else:
+        await store.measure()
+        await people.look()
+
+
+_LEAD_S = 10.0
+"""For which a gateway leads unless it says again that it does, as it does every few seconds."""
 
 
 async def _deliver(settings: Settings, store: Store, telemetry: Telemetry) -> None:

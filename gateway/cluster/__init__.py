@@ -29,7 +29,8 @@ are (`targets`). Rejected: Serve's own proxies in front, which are slower by far
 `apart` tells how one replaces another); others are in the replica's process, once in each.
 
 **What is told apart.** As between workers (`gateway.workers`), but for the supervisor: every replica delivers webhooks,
-which does no harm, and the one with rank 0 alone does the store's upkeep. Each judges canaries by what it has seen.
+which does no harm, and whoever has the lease of it does the store's upkeep (`Store.lead`). Each judges canaries by what
+it has seen.
 
 `application` builds it from a configuration; `apart` deploys its models, and `rollout` waits for them; `launch` is
 `pointsman cluster`; `manifest` writes files for `serve deploy` and Kubernetes.

@@ -115,7 +115,7 @@ class GatewayReplica:
             async with (
                 compose(self._settings, open_model=self._open) as gateway,
                 background(
-                    maintaining(lambda: gateway.maintain() if _is_first() else gateway.keep_up()),
+                    maintaining(gateway.maintain),
                     maintaining(gateway.keys.look),
                     gateway.deliver(),
                     probing_lag(gateway),
@@ -249,13 +249,6 @@ def _claimed(host: str, port: int) -> socket.socket | None:
         return claim(host, port)
     except OSError:
         return None
-
-
-def _is_first() -> bool:
-    """Whether this replica is the one that does what one of all is to do; while they change, it may be two, or none."""
-    from ray import serve
-
-    return bool(serve.get_replica_context().rank.rank == 0)
 
 
 def _replica_name() -> str:

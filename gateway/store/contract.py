@@ -1177,6 +1177,14 @@ class Store(CertificationStore, InboxStore, Outbox, Protocol):
         """
         ...
 
+    async def lead(self, for_s: float) -> bool:
+        """Whether, of several gateways on this store, this one does what one is to do, `maintain` above all.
+
+        It does so for *for_s* seconds from now, and asks again in time. Where one process has the store, it is that
+        one.
+        """
+        ...
+
     async def maintain(self) -> Maintenance:
         """Reopen reviews whose lease ran out, let those expire whose time is over, purge what retention or the disk
         limit tells; call every few seconds.

@@ -464,3 +464,11 @@ INBOX_SESSIONS = Table(
     Column("made", Text, nullable=False),  # reviews that can be taken back, with their fences, as JSON
     Index("inbox_sessions_until", "until_s"),
 )
+
+LEASES = Table(
+    "leases",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("holder", BigInteger, nullable=False),  # a writer's opening
+    Column("until_s", Double, nullable=False),
+)

@@ -34,6 +34,7 @@ from gateway.store import (
     history,
     keys,
     labels,
+    leases,
     log,
     notices,
     opinions,
@@ -98,6 +99,7 @@ _QUEUE_BYTES = 64 * 2**20
 _POLL_S = 1.0
 _POLL_IDS = 500
 _VACUUM_PAGES = 1024
+_UPKEEP = "upkeep"
 _HELD_BYTES = 256 * 1024  # of inputs, until the answer to them is written down
 _OVERWRITE_BYTES = 512 * 2**20
 _UNDERWAY_S = 0.5
@@ -627,6 +629,12 @@ class SqlStore:
         """See `Store.queue_depths`."""
         return await self._read(lambda connection: reviews.queue_depths(connection, self._clocks(connection).now))
 
+    async def lead(self, for_s: float) -> bool:
+        """See `Store.lead`."""
+        if not self._siblings:
+            return True
+        return await self._writer.run(lambda transaction: leases.hold(transaction, _UPKEEP, for_s))
+
     async def maintain(self) -> Maintenance:
         """See `Store.maintain`; `gateway.store.retention` says what is purged."""
         reopened = await self._writer.run(self._reopen)
@@ -694,6 +702,7 @@ class SqlStore:
         self._watcher.cancel()
         try:
             await self._writer.run(lambda transaction: reopen_of(transaction.connection, transaction.identity.slot))
+            await self._writer.run(leases.release)
         except Unavailable as exc:
             _LOGGER.warning("claims stay until the store is opened again: %s", exc)
         await self._writer.aclose()

@@ -109,7 +109,7 @@ async def test_a_first_store_is_upgraded_and_taken_back_with_all_it_holds(option
         "review_claims",
     )
     added += ("opinions", "gold_items", "secrets", "subjects", "review_notices", "notice_rounds", "canary_halts")
-    added += ("inbox_sessions", "alembic_version")
+    added += ("inbox_sessions", "leases", "alembic_version")
     kept_rows = {table: rows for table, rows in after.items() if table not in (*added, "reviews")}
     assert back == kept_rows | {"alembic_version": [("0001",)], "reviews": first}
     async with aclosing(await open_store(options)) as store:

@@ -684,6 +684,30 @@ async def test_old_log_rows_are_pruned_by_one_process_at_a_time(
     assert await asyncio.to_thread(bases, options) == [150, 150]
 
 
+# --- who does what one of all is to do ---
+
+
+async def test_one_of_several_leads_until_it_is_gone_or_held_up(options: StoreOptions) -> None:
+    clock = Clock(1_700_000_000.0)
+    one, other = [await open_store(options, wall_clock=clock) for _ in range(2)]
+    async with aclosing(one):
+        async with aclosing(other):
+            assert [await store.lead(10.0) for store in (one, other, one)] == [True, False, True]
+            clock.now += 9.0
+            assert [await store.lead(10.0) for store in (one, other)] == [True, False]
+            clock.now += 10.5
+            assert [await store.lead(10.0) for store in (other, one, other)] == [True, False, True]
+        assert await one.lead(10.0)
+
+
+async def test_of_many_that_ask_at_once_one_leads(options: StoreOptions) -> None:
+    stores = [await open_store(options) for _ in range(6)]
+    for _ in range(3):
+        assert sum(await asyncio.gather(*(store.lead(10.0) for store in stores))) == 1
+    for store in stores:
+        await store.aclose()
+
+
 # --- beside ---
 
 

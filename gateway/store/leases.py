@@ -1,0 +1,30 @@
+"""Who of several gateways on one store does what one of all is to do: whoever holds the lease of it, while it runs.
+
+Whoever is held up for longer than its lease finds out when it renews it; until then two do the work, so that only such
+work is given out by leases as two may do.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, or_, update
+
+from gateway.store.bulk import Existing, insert_rows
+from gateway.store.schema import LEASES
+from gateway.store.transaction import Transaction
+
+_C = LEASES.c
+
+
+def hold(transaction: Transaction, name: str, for_s: float) -> bool:
+    """Take the lease *name*, or renew it, for *for_s* seconds; whether it is this process's now."""
+    holder, until_s = transaction.identity.opening, transaction.now_s + for_s
+    is_free = or_(_C.holder == holder, _C.until_s <= transaction.now_s)
+    taken = update(LEASES).where(_C.name == name, is_free).values(holder=holder, until_s=until_s)
+    if transaction.connection.execute(taken).rowcount == 1:
+        return True
+    return insert_rows(transaction.connection, LEASES, [(name, holder, until_s)], Existing.KEPT) == 1
+
+
+def release(transaction: Transaction) -> None:
+    """Give up what this process holds."""
+    transaction.connection.execute(delete(LEASES).where(_C.holder == transaction.identity.opening))
