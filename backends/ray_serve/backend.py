@@ -220,7 +220,12 @@ class RayServe:
         misses, self._misses = self._misses, 0
         waited_s = WAITED_S.get() + self._on_the_way_s
         asked = Asked(self._about.digest, batch, left_s, URGENCY.get(), TRACE.get(), waited_s, misses)
-        reply = await self._reply(asked)
+        reply: object = None
+        try:
+            reply = await self._reply(asked)
+        finally:
+            if not isinstance(reply, Answered | Refused):  # no replica may have heard of them
+                self._misses += misses
         match reply:
             case Answered():
                 now = time.monotonic()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +19,8 @@ from numpy.typing import NDArray
 from backends.contract import Batch, Deadline, Tensor
 from backends.ray_serve.backend import open_deployment
 from gateway.settings import load_settings
-from tests.integration.ray.clusters import Cluster, joined
+from tests.integration.process import ROOT
+from tests.integration.ray.clusters import Cluster, environment, joined, why_not
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of which there are many
 
@@ -50,6 +55,54 @@ async def until(replicas: int, within_s: float = 40.0) -> None:
     async with asyncio.timeout(within_s):
         while await asyncio.to_thread(running_replicas) != replicas:  # noqa: ASYNC110  # Serve tells nobody
             await asyncio.sleep(0.2)
+
+
+def replicas_of(load: dict[str, float], seconds: int, replicas: int) -> list[int]:
+    """See `scaled.py`, which has Serve's own delay logic ask our policy."""
+    if reason := why_not():
+        pytest.skip(reason)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.ray.scaled"], input=json.dumps([(load, seconds, replicas)]), cwd=ROOT,
+        capture_output=True, text=True, timeout=60, check=False, env=environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout.splitlines()[-1])
+    return list(found)
+
+
+def test_a_queue_is_met_with_more_replicas_within_a_few_rounds() -> None:
+    found = replicas_of({"work": 3.2}, 30, 1)
+
+    assert found[4:6] == [1, 2]
+    assert found[-1] >= 4
+
+
+@pytest.mark.parametrize(
+    "amiss", [{"misses": 1.0}, {"misses": 100.0}, {"delay_s": 0.05}], ids=["one caller", "all callers", "batching"]
+)
+@pytest.mark.parametrize("replicas", [1, 4, 8])
+def test_what_replicas_are_not_the_cause_of_does_not_multiply_them(amiss: dict[str, float], replicas: int) -> None:
+    found = replicas_of({"work": 0.1, **amiss}, 300, replicas)
+
+    assert max(found) <= replicas
+    assert found[-1] == 1
+
+
+@pytest.mark.parametrize("amiss", [{"misses": 20.0}, {"delay_s": 0.05}], ids=["misses", "batching"])
+def test_replicas_do_not_come_and_go_where_they_cannot_help(amiss: dict[str, float]) -> None:
+    found = replicas_of({"work": 2.4, **amiss}, 1200, 3)
+
+    assert len(set(found[300:])) == 1
+
+
+def test_replicas_go_by_halves_each_after_its_time() -> None:
+    found = replicas_of({"work": 0.1}, 200, 8)
+
+    steps = [
+        (second, now) for second, (before, now) in enumerate(zip([8, *found], found, strict=False)) if now < before
+    ]
+    assert [now for _, now in steps] == [4, 2, 1]
+    assert all(later - sooner >= 60 for (sooner, _), (later, _) in itertools.pairwise(steps))
 
 
 async def test_there_is_none_while_nobody_asks_and_more_while_batches_wait(cluster: Cluster, tmp_path: Path) -> None:

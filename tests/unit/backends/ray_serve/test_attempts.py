@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any, cast
 
 import numpy as np
@@ -199,4 +200,28 @@ async def test_an_answer_that_comes_too_late_does_not_teach_patience(monkeypatch
 
     assert len(backend._took._sorted) == known
     assert backend._strays == set()
+    await backend.aclose()
+
+
+async def test_misses_are_told_until_a_call_arrives_that_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, handle = await opened(monkeypatch, replicas=1)
+
+    async def asked(wanted: Deadline, reply: object) -> int:
+        """What the next call tells; *reply* is what becomes of it, where it is an answer."""
+        before = len(handle.responses)
+        call = asyncio.create_task(backend.infer(numbers(3.0), wanted))
+        await until(handle, before + 1)
+        if reply is not None:
+            handle.responses[before].say(reply)
+        with suppress(DeadlineExceeded, ReplicaFailed):
+            await call
+        return handle.responses[before].asked.misses
+
+    answer = Answered(numbers(6.0).inputs, 0.0)
+    assert await asked(within(_PATIENCE_S), None) == 0
+    assert await asked(within(_PATIENCE_S), None) == 1  # on a call that may never have arrived
+    assert await asked(within(30), answer) == 2
+    assert await asked(within(30), Refused.of(DeadlineExceeded("late"))) == 0
+    assert await asked(within(30), answer) == 1
+    assert await asked(within(30), answer) == 0
     await backend.aclose()
