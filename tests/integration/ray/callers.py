@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -35,17 +36,20 @@ class Outcome:
         repeated: of these, after their connection was closed on them.
         failed: others, as the caller saw them.
         factors: what numbers were multiplied by, in the order of the answers.
+        longest_s: that a caller waited for an answer.
     """
 
     answered: int = 0
     repeated: int = 0
     failed: list[str] = field(default_factory=list)
     factors: list[int] = field(default_factory=list)
+    longest_s: float = 0.0
 
-    def was_answered(self, x: Sequence[float], y: Sequence[float], factors: Collection[int]) -> None:
-        """*y* came for *x*, which is right for one of *factors*."""
+    def was_answered(self, x: Sequence[float], y: Sequence[float], factors: Collection[int], asked_s: float) -> None:
+        """*y* came for *x*, asked at *asked_s* (`time.monotonic`), which is right for one of *factors*."""
         [factor] = [one for one in factors if list(y) == [one * v for v in x]]
         self.factors.append(factor)
+        self.longest_s = max(self.longest_s, time.monotonic() - asked_s)
         self.answered += 1
 
 
@@ -92,36 +96,47 @@ def by_http(url: str, stop: threading.Event, outcome: Outcome, factors: Collecti
         number += 1
         x = [float(number), 1.0]
         body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": x}]}
+        asked_s = time.monotonic()
         try:
             reply = caller.ask("/v2/models/double/infer", body, outcome)
-            outcome.was_answered(x, reply["outputs"][0]["data"], factors)
+            outcome.was_answered(x, reply["outputs"][0]["data"], factors, asked_s)
         except Exception as error:
             outcome.failed.append(f"http: {error!r}")
     caller.close()
 
 
-def by_grpc(address: str, stop: threading.Event, outcome: Outcome, factors: Collection[int] = DOUBLED) -> None:
-    """Have numbers multiplied until *stop*."""
+def by_grpc(
+    address: str,
+    stop: threading.Event,
+    outcome: Outcome,
+    factors: Collection[int] = DOUBLED,
+    retries: dict[str, Any] | None = None,
+) -> None:
+    """Have numbers multiplied until *stop*; *retries* is the channel's service config."""
     number = 0
-    with triton.InferenceServerClient(address) as client:
+    config = None if retries is None else [("grpc.service_config", json.dumps(retries))]
+    with triton.InferenceServerClient(address, channel_args=config) as client:
         while not stop.is_set():
             number += 1
             x = np.array([[number, 1.0]], np.float32)
             given = triton.InferInput("x", [1, 2], "FP32")
             given.set_data_from_numpy(x)
+            asked_s = time.monotonic()
             try:
                 reply = client.infer("double", [given], client_timeout=20)
-                outcome.was_answered(x[0].tolist(), reply.as_numpy("y")[0].tolist(), factors)
+                outcome.was_answered(x[0].tolist(), reply.as_numpy("y")[0].tolist(), factors, asked_s)
             except Exception as error:
                 outcome.failed.append(f"grpc: {error}")
 
 
 @contextmanager
-def calling(http: str, grpc: str, each: int = 2, factors: Collection[int] = DOUBLED) -> Iterator[Outcome]:
-    """Callers of both kinds, *each* of them, until the end of the block."""
+def calling(
+    http: str, grpc: str, each: int = 2, factors: Collection[int] = DOUBLED, retries: dict[str, Any] | None = None
+) -> Iterator[Outcome]:
+    """Callers of both kinds, *each* of them, until the end of the block; *retries* as `by_grpc` has it."""
     stop, outcome = threading.Event(), Outcome()
     threads = [threading.Thread(target=by_http, args=(http, stop, outcome, factors)) for _ in range(each)]
-    threads += [threading.Thread(target=by_grpc, args=(grpc, stop, outcome, factors)) for _ in range(each)]
+    threads += [threading.Thread(target=by_grpc, args=(grpc, stop, outcome, factors, retries)) for _ in range(each)]
     for thread in threads:
         thread.start()
     try:
