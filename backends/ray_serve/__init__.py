@@ -8,6 +8,8 @@
 **One call per batch.** Batches are formed at the gateway, by slack and across callers, as for every other backend; what
 Serve offers for that (`@serve.batch`) is not used. A replica hosts one backend of ours in its process, as it is.
 
+**Near first.** A replica of the gateway's own node is asked while it has room, and any other then.
+
 **Tensors** are pickled by protocol 5: NumPy arrays travel as buffers, and from 100 kB on through the shared memory of
 the node, where both sides read them in place. They are not writable then, as the contract allows.
 

@@ -322,6 +322,7 @@ async def open_deployment(
         Unavailable: no replica answers, or none of the version that is wanted.
         InvalidInput: it cannot be asked from another process.
     """
+    _near_first(handle)
     ask = handle.options(method_name="about")
     try:
         async with asyncio.timeout(timeout_s):
@@ -336,6 +337,12 @@ async def open_deployment(
     except Exception as error:  # Ray's many
         raise Unavailable(f"model {model_name!r}: no replica could be asked: {error}") from error
     return RayServe(model_name, handle, about, replicas)
+
+
+def _near_first(handle: DeploymentHandle[Any]) -> None:
+    """Have *handle* ask replicas of this node while they have room; Serve's proxies do it by the same call."""
+    if not handle.is_initialized:
+        handle._init(_prefer_local_routing=True)
 
 
 async def open_ray_serve(model_name: str, options: RayServeOptions) -> Backend:

@@ -1,13 +1,21 @@
-"""What a model of the cluster's is replaced by."""
+"""What models of the cluster's are replaced by."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 
 def triple(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
     """Numbers in, three times as much out."""
     return {"y": inputs["x"] * 3}
+
+
+def double_and_say_who(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """Twice as much, and the process that has done it."""
+    x = inputs["x"]
+    return {"y": x * 2, "process": np.full((len(x), 1), os.getpid(), np.int32)}

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ from tests.integration.ray.clusters import (
 
 _CONFIG = CLUSTER_CONFIG.replace("serve: {replicas: 2, num_cpus: 0.1}", "serve: {replicas: 2, num_cpus: 1}").replace(
     "cluster: {replicas: 2, num_cpus: 0.1,", "cluster: {replicas: 2, num_cpus: 2,"
+)
+_CONFIG = _CONFIG.replace("models:double\n", "ray.served:double_and_say_who\n").replace(
+    "outputs: [{name: y, datatype: FP32, shape: [-1]}]",
+    "outputs: [{name: y, datatype: FP32, shape: [-1]}, {name: process, datatype: INT32, shape: [1]}]",
 )
 _AGAIN_S = 90.0
 _HEADLESS_S = 8.0
@@ -144,6 +149,37 @@ def assert_only_what_was_under_way(failed: list[str]) -> None:
     assert [each for each in failed if each.startswith("http")] == []
     assert all("UNAVAILABLE" in each for each in failed)
     assert len(failed) <= 4
+
+
+def test_gateways_ask_the_replica_of_their_own_node_while_it_has_room(nodes: Nodes) -> None:
+    """A connection is one gateway's."""
+    wait_for(lambda: nodes.are_whole(*nodes.raylets), _AGAIN_S)
+    asked = set()
+    for _ in range(40):  # connections, of which one gateway gets none once in 2^39 times
+        connection = HTTPConnection(nodes.at["http"], timeout=20)
+        answers = {_answered_by(connection) for _ in range(20)}
+        gateway = _at_the_other_end(connection)
+        connection.close()
+        [node] = [node for node in nodes.raylets if gateway in nodes.on(node, GATEWAY)]
+        assert answers == nodes.on(node, MODEL)
+        asked.add(node)
+        if len(asked) == 2:
+            break
+    assert asked == set(nodes.raylets)
+
+
+def _answered_by(connection: HTTPConnection) -> int:
+    """The process of the model's replica that did."""
+    body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
+    connection.request("POST", "/v2/models/double/infer", json.dumps(body), {"Content-Type": "application/json"})
+    outputs = json.loads(connection.getresponse().read())["outputs"]
+    return int(next(output["data"][0] for output in outputs if output["name"] == "process"))
+
+
+def _at_the_other_end(connection: HTTPConnection) -> int | None:
+    """The process that is."""
+    here = connection.sock.getsockname()
+    return next(one.pid for one in psutil.net_connections("tcp") if one.raddr == here and one.status == "ESTABLISHED")
 
 
 def test_a_node_that_is_preempted_is_left_before_it_goes(nodes: Nodes) -> None:
