@@ -7,21 +7,24 @@ or on a volume. Several nodes share a store on PostgreSQL; a SQLite file is one 
 are those of the configuration, and a Service spreads callers over the pods. The readiness of a pod is that of its
 gateway: a pod without one gets no callers, and a gateway that leaves says so for long enough to get none any more
 before it closes its ports. An upgrade replaces one after the other, as a next one has no room beside them. Models that
-are deployments have pods of their own. Where a Redis keeps Ray's tables, pods outlive their cluster's head, and go on
-with the next one.
+are apart have pods of their own, each large enough for the largest replica, and so many that all replicas fit, with one
+of each model's next version. Where a Redis keeps Ray's tables, pods outlive their cluster's head, and go on with the
+next one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from backends.errors import InvalidInput
-from gateway.cluster.apart import cores, deployed
+from backends.ray_serve.options import DeploymentOptions
+from gateway.cluster.apart import deployed
 from gateway.cluster.deployments import APP, GATEWAY, ONE_LOOP
 from gateway.security import is_loopback
 from gateway.settings import Settings
@@ -34,7 +37,13 @@ _PLACE = "gateway"
 """A resource of Ray's, of which the nodes that are for gateways have one each."""
 
 _CORES = 4
-"""Of a pod for models without a GPU."""
+"""Of a pod for models without a GPU, at least."""
+
+_IN_AN_UPGRADE = 1
+"""Replicas of the next version of each model for which there is room beside all that there can be."""
+
+_RAYS_BYTES = 2**30
+"""Memory of a pod beside what replicas ask for: Ray's processes, and tensors on their way."""
 
 _LABELS = {"app.kubernetes.io/name": APP}
 _OF_GATEWAYS = {**_LABELS, "app.kubernetes.io/component": "gateway"}
@@ -152,15 +161,74 @@ def _gateways(settings: Settings, image: str) -> dict[str, Any]:
 
 
 def _models(settings: Settings, image: str) -> list[dict[str, Any]]:
-    """The pods for replicas of models: one a GPU, or one for some cores; none where no model is apart."""
-    apart = deployed(settings)
-    if not apart:
-        return []
-    gpus = math.ceil(sum(serve.most_replicas * serve.num_gpus for serve in apart))
-    asked = max(1.0, cores(apart))
-    pods = gpus or math.ceil(asked / _CORES)
-    limits = {"cpu": str(math.ceil(asked / pods))} | ({"nvidia.com/gpu": "1"} if gpus else {})
-    return [_group("models", pods, {}, {"spec": {"containers": [_container(image, limits)]}})]
+    """The pods for replicas of models, those with GPUs and those without; none where no model is apart."""
+    shares = [
+        share for serve in deployed(settings) for share in [Share.of(serve)] * (serve.most_replicas + _IN_AN_UPGRADE)
+    ]
+    kinds = {
+        "models": [share for share in shares if not share.gpus],
+        "gpu-models": [share for share in shares if share.gpus],
+    }
+    return [_pods(name, asked, image) for name, asked in kinds.items() if asked]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a replica of a model has of a pod.
+
+    Attributes:
+        memory_bytes: None: nothing is said.
+    """
+
+    gpus: float
+    cores: float
+    memory_bytes: int | None
+
+    @classmethod
+    def of(cls, serve: DeploymentOptions) -> Share:
+        """What a replica asks for."""
+        return cls(serve.num_gpus, serve.num_cpus, serve.memory_bytes)
+
+
+def packed(shares: Iterable[Share]) -> list[list[Share]]:
+    """Pods, each with what it has room for: a share is never divided, and goes to the first pod that it fits into.
+
+    A pod has as many GPUs as the largest share, rounded up; without any, as many cores, and `_CORES` at least.
+    """
+    largest_first = sorted(shares, key=lambda share: (share.gpus, share.cores), reverse=True)
+    gpus = math.ceil(max(share.gpus for share in largest_first))
+    cores = math.inf if gpus else max(_CORES, math.ceil(max(share.cores for share in largest_first)))
+    pods: list[list[Share]] = []
+    for share in largest_first:
+        for pod in pods:
+            beside = [*pod, share]
+            if _sum(one.gpus for one in beside) <= gpus and _sum(one.cores for one in beside) <= cores:
+                pod.append(share)
+                break
+        else:
+            pods.append([share])
+    return pods
+
+
+def _sum(parts: Iterable[float]) -> float:
+    """As Ray counts, by ten-thousandths."""
+    return round(math.fsum(parts), 4)
+
+
+def _pods(name: str, shares: Sequence[Share], image: str) -> dict[str, Any]:
+    """The pods of group *name*, all alike."""
+    pods = packed(shares)
+    limits = {"cpu": str(max(1, math.ceil(max(_sum(share.cores for share in pod) for pod in pods))))}
+    if gpus := math.ceil(max(share.gpus for share in shares)):
+        limits["nvidia.com/gpu"] = str(gpus)
+    container = _container(image, limits)
+    if any(share.memory_bytes is not None for share in shares):
+        most = max(sum(share.memory_bytes or 0 for share in pod) for pod in pods)
+        memory = f"{math.ceil((most + _RAYS_BYTES) / 2**20)}Mi"
+        container["resources"]["requests"]["memory"] = memory
+        if all(share.memory_bytes is not None for share in shares):  # or others would have to do with what is left
+            container["resources"]["limits"]["memory"] = memory
+    return _group(name, len(pods), {}, {"spec": {"containers": [container]}})
 
 
 def _group(name: str, pods: int, start: Mapping[str, str], template: Mapping[str, Any]) -> dict[str, Any]:

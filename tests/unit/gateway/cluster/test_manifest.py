@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backends.errors import InvalidInput
-from gateway.cluster.manifest import ray_service, serve_config
+from gateway.cluster.manifest import Share, packed, ray_service, serve_config
 from gateway.settings import Settings, load_settings
 
 TEXT = """
@@ -86,15 +89,66 @@ def test_pods_share_a_store_on_postgresql(tmp_path: Path) -> None:
     assert gateways["replicas"] == gateways["minReplicas"] == gateways["maxReplicas"] == 3
 
 
-def test_models_that_are_apart_have_pods_of_their_own_one_for_each_gpu(tmp_path: Path) -> None:
-    apart = "serve: {num_gpus: 0.25, num_cpus: 0.5, autoscale: {max: 6}}"
-    (tmp_path / "my.yaml").write_text(TEXT.replace("expose: true", f"expose: true, {apart}"))
+def pods_of(folder: Path, *serve: str) -> list[tuple[str, int, dict[str, str]]]:
+    """Groups of pods for models that are deployed so: name, pods, limits of each."""
+    models = "\n".join(
+        f"  m{number}: {{backend: echo, expose: true, serve: {{{one}}}}}" for number, one in enumerate(serve)
+    )
+    (folder / "my.yaml").write_text(TEXT.replace("models: {m: {backend: echo, expose: true}}", f"models:\n{models}"))
+    ray = next(iter(yaml.safe_load_all(ray_service(load_settings(folder / "my.yaml"), "an/image"))))
+    _, *groups = ray["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    return [
+        (group["groupName"], group["replicas"], group["template"]["spec"]["containers"][0]["resources"]["limits"])
+        for group in groups
+    ]
 
-    ray = next(iter(yaml.safe_load_all(ray_service(load_settings(tmp_path / "my.yaml"), "an/image"))))
 
-    _, models = ray["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-    assert models["replicas"] == 2
-    assert models["template"]["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "2", "nvidia.com/gpu": "1"}
+@pytest.mark.parametrize(
+    ("serve", "pods", "limits"),
+    [
+        ("num_gpus: 0.25, num_cpus: 0.5, autoscale: {max: 6}", 2, {"cpu": "2", "nvidia.com/gpu": "1"}),
+        ("num_gpus: 2", 2, {"cpu": "1", "nvidia.com/gpu": "2"}),
+        ("num_gpus: 0.6, replicas: 3", 4, {"cpu": "1", "nvidia.com/gpu": "1"}),
+        ("num_gpus: 0.1, num_cpus: 0, replicas: 9", 1, {"cpu": "1", "nvidia.com/gpu": "1"}),
+        ("num_cpus: 8", 2, {"cpu": "8"}),
+        ("num_cpus: 3, replicas: 2", 3, {"cpu": "3"}),
+        ("num_cpus: 0.5", 1, {"cpu": "1"}),
+        ("num_cpus: 1, memory: 3GiB, replicas: 2", 1, {"cpu": "3", "memory": "10240Mi"}),
+    ],
+    ids=str,
+)
+def test_each_replica_fits_into_a_pod_with_one_more_for_an_upgrade(
+    tmp_path: Path, serve: str, pods: int, limits: dict[str, str]
+) -> None:
+    [(_, found, given)] = pods_of(tmp_path, serve)
+
+    assert (found, given) == (pods, limits)
+
+
+def test_models_that_need_no_gpu_take_no_pod_that_has_one(tmp_path: Path) -> None:
+    found = pods_of(tmp_path, "num_gpus: 1, replicas: 2", "num_cpus: 2")
+
+    assert found == [("models", 1, {"cpu": "4"}), ("gpu-models", 3, {"cpu": "1", "nvidia.com/gpu": "1"})]
+
+
+def test_replicas_that_say_nothing_of_memory_are_not_held_to_what_others_ask_for(tmp_path: Path) -> None:
+    assert pods_of(tmp_path, "memory: 3GiB", "num_cpus: 1") == [("models", 1, {"cpu": "4"})]
+
+
+@given(
+    st.lists(
+        st.builds(
+            Share, st.sampled_from([0.0, 0.1, 0.25, 0.6, 1.0, 2.0]), st.sampled_from([0.0, 0.5, 8.0]), st.none(),
+        ),
+        min_size=1,
+    )
+)  # fmt: skip
+def test_packing_loses_no_replica_and_fills_no_pod_beyond_its_gpus(shares: list[Share]) -> None:
+    pods = packed(shares)
+
+    assert Counter(share for pod in pods for share in pod) == Counter(shares)
+    gpus = max(share.gpus for share in shares)
+    assert all(sum(share.gpus for share in pod) <= max(1.0, gpus) + 1e-9 for pod in pods)
 
 
 def test_a_pod_is_given_the_time_that_a_drain_may_take(settings: Settings) -> None:
