@@ -26,7 +26,7 @@ from backends.errors import InvalidInput
 from backends.ray_serve.options import DeploymentOptions
 from gateway.cluster.apart import deployed
 from gateway.cluster.deployments import APP, GATEWAY, ONE_LOOP
-from gateway.security import is_loopback
+from gateway.security import check_binding, is_loopback
 from gateway.settings import Settings
 
 _PROBE_S, _PROBES = 2, 2
@@ -50,7 +50,12 @@ _OF_GATEWAYS = {**_LABELS, "app.kubernetes.io/component": "gateway"}
 
 
 def serve_config(settings: Settings) -> str:
-    """What `serve deploy` and `serve run` take, as YAML."""
+    """What `serve deploy` and `serve run` take, as YAML.
+
+    Raises:
+        InvalidInput: anybody could call, who needs no key.
+    """
+    _check_binding(settings)
     return yaml.safe_dump(_serve(_application(settings)), sort_keys=False)
 
 
@@ -63,13 +68,14 @@ def ray_service(settings: Settings, image: str, redis: str | None = None) -> str
         redis: `host:port` of where Ray keeps its tables; None: in the memory of its head.
 
     Raises:
-        InvalidInput: pods cannot be reached, or cannot share the store.
+        InvalidInput: pods cannot be reached, or by anybody, or cannot share the store.
     """
     if is_loopback(settings.server.host):
         raise InvalidInput(
             f"a pod is reached by its address, and host {settings.server.host!r} lets nobody in; set `server: {{host: "
             "0.0.0.0}`, with API keys"
         )
+    _check_binding(settings)
     if settings.cluster.replicas > 1 and isinstance(settings.store.place, Path):
         raise InvalidInput(
             f"pods cannot share the SQLite file {settings.store.place}; set `cluster: {{replicas: 1}}`, or have "
@@ -109,6 +115,18 @@ def ray_service(settings: Settings, image: str, redis: str | None = None) -> str
         },
     }
     return "---\n".join(yaml.dump(one, Dumper=_Plain, sort_keys=False) for one in (ray, service))
+
+
+def _check_binding(settings: Settings) -> None:
+    """As `ray_app.AppArguments` does when it is deployed, which is later than need be.
+
+    Raises:
+        InvalidInput: see `check_binding`.
+    """
+    try:
+        check_binding(settings.server.host, settings.security)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
 
 
 class _Plain(yaml.SafeDumper):

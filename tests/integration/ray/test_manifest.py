@@ -24,7 +24,9 @@ print(ServeDeploySchema.model_validate(yaml.safe_load(sys.stdin)).applications[0
 def test_serves_schema_takes_it(tmp_path: Path, image: tuple[str, ...]) -> None:
     if reason := why_not():
         pytest.skip(reason)
-    config = CLUSTER_CONFIG.replace("cluster: {replicas: 2", "cluster: {replicas: 1") + "server: {host: 0.0.0.0}\n"
+    config = CLUSTER_CONFIG.replace("cluster: {replicas: 2", "cluster: {replicas: 1") + (
+        f"server: {{host: 0.0.0.0}}\nsecurity: {{api_keys: [{{name: ci, sha256: '{64 * '0'}', roles: [caller]}}]}}\n"
+    )
     (tmp_path / "my.yaml").write_text(config)
     written = run(command("config", str(tmp_path / "my.yaml"), *image))
     first = next(iter(yaml.safe_load_all(written)))

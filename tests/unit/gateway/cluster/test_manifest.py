@@ -15,13 +15,16 @@ from hypothesis import strategies as st
 
 from backends.errors import InvalidInput
 from gateway.cluster.manifest import Share, packed, ray_service, serve_config
+from gateway.ray_app import AppArguments
 from gateway.settings import Settings, load_settings
 
 TEXT = """
 models: {m: {backend: echo, expose: true}}
 server: {host: 0.0.0.0, http_port: 9000, grpc_port: 9001, control_port: 9002, drain: 7s}
 cluster: {num_cpus: 2}
+security: {api_keys: [{name: ci, sha256: "KEY", roles: [caller]}]}
 """
+TEXT = TEXT.replace("KEY", 64 * "0")
 
 
 @pytest.fixture
@@ -66,6 +69,26 @@ def test_pods_outlive_their_head_where_a_redis_keeps_its_tables(settings: Settin
 
     assert kept["spec"]["rayClusterConfig"].pop("gcsFaultToleranceOptions") == {"redisAddress": "redis:6379"}
     assert kept == alone
+
+
+def test_what_would_let_anybody_in_is_refused_when_it_is_written_as_when_it_is_deployed(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(TEXT[: TEXT.index("security:")])
+    open_to_all = load_settings(tmp_path / "my.yaml")
+    with pytest.raises(ValueError, match="without API keys would let anybody in") as deployed:
+        AppArguments(config=tmp_path / "my.yaml").settings()
+
+    with pytest.raises(InvalidInput) as for_serve:
+        serve_config(open_to_all)
+    with pytest.raises(InvalidInput) as for_pods:
+        ray_service(open_to_all, "an/image")
+
+    assert str(for_serve.value) == str(for_pods.value) == str(deployed.value)
+
+
+def test_what_is_written_is_what_deploying_takes(settings: Settings) -> None:
+    (app,) = yaml.safe_load(serve_config(settings))["applications"]
+
+    assert AppArguments(**app["args"]).settings().server.host == "0.0.0.0"
 
 
 @pytest.mark.parametrize(
