@@ -109,6 +109,8 @@ async def _undo(store: Store, who: Reviewer, decided: Decided) -> Outcome:
 async def _whose(store: Store, who: Reviewer, review_id: str) -> str:
     found = await store.glance(who.tenant, review_id)
     found = None if found is None else as_seen_by(who.name, found)
+    if found is not None and found.recalled and found.reviewer is None:
+        return "it is due, and moves on to another queue"
     if found is None or found.reviewer is None:
         return "somebody else had it meanwhile"
     if found.state is ReviewState.DECIDED:

@@ -1067,6 +1067,28 @@ async def test_what_is_due_and_held_says_that_it_moves_on_and_is_not_kept(
     assert ">moves on<" in listed.text
 
 
+async def test_what_is_about_to_move_on_is_taken_by_nobody(
+    plane: Plane, store: SqlStore, defer: Defer, clock: Clock
+) -> None:
+    review, same = await defer(due_in_s=0.0), await defer(due_in_s=100.0)
+    anna, ben = await plane.reviewer("anna"), await plane.reviewer("ben")
+    mine = await anna.get("/inbox/tickets/next")
+    await store.escalate({"tickets": Step("leads", 600.0)})
+    asked = await ben.get(f"/inbox/reviews/{same.id}/alike")
+    clock.now += 301
+
+    item = await ben.get(f"/inbox/reviews/{review.id}")
+    late = await anna.press(mine, "decide", {"label": "refund"})
+    many = await ben.press(asked, "alike", {"label": "other", "ids": f"{review.id},{same.id}"})
+
+    assert "It is due, and another queue has it in a moment." in item.text
+    assert "Take it" not in item.text
+    assert late.status_code == 409
+    assert "another queue has it in a moment" in late.text
+    assert "1 item decided as other" in many.text
+    assert "it is due, and moves on to another queue" in many.text
+
+
 async def test_what_moved_on_meanwhile_is_told_as_that(
     plane: Plane, store: SqlStore, defer: Defer, clock: Clock
 ) -> None:
