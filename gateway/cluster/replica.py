@@ -17,7 +17,7 @@ from backends.ray_serve.loopback import stay_on_loopback
 from gateway.cluster.apart import Models, delete, left_over
 from gateway.cluster.deployments import GATEWAY
 from gateway.cluster.proxied import Message, ProxiedCalls
-from gateway.cluster.targets import told
+from gateway.cluster.targets import reached_at, told
 from gateway.compose import Gateway, compose, open_configured
 from gateway.http.asgi import AsgiApp
 from gateway.ports import address_of, bind_shared, claim, claim_first_free, port_of
@@ -125,7 +125,8 @@ class GatewayReplica:
                 _heir(gateway.control_app, server, port_of(control)),
             ):
                 name, where = _replica_name(), address_of(control)
-                with told(self._settings.cluster.targets, name, where, {"replica": name}):
+                reached = reached_at(where, _node_address())
+                with told(self._settings.cluster.targets, name, reached, {"replica": name}):
                     await self._serve_data(gateway, where)
 
     async def _serve_data(self, gateway: Gateway, control: str) -> None:
@@ -255,3 +256,10 @@ def _replica_name() -> str:
     from ray import serve
 
     return str(serve.get_replica_context().replica_tag)
+
+
+def _node_address() -> str:
+    """Of the node that this replica is on."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,14 @@ def told(folder: Path | None, name: str, address: str, labels: Mapping[str, str]
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def reached_at(bound: str, node: str) -> str:
+    """Where others reach what is *bound* (`host:port`): on every interface, at the address of its *node*."""
+    host, port = bound.rsplit(":", 1)
+    if not ipaddress.ip_address(host.strip("[]")).is_unspecified:
+        return bound
+    return f"[{node}]:{port}" if ":" in node else f"{node}:{port}"
 
 
 def _remove_left_over(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cluster.targets import told
+from gateway.cluster.targets import reached_at, told
 from tests.integration.process import ROOT
 
 _HOLD = """
@@ -31,6 +31,20 @@ def test_a_replica_is_told_of_as_long_as_it_lives(tmp_path: Path) -> None:
         (file,) = (tmp_path / "targets").glob("*.json")
         assert json.loads(file.read_text()) == [{"targets": ["127.0.0.1:8002"], "labels": {"replica": "one"}}]
     assert found(tmp_path / "targets") == set()
+
+
+@pytest.mark.parametrize(
+    ("bound", "node", "reached"),
+    [
+        ("0.0.0.0:8002", "10.0.0.7", "10.0.0.7:8002"),
+        ("[::]:8002", "10.0.0.7", "10.0.0.7:8002"),
+        ("[::]:8002", "fd00::7", "[fd00::7]:8002"),
+        ("127.0.0.1:8002", "10.0.0.7", "127.0.0.1:8002"),
+        ("[fd00::9]:8002", "fd00::7", "[fd00::9]:8002"),
+    ],
+)
+def test_a_replica_on_every_interface_is_reached_at_its_nodes_address(bound: str, node: str, reached: str) -> None:
+    assert reached_at(bound, node) == reached
 
 
 def test_nothing_is_told_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
