@@ -247,5 +247,5 @@ class LabelsMachine(RuleBasedStateMachine):
             ]
 
 
-TestLabels = LabelsMachine.TestCase
+TestLabels = pytest.mark.no_cover(LabelsMachine.TestCase)
 TestLabels.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
