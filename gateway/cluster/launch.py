@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.cluster.apart import cores, deploy_apart, deployed
-from gateway.cluster.application import application, replicated
+from gateway.cluster.application import application, end_s, replicated
 from gateway.cluster.deployments import APP, ONE_LOOP
 from gateway.cluster.rollout import ClusterFailed, Patience, wait_serving
 from gateway.ports import bind, held, port_of
@@ -47,6 +47,11 @@ that by itself, and such a one would listen on every interface.
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 _DOWN_S = 90.0
+"""What the end of a cluster may take beside that of its replicas."""
+
+_LONGER_S = 10.0
+"""For which replicas are waited beyond what they may take: Serve ends them then, one after the other."""
+
 _PATIENCE = Patience(room_s=60.0)
 """Nobody adds nodes to a Ray of one machine; who leaves may do so for a while."""
 
@@ -62,6 +67,7 @@ class Running:
         pid: of the `up` that runs.
         ray: the cluster's address.
         http, grpc, control: ports; the last is one replica's after the other.
+        end_s: what replicas may take to end.
     """
 
     pid: int
@@ -69,6 +75,7 @@ class Running:
     http: int
     grpc: int
     control: int
+    end_s: float
 
 
 def default_folder() -> Path:
@@ -109,13 +116,14 @@ def down(folder: Path) -> bool:
         raise ClusterFailed(f"a cluster is starting, or ending, in {folder}; try again")
     with contextlib.suppress(ProcessLookupError):
         os.kill(running.pid, signal.SIGTERM)
-    until = time.monotonic() + _DOWN_S
+    within_s = running.end_s + _DOWN_S
+    until = time.monotonic() + within_s
     while time.monotonic() < until:
         with _claimed(folder) as is_over:
             if is_over:
                 return True
         time.sleep(_LOOK_S)
-    raise ClusterFailed(f"the cluster did not end within {_DOWN_S:g} s; end process {running.pid} yourself")
+    raise ClusterFailed(f"the cluster did not end within {within_s:g} s; end process {running.pid} yourself")
 
 
 @contextlib.contextmanager
@@ -156,7 +164,7 @@ def _serve(settings: Settings, folder: Path, announce: Callable[[Addresses], Non
     with held(server.host, server.http_port) as http, held(server.host, server.grpc_port) as grpc:
         with bind(server.host, server.control_port) as control:
             settings = _on_ports(settings, port_of(http), port_of(grpc), port_of(control))
-        with _ray(settings, folder) as address, _told(folder, settings, address) as running:
+        with _ray(settings, folder) as address, _told(folder, settings, address) as running, _ending_first(folder):
             _deploy(settings, log_level)
             stop = _Stop()
             announce(_addresses(settings, running))
@@ -176,15 +184,20 @@ def _addresses(settings: Settings, running: Running) -> Addresses:
 @contextlib.contextmanager
 def _told(folder: Path, settings: Settings, address: str) -> Iterator[Running]:
     server = settings.server
-    running = Running(os.getpid(), address, server.http_port, server.grpc_port, server.control_port)
-    path = folder / "running"
-    fresh = path.with_name("running.new")
-    fresh.write_text(json.dumps({name: getattr(running, name) for name in Running.__dataclass_fields__}))
-    fresh.rename(path)
+    running = Running(
+        os.getpid(), address, server.http_port, server.grpc_port, server.control_port, end_s(replicated(server))
+    )
+    _write(folder, running)
     try:
         yield running
     finally:
-        path.unlink(missing_ok=True)
+        (folder / "running").unlink(missing_ok=True)
+
+
+def _write(folder: Path, running: Running) -> None:
+    fresh = folder / "running.new"
+    fresh.write_text(json.dumps({name: getattr(running, name) for name in Running.__dataclass_fields__}))
+    fresh.rename(folder / "running")
 
 
 def _read(folder: Path) -> Running | None:
@@ -223,6 +236,26 @@ def _ray(settings: Settings, folder: Path) -> Iterator[str]:
             serve.shutdown()
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _ending_first(folder: Path) -> Iterator[None]:
+    """At the end, have gateways end, with all that they have accepted, before Serve ends everything at once."""
+    try:
+        yield
+    finally:
+        running = _read(folder)
+        with contextlib.suppress(Exception):  # Ray's many: it may be what has failed
+            _end_gateways(0.0 if running is None else running.end_s)
+
+
+def _end_gateways(within_s: float) -> None:
+    from ray import serve
+
+    until = time.monotonic() + within_s + _LONGER_S
+    serve.delete(APP, _blocking=False)
+    while APP in serve.status().applications and time.monotonic() < until:
+        time.sleep(_LOOK_S)
 
 
 def _prepare(folder: Path) -> None:
@@ -275,7 +308,9 @@ def _upgrade(settings: Settings, folder: Path, running: Running, log_level: str)
         raise ClusterFailed(
             f"the cluster at {running.ray} cannot be reached; `pointsman cluster down` ends it"
         ) from error
+    longer_s = max(running.end_s, end_s(replicated(settings.server)))
     try:
+        _write(folder, replace(running, end_s=longer_s))  # while those that run end, and those that are next may too
         _deploy(settings, log_level)
     finally:
         ray.shutdown()

@@ -123,7 +123,7 @@ class Cluster:
     def down(self) -> None:
         """End it as an operator does."""
         words = command("down", "--folder", str(self.folder))
-        subprocess.run(words, check=True, cwd=ROOT, env=environment(), timeout=60)
+        subprocess.run(words, check=True, cwd=ROOT, env=environment(), timeout=120)
 
 
 def replicas_below(root: int, deployment: str) -> set[int]:

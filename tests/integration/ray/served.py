@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,3 +20,10 @@ def double_and_say_who(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArr
     """Twice as much, and the process that has done it."""
     x = inputs["x"]
     return {"y": x * 2, "process": np.full((len(x), 1), os.getpid(), np.int32)}
+
+
+def sure_in_time(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """The first of two classes, after as many seconds as the largest of the numbers."""
+    x = inputs["x"]
+    time.sleep(float(x.max()))
+    return {"y": np.tile(np.array([1, 0], np.float32), (len(x), 1))}

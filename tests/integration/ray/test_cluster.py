@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -17,6 +18,11 @@ from tests.integration.ray.clusters import CLUSTER_CONFIG, GATEWAY, MODEL, Clust
 from tests.integration.test_v1 import UNSURE, call
 
 TRIPLE = "tests.integration.ray.served:triple"
+_LONG_S = 36.0
+_PATIENT = (
+    "{input: {x: {datatype: FP32, shape: [2]}}, cascade: [double], accept: {min_confidence: 0.5}, on_defer: error, "
+    "slo: {deadline: 2m}}"
+)
 DECIDE = "/v1/routes/words:decide"
 
 
@@ -213,3 +219,32 @@ def test_down_finishes_what_was_accepted_and_leaves_nothing(tmp_path: Path) -> N
         assert cluster.targets() == set()
         _, alive = psutil.wait_procs(left, timeout=10)
         assert alive == []
+
+
+def test_down_waits_as_long_as_a_drain_may_take_and_models_end_after_gateways(tmp_path: Path) -> None:
+    """Serve itself waits for 30 s, and ends all of its applications at once."""
+    if reason := why_not():
+        pytest.skip(reason)
+    patient = CLUSTER_CONFIG.replace("replicas: 2", "replicas: 1").replace(
+        "tests.integration.models:double", "tests.integration.ray.served:sure_in_time"
+    )
+    patient = patient.replace("routes:\n", f"routes:\n  patient: {_PATIENT}\n") + "server: {drain: 60s}\n"
+    with running(tmp_path, patient) as cluster:
+        replies: list[int] = []
+        inputs = [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [_LONG_S, 1.0]}]
+        where, body = f"{cluster.http}/v2/models/patient/infer", json.dumps({"inputs": inputs}).encode()
+        request = urllib.request.Request(where, body, {"Content-Type": "application/json"})
+
+        def ask() -> None:
+            with urllib.request.urlopen(request, timeout=2 * _LONG_S) as reply:
+                replies.append(reply.status)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        (address,) = cluster.targets()
+        wait_for(lambda: 'pointsman_batches_in_flight{model="double"} 1.0' in metrics(address))
+
+        cluster.down()
+
+        asking.join(timeout=10)
+        assert replies == [200]
