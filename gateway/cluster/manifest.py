@@ -6,7 +6,8 @@ or on a volume. Several nodes share a store on PostgreSQL; a SQLite file is one 
 **Kubernetes.** A pod of Ray is a node, with an address of its own, so a node has one replica of the gateway: the ports
 are those of the configuration, and a Service spreads callers over the pods. The readiness of a pod is that of its
 gateway: a pod without one gets no callers, and a gateway that leaves says so for long enough to get none any more
-before it closes its ports. An upgrade replaces one after the other, as a next one has no room beside them. Models that
+before it closes its ports. A pod that ends lets Ray know, and waits until its replicas have left (`leave`). An upgrade
+replaces one after the other, as a next one has no room beside them. Models that
 are apart have pods of their own, each large enough for the largest replica, and so many that all replicas fit, with one
 of each model's next version. Where a Redis keeps Ray's tables, pods outlive their cluster's head, and go on with the
 next one.
@@ -25,6 +26,7 @@ import yaml
 from backends.errors import InvalidInput
 from backends.ray_serve.options import DeploymentOptions
 from gateway.cluster.apart import deployed
+from gateway.cluster.application import end_s, replicated
 from gateway.cluster.deployments import APP, GATEWAY, ONE_LOOP
 from gateway.security import check_binding, is_loopback
 from gateway.settings import Settings
@@ -44,6 +46,25 @@ _IN_AN_UPGRADE = 1
 
 _RAYS_BYTES = 2**30
 """Memory of a pod beside what replicas ask for: Ray's processes, and tensors on their way."""
+
+_ELSEWHERE_S = 30
+"""For replicas of a pod that ends to start elsewhere, before they end."""
+
+_MODEL_END_S = 20.0
+"""What a replica of a model gets to end, by Serve's defaults."""
+
+_LAST_S = 30
+"""For Ray itself to end."""
+
+_OF_RAY = {
+    "httpGet": {"path": "/api/local_raylet_healthz", "port": 52365},
+    "periodSeconds": 5,
+    "timeoutSeconds": 2,
+    "failureThreshold": 10,
+}
+"""A pod for models is ready when its Ray is. KubeRay would ask for Serve's proxy too, which is not there
+(ray-project/kuberay#4994).
+"""
 
 _LABELS = {"app.kubernetes.io/name": APP}
 _OF_GATEWAYS = {**_LABELS, "app.kubernetes.io/component": "gateway"}
@@ -169,13 +190,27 @@ def _gateways(settings: Settings, image: str) -> dict[str, Any]:
         },
     }
     template = {
-        "metadata": {"labels": _OF_GATEWAYS},
-        "spec": {
-            "terminationGracePeriodSeconds": int(settings.server.drain_s + _UNREADY_S) + 30,
-            "containers": [container],
+        "metadata": {
+            "labels": _OF_GATEWAYS,
+            "annotations": {
+                "prometheus.io/scrape": "true",
+                "prometheus.io/port": str(settings.server.control_port),
+                "prometheus.io/path": "/metrics",
+            },
         },
+        "spec": _leaving(container, end_s(replicated(settings.server), _UNREADY_S)),
     }
     return _group("gateways", settings.cluster.replicas, {"resources": f'"{{\\"{_PLACE}\\": 1}}"'}, template)
+
+
+def _leaving(container: Mapping[str, Any], end_s: float) -> dict[str, Any]:
+    """A pod of *container*, which waits until its replicas have left, of which each may take so long to end."""
+    leave_s = math.ceil(end_s) + _ELSEWHERE_S
+    hook = {"exec": {"command": ["python", "-m", "gateway.cluster.leave", str(leave_s)]}}
+    return {
+        "terminationGracePeriodSeconds": leave_s + _LAST_S,
+        "containers": [{**container, "lifecycle": {"preStop": hook}}],
+    }
 
 
 def _models(settings: Settings, image: str) -> list[dict[str, Any]]:
@@ -246,7 +281,8 @@ def _pods(name: str, shares: Sequence[Share], image: str) -> dict[str, Any]:
         container["resources"]["requests"]["memory"] = memory
         if all(share.memory_bytes is not None for share in shares):  # or others would have to do with what is left
             container["resources"]["limits"]["memory"] = memory
-    return _group(name, len(pods), {}, {"spec": {"containers": [container]}})
+    container["readinessProbe"] = _OF_RAY
+    return _group(name, len(pods), {}, {"spec": _leaving(container, _MODEL_END_S)})
 
 
 def _group(name: str, pods: int, start: Mapping[str, str], template: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ import json
 import os
 import signal
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,9 @@ os.environ |= {
 
 import ray
 from ray import serve
-from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
-from ray.core.generated import autoscaler_pb2
 
+from gateway.cluster.leave import leave
 from gateway.ports import address_of, held, port_of
 from gateway.ray_app import AppArguments, app
 from tests.integration.ray.clusters import NODE_CPUS, TOLD
@@ -76,10 +74,7 @@ class Nodes:
 
     def drain(self, node: str) -> dict[str, Any]:
         """What a provider's notice of a preemption comes to."""
-        until_ms = round((time.time() + NOTICE_S) * 1e3)
-        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        is_accepted, why_not = GcsClient(address=self._cluster.address).drain_node(node, reason, "preempted", until_ms)
-        return {"is_accepted": is_accepted, "why_not": why_not}
+        return {"why_not": leave(self._cluster.address, node, NOTICE_S)}
 
     def back(self) -> dict[str, Any]:
         """The head begins again, with the tables that the last one has left."""

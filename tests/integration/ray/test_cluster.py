@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import urllib.request
 from pathlib import Path
@@ -12,9 +14,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.process import wait_for
+from gateway.cluster.launch import LOOPBACK
+from tests.integration.process import ROOT, wait_for
 from tests.integration.ray.callers import Outcome, by_grpc, by_http, calling, many_more
-from tests.integration.ray.clusters import CLUSTER_CONFIG, GATEWAY, MODEL, Cluster, running, why_not
+from tests.integration.ray.clusters import (
+    CLUSTER_CONFIG,
+    GATEWAY,
+    MODEL,
+    Cluster,
+    environment,
+    running,
+    why_not,
+)
 from tests.integration.test_v1 import UNSURE, call
 
 TRIPLE = "tests.integration.ray.served:triple"
@@ -248,3 +259,23 @@ def test_down_waits_as_long_as_a_drain_may_take_and_models_end_after_gateways(tm
 
         asking.join(timeout=10)
         assert replies == [200]
+
+
+def test_a_pod_that_ends_is_left_by_its_replicas_first(tmp_path: Path) -> None:
+    """They would be killed with its Ray."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with running(tmp_path, CLUSTER_CONFIG.replace("replicas: 2", "replicas: 1")) as cluster:
+        known = {
+            **LOOPBACK,
+            "RAY_ADDRESS": json.loads((cluster.folder / "running").read_text())["ray"],
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(cluster.folder / "token"),
+        }
+
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway.cluster.leave", "40"], cwd=ROOT, env={**environment(), **known}, timeout=60,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+        assert (done.returncode, cluster.replicas(GATEWAY), cluster.replicas(MODEL)) == (0, set(), set()), done.stderr

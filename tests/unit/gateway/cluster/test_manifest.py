@@ -180,3 +180,31 @@ def test_a_pod_is_given_the_time_that_a_drain_may_take(settings: Settings) -> No
 
     (group,) = ray["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     assert group["template"]["spec"]["terminationGracePeriodSeconds"] > 100
+
+
+def test_a_pod_that_ends_waits_for_its_replicas_within_its_time(tmp_path: Path) -> None:
+    apart = TEXT.replace("expose: true", "expose: true, serve: {replicas: 2}")
+    (tmp_path / "my.yaml").write_text(apart)
+    ray = next(iter(yaml.safe_load_all(ray_service(load_settings(tmp_path / "my.yaml"), "an/image"))))
+
+    for group in ray["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        *program, within_s = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert program == ["python", "-m", "gateway.cluster.leave"]
+        assert 7 < int(within_s) < pod["terminationGracePeriodSeconds"]
+
+
+def test_a_pod_for_models_is_ready_without_a_proxy_of_serves(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(TEXT.replace("expose: true", "expose: true, serve: {replicas: 2}"))
+    ray = next(iter(yaml.safe_load_all(ray_service(load_settings(tmp_path / "my.yaml"), "an/image"))))
+
+    _, models = ray["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert models["template"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]["port"] == 52365
+
+
+def test_prometheus_finds_the_metrics_of_a_gateways_pod(settings: Settings) -> None:
+    ray = next(iter(yaml.safe_load_all(ray_service(settings, "an/image"))))
+
+    (group,) = ray["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    found = group["template"]["metadata"]["annotations"]
+    assert (found["prometheus.io/port"], found["prometheus.io/path"]) == ("9002", "/metrics")
