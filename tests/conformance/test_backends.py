@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,12 @@ class Open:
             return await open_oip(self.model, OIPOptions(self.url, max_batch=8))
         shared = self.way == "shared memory"
         return await open_triton(self.model, TritonOptions(self.url, shared_memory=shared, shared_memory_from=0))
+
+
+@pytest.fixture(autouse=True)
+def _names_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests share meanwhile, in processes beside this one, is not looked at."""
+    monkeypatch.setattr(shared_memory, "_PREFIX", f"pointsman-tensors-{os.getpid()}-")
 
 
 @pytest.fixture(params=["http", "grpc"])
@@ -162,7 +169,7 @@ async def test_triton_survives_callers_that_leave(opened: Opened) -> None:
 
 
 def shared_objects() -> set[str]:
-    return {path.name for path in shared_memory.FOLDER.glob("pointsman-tensors-*")}
+    return {path.name for path in shared_memory.FOLDER.glob(f"{shared_memory._PREFIX}*")}
 
 
 async def test_shared_memory_is_gone_when_the_backend_is_closed(url: str) -> None:
@@ -192,7 +199,7 @@ async def test_a_region_is_never_used_again_while_the_server_may_write_to_it(url
 
 
 async def test_what_killed_gateways_left_in_shared_memory_is_removed(url: str) -> None:
-    left = shared_memory.FOLDER / "pointsman-tensors-of-a-gateway-that-was-killed"
+    left = shared_memory.FOLDER / f"{shared_memory._PREFIX}of-a-gateway-that-was-killed"
     left.write_bytes(bytes(4096))
     held = shared_memory.Region(4096)
 
