@@ -24,6 +24,8 @@ the gateway that lost its way. Whichever answers first is believed.
 **Versions.** A replica knows a digest of what it was made of, and refuses calls that want another: while a model is
 being replaced by its next version, an answer never comes from a model that the gateway's certificates are not about.
 
+A version that may have no replica keeps what they have said of it (`kept`), so that a gateway's start wakes none.
+
 **Scaling** (`scaling`): callers tell with every call how long its batch has waited and how many deadlines they have
 missed; each replica sums that up, and Serve's controller asks a policy of ours about the sums.
 

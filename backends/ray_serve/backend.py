@@ -310,6 +310,7 @@ async def open_deployment(
     *,
     digest: str | None = None,
     timeout_s: float | None = None,
+    about: About | None = None,
 ) -> Backend:
     """The model behind *handle*, once a replica has said what it takes and gives.
 
@@ -317,26 +318,29 @@ async def open_deployment(
         replicas: that there can be.
         digest: of the model that is wanted; None: whichever is there.
         timeout_s: what that may take; None: as long as Serve takes to start one.
+        about: what one has said before; none is asked then, or started.
 
     Raises:
         Unavailable: no replica answers, or none of the version that is wanted.
         InvalidInput: it cannot be asked from another process.
     """
     _near_first(handle)
+    if about is not None:
+        return RayServe(model_name, handle, about, replicas)
     ask = handle.options(method_name="about")
     try:
         async with asyncio.timeout(timeout_s):
-            about: About = await ask.remote()
-            while digest is not None and about.digest != digest:  # it is being replaced
+            said: About = await ask.remote()
+            while digest is not None and said.digest != digest:  # it is being replaced
                 await asyncio.sleep(_LOOK_AGAIN_S)
-                about = await ask.remote()
+                said = await ask.remote()
     except TimeoutError as error:
         raise Unavailable(
             f"model {model_name!r}: no replica of the version that is wanted answered within {timeout_s:g} s"
         ) from error
     except Exception as error:  # Ray's many
         raise Unavailable(f"model {model_name!r}: no replica could be asked: {error}") from error
-    return RayServe(model_name, handle, about, replicas)
+    return RayServe(model_name, handle, said, replicas)
 
 
 def _near_first(handle: DeploymentHandle[Any]) -> None:

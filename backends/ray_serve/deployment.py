@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -9,6 +10,7 @@ from typing import Any
 
 from backends.contract import NO_DEADLINE, TRACE, URGENCY, Backend, Deadline, State
 from backends.errors import BackendFailed, InvalidInput, PointsmanError
+from backends.ray_serve.kept import keep
 from backends.ray_serve.loopback import stay_on_loopback
 from backends.ray_serve.messages import About, AnotherModel, Answered, Asked, Refused
 from backends.ray_serve.scaling import Load
@@ -42,6 +44,7 @@ class ModelReplica:
         self._name = model_name
         self._about = About(digest, self._backend.signature, self._backend.version, limits)
         self._load = Load(limits.max_in_flight)
+        await asyncio.to_thread(keep, self._about)
 
     async def about(self) -> About:
         """What it serves."""

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from backends.ray_serve.deployment import ModelReplica
+from backends.ray_serve.kept import forget, short
 from backends.ray_serve.options import DeploymentOptions, ScalingOptions
 from gateway.certificates import stage_subject
 from gateway.cluster.deployments import APP, GATEWAY, HEALTH, LOOK_S, ONE_LOOP, QUIET, STARTS, in_environment
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from ray.serve.schema import ApplicationStatusOverview
 
 _PREFIX = f"{APP}-model-"
-_DIGITS = 12
 _LOOK_BACK_S = 12.0  # Serve wants more than the 10 s between its own questions
 
 
@@ -126,6 +126,7 @@ def delete(apps: Iterable[str]) -> None:
 
     for app in apps:
         serve.delete(app, _blocking=False)
+        forget(app.rsplit("-", 1)[1])
     for app in apps:
         with contextlib.suppress(TimeoutError):
             serve.delete(app)
@@ -187,8 +188,10 @@ def model_application(
         **HEALTH,
         **many,
     )(ModelReplica)
-    # Under the name of its own, Serve would start all replicas anew each time; it takes that from its own code alone.
-    deployment = deployment.options(version=digest, _internal=True)
+    # Serve would start all replicas anew each time; a version it takes from its own code alone. Replicas that were not
+    # scaled when they started never tell of their load.
+    version = digest if options.scaling is None else f"{digest}-scaled"
+    deployment = deployment.options(version=version, _internal=True)
     return deployment.bind(model.name, model.backend, model.options, digest)
 
 
@@ -201,7 +204,7 @@ def _models(settings: Settings) -> list[ModelSettings]:
 
 
 def _place(model: ModelSettings, digest: str) -> Apart:
-    return Apart(f"{_PREFIX}{model.name}-{digest[:_DIGITS]}", f"model-{model.name}", digest)
+    return Apart(f"{_PREFIX}{model.name}-{short(digest)}", f"model-{model.name}", digest)
 
 
 def _running(apps: Mapping[str, ApplicationStatusOverview], place: Apart) -> int:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from backends.contract import Backend
 from backends.ray_serve.backend import deployment_handle, open_deployment
+from backends.ray_serve.kept import kept
 from backends.ray_serve.loopback import stay_on_loopback
 from gateway.cluster.apart import Models, delete, left_over
 from gateway.cluster.deployments import GATEWAY
@@ -147,8 +148,10 @@ class GatewayReplica:
         if place is None or model.serve is None:
             return await open_configured(model)
         handle = await asyncio.to_thread(deployment_handle, model.name, place.deployment, place.app)
-        most = model.serve.most_replicas
-        return await open_deployment(model.name, handle, most, digest=place.digest, timeout_s=_OPEN_S)
+        most, scaling = model.serve.most_replicas, model.serve.scaling
+        may_sleep = scaling is not None and scaling.least == 0
+        about = await asyncio.to_thread(kept, place.digest) if may_sleep else None
+        return await open_deployment(model.name, handle, most, digest=place.digest, timeout_s=_OPEN_S, about=about)
 
     async def _ending_left_over(self) -> None:
         """End models that no gateway asks any more, once all gateways are as this one is, and stay so for a while."""

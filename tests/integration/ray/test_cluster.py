@@ -196,6 +196,27 @@ def test_an_upgrade_in_which_a_model_goes_fails_no_request(cluster: Cluster) -> 
     wait_for(lambda: is_whole(cluster))
 
 
+@pytest.mark.timeout(300)
+def test_gateways_that_start_wake_no_model_that_nobody_asks(cluster: Cluster) -> None:
+    idle = CLUSTER_CONFIG.replace(
+        "serve: {replicas: 2, num_cpus: 0.1}",
+        "serve: {num_cpus: 0.1, autoscale: {min: 0, max: 2, up_after: 1s, down_after: 1s}}",
+    )
+    try:
+        cluster.upgrade(idle)
+        wait_for(lambda: not cluster.replicas(MODEL), 90)
+        old = cluster.replicas(GATEWAY)
+
+        cluster.upgrade(idle.replace("labels: [a, b, c]", "labels: [x, y, z]"))
+
+        assert not old & cluster.replicas(GATEWAY)
+        assert cluster.replicas(MODEL) == set()
+        assert one_round(cluster).failed == []
+    finally:
+        cluster.upgrade(CLUSTER_CONFIG)
+    wait_for(lambda: is_whole(cluster))
+
+
 def test_an_upgrade_that_cannot_start_leaves_what_runs(cluster: Cluster) -> None:
     good = cluster.config.read_text()
     old = cluster.replicas(GATEWAY)
