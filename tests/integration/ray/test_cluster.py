@@ -29,6 +29,16 @@ from tests.integration.ray.clusters import (
 from tests.integration.test_v1 import UNSURE, call
 
 TRIPLE = "tests.integration.ray.served:triple"
+_LEAVE = """
+import sys
+from gateway.cluster import leave
+from tests.integration.ray.clusters import GATEWAY, MODEL, replicas_below
+root = int(sys.argv[1])
+leave.replicas_here = lambda: len(replicas_below(root, GATEWAY) | replicas_below(root, MODEL))
+sys.exit(leave.main(40.0))
+"""
+"""A pod sees its own processes alone, and this machine has other clusters."""
+
 _LONG_S = 36.0
 _PATIENT = (
     "{input: {x: {datatype: FP32, shape: [2]}}, cascade: [double], accept: {min_confidence: 0.5}, on_defer: error, "
@@ -295,7 +305,7 @@ def test_a_pod_that_ends_is_left_by_its_replicas_first(tmp_path: Path) -> None:
         }
 
         done = subprocess.run(
-            [sys.executable, "-m", "gateway.cluster.leave", "40"], cwd=ROOT, env={**environment(), **known}, timeout=60,
+            [sys.executable, "-c", _LEAVE, str(cluster.process.pid)], cwd=ROOT, env={**environment(), **known}, timeout=60,
             capture_output=True, text=True, check=False,
         )  # fmt: skip
 
