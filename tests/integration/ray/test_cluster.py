@@ -305,8 +305,8 @@ def test_a_pod_that_ends_is_left_by_its_replicas_first(tmp_path: Path) -> None:
         }
 
         done = subprocess.run(
-            [sys.executable, "-c", _LEAVE, str(cluster.process.pid)], cwd=ROOT, env={**environment(), **known}, timeout=60,
-            capture_output=True, text=True, check=False,
+            [sys.executable, "-c", _LEAVE, str(cluster.process.pid)], cwd=ROOT, env={**environment(), **known},
+            timeout=60, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
         assert (done.returncode, cluster.replicas(GATEWAY), cluster.replicas(MODEL)) == (0, set(), set()), done.stderr
