@@ -4,8 +4,8 @@
 
 **Measured**, on the machines that the results name: CPU time that a request costs a gateway with the null model
 (`results/peers.json`, 32 clients, HTTP with binary tensors); what an item costs a real model on the node's own cores
-(`results/latency_curves.json`, the largest batch); durable deferrals that one PostgreSQL takes a second from a writer
-that commits in groups, with 64 callers (`results/store.json`).
+(`results/latency_curves.json`, the largest batch); durable deferrals, and decisions that are only recorded, that one
+PostgreSQL takes a second from a writer that commits in groups (`results/store.json`).
 
 **Assumed**, since one machine cannot show it:
 
@@ -17,9 +17,10 @@ that commits in groups, with 64 callers (`results/store.json`).
    says how many times as fast another is. Rows cost it alike whoever writes them.
 4. Where the store is the limit, writers have more waiting than a group takes, so that their groups are full: measured
    of one writer with 8 and with 64 callers. Deferrals wait for that meanwhile.
-5. Every decision is in the log in the store, written in groups behind the answer. What such a row costs is not
-   measured: between nothing and as much as a deferral, which is an answer, its items, a review, a key and a row of the
-   log. So there are two limits of the store, and the truth is between them.
+5. Every decision is in the log in the store, written in groups behind the answer; one that goes to people is a deferral
+   instead. The store's time is spent on both as it is on each alone.
+6. "Elsewhere" is a model that its server's own machine pays for. One that is a Ray deployment, reached by handle, costs
+   the gateway more than twice as much a request (`results/ray_serve.json`, `cluster-apart`).
 
 Left out: the network, webhooks, people, and reads of answers.
 """
@@ -28,7 +29,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -44,7 +44,7 @@ BUSY = 0.6
 SPARE = 0.1
 
 _FORM, _CLIENTS = "http binary", 32
-_CALLERS = 64
+_CALLERS, _RECORDING = 64, 8
 _MODEL = "MiniLM, 32 tokens"
 
 
@@ -55,12 +55,14 @@ class Measured:
     Attributes:
         gateway_us: CPU time of a gateway, a request.
         model_us: of a model on the node's cores, an item.
-        store_per_s: deferrals that the store takes.
+        deferrals_per_s: that the store takes, and nothing else.
+        records_per_s: decisions that are only recorded, likewise.
     """
 
     gateway_us: float
     model_us: float
-    store_per_s: float
+    deferrals_per_s: float
+    records_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,33 +73,24 @@ class Carried:
         has_model: whether a model runs on the nodes' cores, or elsewhere.
         deferred: the part of requests that goes to people.
         nodes_per_s: what the nodes answer.
-        store_at_least, store_at_most: what the store keeps up with, if a row of the log costs as much as a deferral,
-            and if it costs nothing.
+        store_per_s: what the store keeps up with.
     """
 
     nodes: int
     has_model: bool
     deferred: float
     nodes_per_s: float
-    store_at_least: float
-    store_at_most: float
+    store_per_s: float
 
     @property
-    def at_least(self) -> float:
-        """What the cluster carries in any case."""
-        return min(self.nodes_per_s, self.store_at_least)
-
-    @property
-    def at_most(self) -> float:
-        """What it carries if rows of the log cost nothing."""
-        return min(self.nodes_per_s, self.store_at_most)
+    def per_s(self) -> float:
+        """What the cluster carries."""
+        return min(self.nodes_per_s, self.store_per_s)
 
     @property
     def limit(self) -> str:
         """What it is that ends it."""
-        if self.nodes_per_s <= self.store_at_least:
-            return "nodes"
-        return "store" if self.store_at_most < self.nodes_per_s else "store, or nodes"
+        return "nodes" if self.nodes_per_s <= self.store_per_s else "store"
 
 
 def measured(peers: Mapping[str, Any], curves: Mapping[str, Any], store: Mapping[str, Any]) -> Measured:
@@ -107,8 +100,9 @@ def measured(peers: Mapping[str, Any], curves: Mapping[str, Any], store: Mapping
         ValueError: a figure is missing; says how to measure it.
     """
     size, took_s = max(_found(curves["models"], _MODEL, "latency_curves")["points"])
-    callers = {cell["callers"]: cell for cell in store["cells"] if "callers" in cell}
-    grouped = _found(callers, _CALLERS, "store")["postgres/grouped"]
+    cells = {next(iter(cell.items())): cell for cell in store["cells"]}
+    deferring = _found(cells, ("callers", _CALLERS), "store")["postgres/grouped"]
+    recording = _found(cells, ("recording", _RECORDING), "store")["postgres/grouped"]
     gateways = {
         (comparison["form"], cell["clients"]): cell["servers"]["gateway"]
         for comparison in peers["comparisons"]
@@ -117,7 +111,8 @@ def measured(peers: Mapping[str, Any], curves: Mapping[str, Any], store: Mapping
     }
     gateway = _found(gateways, (_FORM, _CLIENTS), "peers")
     model_us = 1e6 * took_s / size * curves["machine"]["cores"]  # ONNX Runtime uses them all
-    return Measured(gateway["server_cpu_us"]["median"], model_us, grouped["rate"]["median"])
+    rates = (one["rate"]["median"] for one in (deferring, recording))
+    return Measured(gateway["server_cpu_us"]["median"], model_us, *rates)
 
 
 def _found(figures: Mapping[Any, Any], wanted: Any, name: str) -> Any:
@@ -132,9 +127,8 @@ def carried(
     """What *nodes* of *cores* each carry, on a store that is *store_times* as fast as the measured one."""
     request_us = figures.gateway_us + (figures.model_us if has_model else 0.0)
     nodes_per_s = nodes * (1 - SPARE) * cores * BUSY * 1e6 / request_us
-    store_per_s = figures.store_per_s * store_times * BUSY
-    at_most = store_per_s / deferred if deferred else math.inf
-    return Carried(nodes, has_model, deferred, nodes_per_s, store_per_s, at_most)
+    seconds_of_store = (deferred / figures.deferrals_per_s + (1 - deferred) / figures.records_per_s) / store_times
+    return Carried(nodes, has_model, deferred, nodes_per_s, BUSY / seconds_of_store)
 
 
 def report(figures: Measured, cores: int, store_times: float, rows: Sequence[Carried]) -> str:
@@ -145,10 +139,9 @@ def report(figures: Measured, cores: int, store_times: float, rows: Sequence[Car
 A model, and no measurement of clusters of that size: `python -m loadtests.capacity` wrote this, and its text says what
 is assumed. Measured on machines of two cores: {figures.gateway_us:.0f} µs of CPU a request at a gateway,
 {figures.model_us / 1000:.1f} ms an item of a model on the node ({_MODEL}),
-{figures.store_per_s:,.0f} deferrals a second on PostgreSQL. Nodes have {cores} cores; cores and store are used to
-{BUSY:.0%}, and {SPARE:.0%} of the nodes may be missing. The store is {store_times:g} times as fast as the measured one.
-
-The lower figure has every decision cost the store as much as a deferral, the higher one deferrals alone.
+{figures.deferrals_per_s:,.0f} deferrals or {figures.records_per_s:,.0f} recorded decisions a second on PostgreSQL.
+Nodes have {cores} cores; cores and store are used to {BUSY:.0%}, and {SPARE:.0%} of the nodes may be missing. The store
+is {store_times:g} times as fast as the measured one.
 
 | nodes | model | deferred | requests/s | limit | nodes alone | store alone |
 |---:|---|---:|---:|---|---:|---:|
@@ -159,8 +152,8 @@ The lower figure has every decision cost the store as much as a deferral, the hi
 def _row(row: Carried) -> str:
     model = "on the node" if row.has_model else "elsewhere"
     return (
-        f"| {row.nodes:,} | {model} | {row.deferred:.1%} | {_between(row.at_least, row.at_most)} | {row.limit} | "
-        f"{row.nodes_per_s:,.0f} | {_between(row.store_at_least, row.store_at_most)} |\n"
+        f"| {row.nodes:,} | {model} | {row.deferred:.1%} | {row.per_s:,.0f} | {row.limit} | "
+        f"{row.nodes_per_s:,.0f} | {row.store_per_s:,.0f} |\n"
     )
 
 
@@ -170,14 +163,9 @@ def _reach(figures: Measured, cores: int, store_times: float) -> str:
     for has_model in (False, True):
         for deferred in DEFERRED:
             one = carried(figures, 1, cores, deferred, has_model=has_model, store_times=store_times)
-            reach = _between(one.store_at_least / one.nodes_per_s, one.store_at_most / one.nodes_per_s, digits=2)
-            text += f"| {'on the node' if has_model else 'elsewhere'} | {deferred:.1%} | {reach} |\n"
+            reach = one.store_per_s / one.nodes_per_s
+            text += f"| {'on the node' if has_model else 'elsewhere'} | {deferred:.1%} | {reach:,.2f} |\n"
     return text
-
-
-def _between(low: float, high: float, digits: int = 0) -> str:
-    one, other = f"{low:,.{digits}f}", f"{high:,.{digits}f}"
-    return one if one == other else f"{one} to {other}"
 
 
 def main() -> int:
@@ -202,7 +190,7 @@ def main() -> int:
         "measured_on": {name: source["machine"] for name, source in sources.items()},
         "measured": asdict(figures),
         "assumed": {"cores": options.cores, "store_times": options.store_times, "busy": BUSY, "spare": SPARE},
-        "rows": [{**asdict(row), "at_least": row.at_least, "at_most": row.at_most, "limit": row.limit} for row in rows],
+        "rows": [{**asdict(row), "per_s": row.per_s, "limit": row.limit} for row in rows],
     }
     (options.out / "capacity.json").write_text(json.dumps(result, indent=1) + "\n")
     text = report(figures, options.cores, options.store_times, rows)

@@ -10,6 +10,9 @@ one that tests use, on a Unix socket, with its own defaults, `fsync` included; i
 as a Poisson process, whatever has become of those before; timed from when each was due, so that waiting counts. It is
 what a deferral adds to its request. A rate that a store cannot keep up with shows in its latency.
 
+**Records**: decisions that nobody waits for, an answer, its item and a row of the log, handed over as fast as the store
+takes them, until all are written.
+
 The stores take turns, the order reversed with every round; figures are medians over rounds with their quartiles, ratios
 of medians have a bootstrap interval of 95 %. Beside them what one flush of this disk takes.
 """
@@ -48,6 +51,8 @@ DATABASES = ("sqlite", "postgres")
 GROUPS = {"grouped": 64, "alone": 1}
 CALLERS = (1, 8, 64)
 RATES = (50, 200, 800)
+RECORDING = 8
+"""Callers that record."""
 _PAYLOAD = b"the scanner of the second floor prints every page twice, and the second time upside down. " * 2
 _LIMIT_S = 10.0
 """Longest that a run of arrivals waits for those that are late."""
@@ -73,6 +78,14 @@ def deferral() -> tuple[Answer, list[ReviewTask]]:
     return Answer(new_answer_id(), "default", "tickets", now_s, (item,)), [task]
 
 
+def sure() -> Answer:
+    """What a route of two stages answers when its first is sure."""
+    outputs = {"probabilities": Tensor.of(np.array([[0.97, 0.02, 0.01]], np.float32))}
+    trail = (StageRecord("fast", "1", "printing", 0.97, Decision.ACCEPT, None),)
+    item = ItemAnswer(Status.FINAL, "fast", "printing", outputs, 0.97, None, None, trail)
+    return Answer(new_answer_id(), "default", "tickets", time.time(), (item,))
+
+
 async def capacity(store: SqlStore, callers: int, seconds: float) -> dict[str, float]:
     """*callers* that each commit the next deferral when the last is durable."""
     taken_s: list[float] = []
@@ -87,6 +100,27 @@ async def capacity(store: SqlStore, callers: int, seconds: float) -> dict[str, f
     took_s = time.perf_counter() - started
     commits = store.statistics().commits - before.commits
     return _quantiles(taken_s) | {"rate": len(taken_s) / took_s, "a_transaction": len(taken_s) / commits}
+
+
+async def recording(store: SqlStore, callers: int, seconds: float) -> dict[str, float]:
+    """*callers* that hand over decisions that a model was sure of; nobody waits for them but at the end."""
+    recorded = 0
+    before, started = store.statistics(), time.perf_counter()
+
+    async def call() -> None:
+        nonlocal recorded
+        while time.perf_counter() < started + seconds:
+            await store.record(sure())
+            recorded += 1
+            if not recorded % 64:
+                await asyncio.sleep(0)
+
+    await asyncio.gather(*(call() for _ in range(callers)))
+    while store.statistics().pending_writes:  # noqa: ASYNC110  # it tells nobody
+        await asyncio.sleep(0.001)
+    took_s = time.perf_counter() - started
+    commits = store.statistics().commits - before.commits
+    return {"rate": recorded / took_s, "a_transaction": recorded / max(1, commits)}
 
 
 async def latency(store: SqlStore, rate: int, seconds: float) -> dict[str, float]:
@@ -146,6 +180,7 @@ async def compare(rounds: int, seconds: float) -> dict[str, Any]:
                 await capacity(store, 8, 0.3)  # not counted: everything is loaded and warm then
             cells: list[tuple[str, int, Callable[[SqlStore, int, float], Awaitable[dict[str, float]]]]] = [
                 *(("callers", callers, capacity) for callers in CALLERS),
+                ("recording", RECORDING, recording),
                 *(("rate", rate, latency) for rate in RATES),
             ]
             for number in range(rounds):
@@ -182,7 +217,7 @@ def _cell(what: str, size: int, runs: dict[tuple[str, int, Side], list[dict[str,
         found = {figure: asdict(spread(values(side, figure), 3)) for figure in figures}
         late = sum(int(run.get("late", 0)) for run in runs[what, size, side])
         cell["/".join(side)] = found | ({"late": late} if what == "rate" else {})
-    judged = ("rate", "p50_ms", "p99_ms") if what == "callers" else ("p50_ms", "p99_ms")
+    judged = {"callers": ("rate", "p50_ms", "p99_ms"), "recording": ("rate",), "rate": ("p50_ms", "p99_ms")}[what]
     pairs = {
         f"{database}: grouped over alone": ((database, "grouped"), (database, "alone")) for database in DATABASES
     } | {"grouped: postgres over sqlite": (("postgres", "grouped"), ("sqlite", "grouped"))}
@@ -240,10 +275,11 @@ def main() -> None:
     arguments = parser.parse_args()
     report = uvloop.run(compare(arguments.rounds, arguments.seconds))
     for cell in report["cells"]:
-        what = f"{cell['callers']} callers" if "callers" in cell else f"{cell['rate']}/s"
+        (what, size), *_ = cell.items()
         for side in map("/".join, SIDES):
-            told = ", ".join(f"{name} {cell[side][name]['median']:.1f}" for name in ("rate", "p50_ms", "p99_ms"))
-            print(f"{what:10} {side:16} {told}")
+            figures = [name for name in ("rate", "p50_ms", "p99_ms") if name in cell[side]]
+            told = ", ".join(f"{name} {cell[side][name]['median']:.1f}" for name in figures)
+            print(f"{what:9} {size:4} {side:16} {told}")
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     plot(report, arguments.out.with_suffix(".png"))
 
