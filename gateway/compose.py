@@ -174,8 +174,7 @@ class Gateway:
         """One round of what is left of upkeep in a process whose store another one maintains."""
         self.loader.mend()
         try:
-            await self.store.measure()
-            await self.people.look()
+            await _look(self.store, self.people)
         finally:
             await self._follow_store()
 
@@ -229,7 +228,7 @@ async def compose(
             settings.store,
             siblings=settings.server.has_siblings,
             announce=announcer(settings.webhooks),
-            hide=masks.words if masks else None,
+            hide=masks.hiding,
         )
         stack.push_async_callback(store.aclose)
         workshop = Workshop()
@@ -382,8 +381,13 @@ async def _maintain(store: Store, people: People) -> None:
         await store.maintain()
         await people.maintain()
     else:
-        await store.measure()
-        await people.look()
+        await _look(store, people)
+
+
+async def _look(store: Store, people: People) -> None:
+    """The round of whoever leaves it to others to maintain *store*."""
+    await store.measure()
+    await people.look()
 
 
 _LEAD_S = 10.0
@@ -432,9 +436,7 @@ async def compose_control(settings: Settings, crew: Crew) -> AsyncIterator[Contr
     _check_installed(settings)
     masks = _masks(settings)
     telemetry = Telemetry()
-    store = await open_store(
-        settings.store, siblings=True, announce=announcer(settings.webhooks), hide=masks.words if masks else None
-    )
+    store = await open_store(settings.store, siblings=True, announce=announcer(settings.webhooks), hide=masks.hiding)
     try:
         telemetry.serve(lambda: _NOTHING_SERVED, store.statistics)
         authenticator, hosts = _doors(settings)

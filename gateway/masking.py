@@ -262,6 +262,11 @@ class Masks:
             self._known[route] = Mask(own) if own else None
         return self._known[route]
 
+    @property
+    def hiding(self) -> Callable[[str, str], str] | None:
+        """`words`, for a store; None where there are no masks, so that it need not look for routes."""
+        return self.words if self else None
+
     def words(self, route: str, words: str) -> str:
         """What is kept of *words* that somebody writes about *route*, by its name."""
         mask = self.of(route)

@@ -309,7 +309,8 @@ class Guarded(_Watched):
 
     def _is_small(self, item: Array) -> bool:
         """Whether the steps are quicker."""
-        return item.size < self._kernels.smallest and self.recipe.numbers_of(*item.shape[:2]) < self._kernels.smallest
+        smallest = self._kernels.smallest
+        return item.size < smallest and self.recipe.numbers_before_crop(*item.shape[:2]) < smallest
 
     def _try(self, pictures: Values, kernel: Kernel | KernelThere) -> Array | DeviceArray | None:
         """What the kernel makes of them; None where it, or the steps, cannot."""

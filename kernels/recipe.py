@@ -159,11 +159,10 @@ class Recipe:
         )
         return Placement(resized, (top, left), self.size, (0, 0))
 
-    def numbers_of(self, height: int, width: int) -> int:
-        """Of a picture, or of what it is resampled to before a crop: what the steps one after the other work on."""
+    def numbers_before_crop(self, height: int, width: int) -> int:
+        """Of what the steps one after the other resample a picture to; 0 where they refuse it."""
         placed = self.place(height, width)
-        resized = (0, 0) if placed is None else placed.resized
-        return max(height * width, resized[0] * resized[1]) * len(self.order)
+        return 0 if placed is None else placed.resized[0] * placed.resized[1] * len(self.order)
 
     def axes(self, placed: Placement, height: int, width: int) -> tuple[Axis, Axis]:
         """How a picture of *height* x *width* pixels is resampled, down and across."""

@@ -155,7 +155,7 @@ class Tokenizer:
 
     def _is_sure(self, encoding: tokenizers.Encoding) -> bool:
         """Whether so many tokens were cut off that where the text was cut cannot be seen in those that are left."""
-        return len(encoding.overflowing) > 0 and sum(map(len, encoding.overflowing)) >= self._max_length
+        return sum(map(len, encoding.overflowing)) >= self._max_length
 
 
 _LEAST, _CHARACTERS_A_TOKEN = 4096, 16

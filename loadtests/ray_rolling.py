@@ -22,7 +22,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -35,16 +34,7 @@ from typing import Any
 from loadtests.peers.machine import machine
 from loadtests.peers.servers import gateway_versions
 from tests.integration.ray import callers
-from tests.integration.ray.clusters import (
-    CLUSTER_CONFIG,
-    GATEWAY,
-    MODEL,
-    Cluster,
-    command,
-    environment,
-    running,
-    why_not,
-)
+from tests.integration.ray.clusters import CLUSTER_CONFIG, GATEWAY, MODEL, Cluster, running, why_not
 
 RESULTS = Path(__file__).parent / "results" / "ray_rolling.json"
 REPLICAS = 3
@@ -88,7 +78,7 @@ class Killing:
 
     def _kill(self) -> None:
         for kind in itertools.cycle((GATEWAY, MODEL)):
-            while len(serving := self._serving(kind)) <= _LEFT:
+            while len(serving := self._cluster.serving(kind)) <= _LEFT:
                 if self._ended.wait(0.2):
                     return
             with suppress(ProcessLookupError):
@@ -96,17 +86,6 @@ class Killing:
                 self.killed[kind] += 1
             if self._ended.wait(self._every_s):
                 return
-
-    def _serving(self, kind: str) -> set[int]:
-        """Replicas whose initialisation is over: those that are only being made count for nobody."""
-        return {pid for pid in self._cluster.replicas(kind) if b"initialize" not in _command_line(pid)}
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b"initialize"
 
 
 def upgraded(cluster: Cluster, until_s: float) -> list[dict[str, Any]]:
@@ -116,11 +95,7 @@ def upgraded(cluster: Cluster, until_s: float) -> list[dict[str, Any]]:
         time.sleep(5.0)
         if (began := time.monotonic()) > until_s:
             return found
-        cluster.config.write_text(config)
-        done = subprocess.run(  # noqa: S603  # our own command line
-            command("up", str(cluster.config), "--folder", str(cluster.folder)), capture_output=True, text=True,
-            env=environment(), check=False,
-        )  # fmt: skip
+        done = cluster.up(config)
         said = "" if done.returncode == 0 else done.stderr[-500:]
         found.append({"took_s": round(time.monotonic() - began, 1), "failed": said})
     raise AssertionError

@@ -26,8 +26,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from batching.simulation.arrivals import poisson
 from gateway.cluster import apart
 from loadtests.generator.load import Plan
@@ -37,7 +35,7 @@ from loadtests.models import BASE_S, ITEM_S
 from loadtests.peers.machine import machine
 from loadtests.peers.servers import gateway_versions
 from loadtests.ratios import spread
-from tests.integration.ray.clusters import CLI, Cluster, replicas_below, running, why_not
+from tests.integration.ray.clusters import CLI, Cluster, running, why_not
 
 RESULTS = Path(__file__).parent / "results" / "ray_steps.json"
 _MAX_BATCH, _MOST = 4, 4
@@ -80,19 +78,12 @@ def watching(cluster: Cluster) -> Iterator[list[tuple[float, int]]]:
     seen: list[tuple[float, int]] = []
 
     def look() -> None:
-        serving = sum(map(_serves, replicas_below(cluster.process.pid, "model-dbl")))
+        serving = len(cluster.serving("model-dbl"))
         if not seen or seen[-1][1] != serving:
             seen.append((time.monotonic(), serving))
 
     with looking(look, _LOOK_S):
         yield seen
-
-
-def _serves(pid: int) -> bool:
-    try:
-        return "initialize" not in " ".join(psutil.Process(pid).cmdline())
-    except psutil.Error:
-        return False
 
 
 def moments(after_s: float, seed: int) -> tuple[float, ...]:

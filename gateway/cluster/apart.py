@@ -120,7 +120,7 @@ def deploy_apart(settings: Settings, environment: Mapping[str, str], patience: P
     return Models(places, others)
 
 
-def delete(apps: Iterable[str]) -> None:
+def delete(apps: Collection[str]) -> None:
     """Have Serve end *apps*, and wait for that for a while."""
     from ray import serve
 

@@ -7,10 +7,9 @@ or on a volume. Several nodes share a store on PostgreSQL; a SQLite file is one 
 are those of the configuration, and a Service spreads callers over the pods. The readiness of a pod is that of its
 gateway: a pod without one gets no callers, and a gateway that leaves says so for long enough to get none any more
 before it closes its ports. A pod that ends lets Ray know, and waits until its replicas have left (`leave`). An upgrade
-replaces one after the other, as a next one has no room beside them. Models that
-are apart have pods of their own, each large enough for the largest replica, and so many that all replicas fit, with one
-of each model's next version. Where a Redis keeps Ray's tables, pods outlive their cluster's head, and go on with the
-next one.
+replaces one after the other, as a next one has no room beside them. Models that are apart have pods of their own, each
+large enough for the largest replica, and so many that all replicas fit, with one of each model's next version. Where a
+Redis keeps Ray's tables, pods outlive their cluster's head, and go on with the next one.
 """
 
 from __future__ import annotations

@@ -91,9 +91,8 @@ async def _decide(store: Store, who: Reviewer, review_id: str, label: str, lease
     except PointsmanError as error:
         return Outcome(review_id, str(error))
     # An opinion on what others are asked about, too, stays.
-    now = await store.glance(who.tenant, review_id)
-    is_over = now is not None and (now.state, now.fence) == (ReviewState.DECIDED, claimed.fence)
-    return Outcome(review_id, decided=Decided(review_id, claimed.fence) if is_over else None)
+    decided = Decided(review_id, claimed.fence)
+    return Outcome(review_id, decided=decided if decided.stands(await store.glance(who.tenant, review_id)) else None)
 
 
 async def _undo(store: Store, who: Reviewer, decided: Decided) -> Outcome:

@@ -308,9 +308,9 @@ class Inbox:
         fence = _fence(form)
         tenant, reviewer = session.caller.tenant, session.reviewer
         await self._store.decide(tenant, review_id, reviewer, fence, label)
-        now = await self._store.glance(tenant, review_id)
-        if now is not None and (now.state, now.reviewer, now.fence) == (ReviewState.DECIDED, reviewer, fence):
-            await self._decisions.remember(session, [Decided(review_id, fence)], self._store.undo_s)
+        decided = Decided(review_id, fence)
+        if decided.stands(await self._store.glance(tenant, review_id)):
+            await self._decisions.remember(session, [decided], self._store.undo_s)
         else:  # an opinion that others are asked about, too
             await self._decisions.forget(session)
         return RedirectResponse(_next_path(form.get("queue", ""), form.get("after")), 303)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gateway.control.session import Session
-from gateway.store.contract import Decided, ReviewState, Store
+from gateway.store.contract import Decided, Store
 
 _WAY_S = 1.0
 """What a click takes to reach the store; undoing is offered for so much less than the store takes it."""
@@ -52,6 +52,6 @@ class LastDecisions:
             return None
         first = offer.reviews[0]
         now = await self._store.glance(session.caller.tenant, first.review_id)
-        if now is None or (now.state, now.fence) != (ReviewState.DECIDED, first.fence):
+        if now is None or not first.stands(now):
             return None
         return LastDecision(offer.reviews, now.label or "", offer.left_s)

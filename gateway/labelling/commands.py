@@ -107,9 +107,7 @@ async def import_decisions(settings: Settings, tenant: str, decisions: Iterable[
     decided = known = 0
     refused: list[Decision] = []
     masks = Masks(settings.masks)
-    opened = await open_store(
-        settings.store, siblings=True, announce=announcer(settings.webhooks), hide=masks.words if masks else None
-    )
+    opened = await open_store(settings.store, siblings=True, announce=announcer(settings.webhooks), hide=masks.hiding)
     async with aclosing(opened) as store:
         for decision in decisions:
             if decision.why_not:

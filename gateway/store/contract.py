@@ -778,6 +778,10 @@ class Decided:
     review_id: str
     fence: int
 
+    def stands(self, now: Review | None) -> bool:
+        """Whether the review, as it is *now*, is decided by that very decision, so that this can be taken back."""
+        return now is not None and (now.state, now.fence) == (ReviewState.DECIDED, self.fence)
+
 
 @dataclass(frozen=True, slots=True)
 class UndoOffer:
@@ -1180,8 +1184,8 @@ class Store(CertificationStore, InboxStore, Outbox, Protocol):
     async def lead(self, for_s: float) -> bool:
         """Whether, of several gateways on this store, this one does what one is to do, `maintain` above all.
 
-        It does so for *for_s* seconds from now, and asks again in time. Where one process has the store, it is that
-        one.
+        It has *for_s* seconds for that, of which half are left at least, and asks again in time. Where one process has
+        the store, it is that one.
         """
         ...
 

@@ -325,21 +325,22 @@ class SqlStore:
         """See `Store.decide`; a claim whose lease has run out is not held."""
 
         def work(transaction: Transaction) -> Answer:
-            said = self._without_hidden(transaction, tenant, review_id, label)
+            said, _ = self._kept(transaction, tenant, review_id, label)
             return reviews.decide(transaction, Ruling(tenant, review_id, reviewer, fence, said), self._telling)
 
         return await self._change(work)
 
-    def _without_hidden(
-        self, transaction: Transaction, tenant: str, review_id: str, words: str, *, is_label: bool = True
-    ) -> str:
-        """What is kept of *words* about a review; a label that is one of its choices is nobody's own."""
+    def _kept(
+        self, transaction: Transaction, tenant: str, review_id: str, label: str, reason: str | None = None
+    ) -> tuple[str, str | None]:
+        """What is kept of what people say about a review; a label that is one of its choices is nobody's own words."""
         if self._hide is None:
-            return words
+            return label, reason
         found = reviews.read_listed(transaction.connection, transaction.now, tenant, review_id)
-        if found is None or (is_label and found.task.labels):
-            return words
-        return self._hide(found.route, words)
+        if found is None:
+            return label, reason
+        hide = partial(self._hide, found.route)
+        return label if found.task.labels else hide(label), None if reason is None else hide(reason)
 
     @property
     def undo_s(self) -> float:
@@ -367,10 +368,7 @@ class SqlStore:
         """See `Store.correct`."""
 
         def work(transaction: Transaction) -> Answer:
-            said = self._without_hidden(transaction, tenant, review_id, label)
-            why = (
-                None if reason is None else self._without_hidden(transaction, tenant, review_id, reason, is_label=False)
-            )
+            said, why = self._kept(transaction, tenant, review_id, label, reason)
             correction = Correction(tenant, review_id, reviewer, said, why, of_anybody)
             return reviews.correct(transaction, correction, self._telling)
 
@@ -701,8 +699,7 @@ class SqlStore:
     async def _close(self) -> None:
         self._watcher.cancel()
         try:
-            await self._writer.run(lambda transaction: reopen_of(transaction.connection, transaction.identity.slot))
-            await self._writer.run(leases.release)
+            await self._writer.run(_let_go)
         except Unavailable as exc:
             _LOGGER.warning("claims stay until the store is opened again: %s", exc)
         await self._writer.aclose()
@@ -840,6 +837,12 @@ def _open(options: StoreOptions) -> tuple[Database, Identity, StoreKey]:
     except BaseException:
         database.close()
         raise
+
+
+def _let_go(transaction: Transaction) -> None:
+    """Of all that this process holds, as it closes."""
+    reopen_of(transaction.connection, transaction.identity.slot)
+    leases.release(transaction)
 
 
 def _size(answer: Answer) -> int:

@@ -87,6 +87,10 @@ class Cluster:
         """The processes that run *deployment*."""
         return replicas_below(self.process.pid, deployment)
 
+    def serving(self, deployment: str) -> set[int]:
+        """Those of them that serve: whose initialisation is over."""
+        return {pid for pid in self.replicas(deployment) if _serves(pid)}
+
     def processes(self) -> list[psutil.Process]:
         """All that run below `up`."""
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -100,13 +104,17 @@ class Cluster:
         if self.config.read_text() != config:
             self.upgrade(config)
 
-    def upgrade(self, config: str) -> None:
-        """Another `up`, with *config*; returns when that is served."""
+    def up(self, config: str) -> subprocess.CompletedProcess[str]:
+        """Another `up`, with *config*, and what came of it."""
         self.config.write_text(config)
-        done = subprocess.run(
+        return subprocess.run(
             command("up", str(self.config), "--folder", str(self.folder)), capture_output=True, text=True, cwd=ROOT,
             env=environment(), timeout=READY_S, check=False,
         )  # fmt: skip
+
+    def upgrade(self, config: str) -> None:
+        """Another `up`, with *config*; returns when that is served."""
+        done = self.up(config)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         assert "pointsman ready" in done.stdout
         wait_for(lambda: len(self.replicas(GATEWAY)) == len(self.targets()) == 2)  # those before them have left
@@ -135,6 +143,13 @@ def replicas_below(root: int, deployment: str) -> set[int]:
             if name.startswith("ray::ServeReplica") and f":{deployment}" in name:
                 found.add(process.pid)
     return found
+
+
+def _serves(pid: int) -> bool:
+    try:
+        return "initialize" not in " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
 
 
 def targets_of(folder: Path) -> set[str]:
