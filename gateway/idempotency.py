@@ -137,7 +137,7 @@ class Idempotency:
         try:
             return await work(held)
         except PointsmanError as error:
-            with suppress(PointsmanError):  # the store cannot write: the lease will end it
+            with suppress(PointsmanError):  # the store cannot write: it gives the key back once it can
                 if error.code in _STORED and not isinstance(error, SequenceUnknown):
                     await self._store.finish_key(held.key, held.fence, error.code, self._words(request, error))
                 else:

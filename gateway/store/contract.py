@@ -868,7 +868,11 @@ class Store(CertificationStore, InboxStore, Outbox, Protocol):
     """Answers, reviews, idempotency keys, decision log, feedback, messages, certificates. Safe on one event loop."""
 
     async def claim_key(self, key: RequestKey, fingerprint: bytes) -> KeyClaim:
-        """Take *key* for a request whose canonical body hashes to *fingerprint* (SHA-256, 32 bytes)."""
+        """Take *key* for a request whose canonical body hashes to *fingerprint* (SHA-256, 32 bytes).
+
+        Raises:
+            Unavailable: the store cannot write. Where that took the key nevertheless, it is given back once it can.
+        """
         ...
 
     async def renew_key(self, key: RequestKey, fence: int) -> bool:
@@ -882,11 +886,19 @@ class Store(CertificationStore, InboxStore, Outbox, Protocol):
         ...
 
     async def finish_key(self, key: RequestKey, fence: int, code: Code, message: str) -> None:
-        """Store a refusal that any repetition would meet again. A stale *fence* changes nothing."""
+        """Store a refusal that any repetition would meet again. A stale *fence* changes nothing.
+
+        Raises:
+            Unavailable: the store cannot write; the key is given back once it can.
+        """
         ...
 
     async def release_key(self, key: RequestKey, fence: int) -> None:
-        """Forget *key*: its request failed in a way that a retry may mend. A stale *fence* changes nothing."""
+        """Forget *key*: its request failed in a way that a retry may mend. A stale *fence* changes nothing.
+
+        Raises:
+            Unavailable: the store cannot write; it is done once it can.
+        """
         ...
 
     async def commit(

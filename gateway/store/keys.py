@@ -145,9 +145,19 @@ def finish_with_refusal(transaction: Transaction, key: RequestKey, fence: int, c
     transaction.connection.execute(_FINISH, _where(key, fence) | values | {"new_expires_s": transaction.key_ends_s})
 
 
-def release(transaction: Transaction, key: RequestKey, fence: int) -> None:
-    """Forget *key*; a stale *fence* changes nothing. Fences never repeat, so its former holder stays stale."""
-    transaction.connection.execute(_RELEASE, _where(key, fence))
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A key whose request, which claimed it under *fence*, will not be answered."""
+
+    key: RequestKey
+    fence: int
+
+
+def release_keys(transaction: Transaction, releases: Sequence[Release]) -> Sequence[None]:
+    """Forget many keys; a stale fence changes nothing. Fences never repeat, so its former holder stays stale."""
+    for one in sorted(releases, key=lambda release: _columns(release.key)):  # as they are locked elsewhere
+        transaction.connection.execute(_RELEASE, _where(one.key, one.fence))
+    return [None] * len(releases)
 
 
 def close_answer(transaction: Transaction, answer_id: AnswerId) -> None:

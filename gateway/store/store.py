@@ -53,6 +53,7 @@ from gateway.store.contract import (
     Erased,
     Erasure,
     Escalated,
+    Fresh,
     GoldCount,
     GoldItem,
     KeyClaim,
@@ -81,7 +82,7 @@ from gateway.store.contract import (
 )
 from gateway.store.database import Clocks, Database
 from gateway.store.key import StoreKey, open_key
-from gateway.store.keys import KeyRequest, Renewal
+from gateway.store.keys import KeyRequest, Release, Renewal
 from gateway.store.options import CannotOpenStore, Postgres, StoreOptions
 from gateway.store.outbox import Announce, Telling, announce_nothing
 from gateway.store.ownership import reopen_of, reopen_of_dead
@@ -89,7 +90,7 @@ from gateway.store.places import open_database
 from gateway.store.retention import Watermarks
 from gateway.store.reviews import Correction, Ruling
 from gateway.store.transaction import Identity, Transaction
-from gateway.store.writer import Writer
+from gateway.store.writer import InDoubt, Writer
 from router.certificate import Certificate
 
 _LOGGER = logging.getLogger(__name__)
@@ -193,7 +194,12 @@ class SqlStore:
     async def claim_key(self, key: RequestKey, fingerprint: bytes) -> KeyClaim:
         """See `Store.claim_key`."""
         self._refuse_when_full()
-        return await self._writer.submit(keys.claim_keys, KeyRequest(key, fingerprint))
+        try:
+            return await self._writer.submit(keys.claim_keys, KeyRequest(key, fingerprint))
+        except InDoubt as doubt:
+            if isinstance(doubt.outcome, Fresh):
+                self._writer.insist(keys.release_keys, Release(key, doubt.outcome.fence))
+            raise
 
     async def renew_key(self, key: RequestKey, fence: int) -> bool:
         """See `Store.renew_key`; never refused for the disk limit: what it holds may still be recorded."""
@@ -201,13 +207,22 @@ class SqlStore:
 
     async def finish_key(self, key: RequestKey, fence: int, code: Code, message: str) -> None:
         """See `Store.finish_key`."""
-        await self._writer.run(
-            lambda transaction: keys.finish_with_refusal(transaction, key, fence, code, message),
-        )
+        try:
+            await self._writer.run(
+                lambda transaction: keys.finish_with_refusal(transaction, key, fence, code, message),
+            )
+        except Unavailable:
+            self._writer.insist(keys.release_keys, Release(key, fence))
+            raise
 
     async def release_key(self, key: RequestKey, fence: int) -> None:
         """See `Store.release_key`."""
-        await self._writer.run(lambda transaction: keys.release(transaction, key, fence))
+        release = Release(key, fence)
+        try:
+            await self._writer.submit(keys.release_keys, release)
+        except Unavailable:
+            self._writer.insist(keys.release_keys, release)
+            raise
 
     async def commit(
         self, answer: Answer, tasks: Sequence[ReviewTask], key: RequestKey | None = None, fence: int = 0

@@ -14,6 +14,9 @@ done again at once, and so is one whose connection was found lost before it bega
 few milliseconds), or alone after 20 ms or 256 of them, and kept until a commit that holds them has succeeded. While
 writing fails it is tried anew every 250 ms, so that the store recovers by itself.
 
+**In doubt.** Where a COMMIT itself fails, nobody knows whether it was done. Units are told so, with what their outcome
+would be (`InDoubt`): whoever can must see to it (`insist`) that it does no harm.
+
 **Turns.** `Database.take_turn` begins every transaction: the writer's chain is its own until the end. A process that
 has lost its place among the writers enrols anew, and goes on under another.
 
@@ -68,6 +71,18 @@ class _Unit:
     apply: Callable[[Transaction, Sequence[Any]], Sequence[Any]]
     argument: Any
     future: asyncio.Future[Any] | None
+
+
+class InDoubt(Unavailable):
+    """The store cannot write now, and may have written nevertheless.
+
+    Attributes:
+        outcome: what came of it, if it has. Any: each unit has its own.
+    """
+
+    def __init__(self, message: str, outcome: Any) -> None:
+        super().__init__(message, retry_after_s=1.0)
+        self.outcome = outcome
 
 
 @record(eq=False)
@@ -128,6 +143,7 @@ class Writer:
         self._expected = 1
         self._linger_until = 0.0
         self._in_flight = 0
+        self._in_doubt: list[Any] | None = None  # the outcomes of the group whose COMMIT is under way
         self._measured_at = -math.inf
         self.is_failing = False
         self.size_bytes = 0
@@ -173,6 +189,18 @@ class Writer:
             if len(self._records) in (1, _GROUP_RECORDS):
                 self._changed.notify()
 
+    def insist(self, apply: Bulk[_A, _R], argument: _A) -> None:
+        """Have *argument* applied as soon as the store can write, though nobody waits; the caller bounds how often.
+
+        Raises:
+            Unavailable: the store is closed.
+        """
+        with self._lock:
+            if self._closing:
+                raise Unavailable("the store is closed; this process is going away")
+            self._records.appendleft(_Unit(apply, argument, None))
+            self._changed.notify()
+
     def between(self, work: Callable[[], _R]) -> asyncio.Future[_R]:
         """Queue *work* to be done between transactions, while nothing is written.
 
@@ -209,10 +237,14 @@ class Writer:
             except Exception as exc:
                 self._fail(group, exc)
                 if self._closing and not self._units and not self._chores:
-                    _LOGGER.error("the store closes with %d decisions unrecorded", len(self._records), exc_info=exc)
+                    _LOGGER.error("the store closes with %d decisions unrecorded", self._decisions(), exc_info=exc)
                     return
             else:
                 self._succeed(group, outcomes)
+
+    def _decisions(self) -> int:
+        """How many wait to be recorded."""
+        return sum(unit.apply is commit_answers for unit in self._records)
 
     def _next_group(self) -> list[_Unit] | _Chore | None:
         """What to do next, in this order of preference; None when closed and done.
@@ -273,6 +305,7 @@ class Writer:
 
     def _commit(self, group: list[_Unit]) -> list[Any]:
         connection, identity = self._database.writer, self._identity
+        self._in_doubt = None
         with connection.begin():
             turn = self._database.take_turn(identity)
             now = turn.clocks.now if self._clock is None else self._clock()
@@ -284,6 +317,8 @@ class Writer:
                 log.save_head(connection, identity.slot, transaction.head)
             if time.monotonic() - self._measured_at >= self._database.measured_every_s:
                 self.measure(transaction)
+            self._in_doubt = outcomes
+        self._in_doubt = None
         self._head = transaction.head
         return outcomes
 
@@ -313,12 +348,12 @@ class Writer:
         if not self.is_failing:
             self.is_failing = True
             _LOGGER.error("the store cannot write, and refuses until it can: %s", exc, exc_info=exc)
-        units = [unit for unit in group if unit.future is not None]
+        in_doubt = self._in_doubt
         with self._changed:
             self._records.extendleft(unit for unit in reversed(group) if unit.future is None)
             self._linger_until = time.monotonic() + _RETRY_S
             self._in_flight = 0
-        self._tell(self._refuse, units, exc)
+        self._tell(self._refuse, group, in_doubt, exc)
 
     def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
         # The loop is gone where its owner never closed the store: then nobody waits for an answer either.
@@ -329,9 +364,10 @@ class Writer:
         recorded = []
         for unit, outcome in zip(group, outcomes, strict=True):
             if unit.future is None:
-                recorded.append(unit.argument)
+                if unit.apply is commit_answers:
+                    recorded.append(unit.argument)
                 if isinstance(outcome, Exception):
-                    _LOGGER.error("answer %s was not recorded", unit.argument.answer.id, exc_info=outcome)
+                    _LOGGER.error("%s was not recorded", _name(unit.argument), exc_info=outcome)
             elif unit.future.done():
                 continue
             elif isinstance(outcome, Exception):
@@ -341,15 +377,19 @@ class Writer:
         if recorded:
             self._on_recorded(recorded)
 
-    def _refuse(self, units: list[_Unit], exc: Exception) -> None:
-        for unit in units:
+    def _refuse(self, group: list[_Unit], in_doubt: list[Any] | None, exc: Exception) -> None:
+        message = "the store cannot write now; nothing was acknowledged, try again"
+        for i, unit in enumerate(group):
             if unit.future is not None and not unit.future.done():
-                error = Unavailable(
-                    "the store cannot write now; nothing was acknowledged, try again", retry_after_s=1.0
-                )
+                error = Unavailable(message, retry_after_s=1.0) if in_doubt is None else InDoubt(message, in_doubt[i])
                 error.__cause__ = exc
                 unit.future.set_exception(error)
         self._on_failure()
+
+
+def _name(argument: object) -> str:
+    """What a record is about, for the log."""
+    return f"answer {argument.answer.id}" if isinstance(argument, Commit) else f"a {type(argument).__name__.lower()}"
 
 
 def _conclude(future: asyncio.Future[Any], result: object, error: Exception | None) -> None:

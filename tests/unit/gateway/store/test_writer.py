@@ -10,14 +10,17 @@ from dataclasses import replace
 
 import pysqlite3.dbapi2 as sqlite3
 import pytest
-from sqlalchemy import text
+from sqlalchemy import PoolProxiedConnection, text
 
 from backends.contract import Datatype, SharedMemoryWindow, Tensor
-from backends.errors import InvalidInput, Unavailable
+from backends.errors import Code, InvalidInput, Unavailable
 from gateway.answer import Answer
-from gateway.store import StoreOptions, open_store
+from gateway.store import SqlStore, StoreOptions, open_store
+from gateway.store.contract import Fresh, RequestKey
 from gateway.store.transaction import Transaction
 from tests.unit.gateway.store.samples import TENANT, accepted, deferred
+
+FINGERPRINT = b"x" * 32
 
 
 def unstorable() -> Answer:
@@ -127,6 +130,60 @@ async def test_what_was_to_be_done_between_is_done_though_the_store_closes_while
     with pytest.raises(Unavailable):
         await store._writer.run(lambda _: None)
     await store.aclose()
+
+
+async def claimed(store: SqlStore, key: RequestKey) -> Fresh:
+    """*key*, as soon as it can be had."""
+    async with asyncio.timeout(10):
+        while not isinstance(claim := await store.claim_key(key, FINGERPRINT), Fresh):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return claim
+
+
+@pytest.mark.parametrize("how", ["release", "finish"])
+async def test_a_key_that_could_not_be_given_back_is_given_back_once_the_store_can_write(
+    options: StoreOptions, how: str
+) -> None:
+    key = RequestKey(TENANT, "r", "k")
+    async with aclosing(await open_store(replace(options, busy_timeout_s=0.05))) as store:
+        first = await claimed(store, key)
+        with closing(sqlite3.connect(options.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            ending = (
+                store.release_key(key, first.fence)
+                if how == "release"
+                else store.finish_key(key, first.fence, Code.NOT_FOUND, "there is none")
+            )
+            with pytest.raises(Unavailable):
+                await ending
+            other.execute("ROLLBACK")
+
+        assert (await claimed(store, key)).fence != first.fence
+        assert await store.verify_log() == []
+
+
+async def test_a_key_that_was_claimed_by_a_commit_whose_reply_is_lost_is_given_back(
+    options: StoreOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, held = RequestKey(TENANT, "r", "k"), RequestKey(TENANT, "r", "held")
+    async with aclosing(await open_store(options)) as store:
+        other = await claimed(store, held)
+        dialect = store._writer._database.writer.dialect
+        commit = dialect.do_commit
+
+        def commit_and_lose_the_reply(connection: PoolProxiedConnection) -> None:
+            monkeypatch.undo()
+            commit(connection)
+            raise sqlite3.OperationalError("the reply is lost")
+
+        monkeypatch.setattr(dialect, "do_commit", commit_and_lose_the_reply)
+        with pytest.raises(Unavailable):
+            await asyncio.gather(store.claim_key(key, FINGERPRINT), store.claim_key(held, FINGERPRINT))
+        with closing(sqlite3.connect(options.path)) as reader:
+            assert reader.execute("SELECT count(*) FROM idempotency_keys").fetchone() == (2,)
+
+        await claimed(store, key)
+        assert await store.renew_key(held, other.fence)
 
 
 async def test_its_repr_tells_where_it_is_and_how_full(options: StoreOptions) -> None:
