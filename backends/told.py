@@ -77,16 +77,17 @@ def lasting_statistics_of(backend: Backend) -> Statistics | None:
 
 def loaded_of(backend: Backend) -> Loaded | None:
     """What *backend*, or the one that it is around, has had loaded elsewhere; None: nothing."""
-    innermost = _innermost(backend)
-    return innermost.loaded if isinstance(innermost, LoadedElsewhere) else None
+    found = innermost(backend)
+    return found.loaded if isinstance(found, LoadedElsewhere) else None
 
 
 def _counted(backend: Backend) -> object:
-    innermost = _innermost(backend)
-    return innermost.statistics() if isinstance(innermost, Counting) else None
+    found = innermost(backend)
+    return found.statistics() if isinstance(found, Counting) else None
 
 
-def _innermost(backend: Backend) -> Backend:
+def innermost(backend: Backend) -> Backend:
+    """What *backend* is around, and what that is around, and so on; itself, where it is around nothing."""
     while isinstance(backend, Wrapping):
         backend = backend.inner
     return backend

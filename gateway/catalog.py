@@ -21,7 +21,7 @@ from backends.told import statistics_of
 from backends.trace_context import TraceContext
 from backends.warm.entry import Warmth
 from backends.warm.policy import Phase
-from backends.warm.pool import Pooled
+from backends.warm.warming import Warming
 from batching.batcher import Batcher
 from batching.report import BatchNote, SequenceStatistics
 from batching.sequences import SequenceRunner, Step
@@ -43,7 +43,7 @@ class Model:
         batcher: asks it as a `gateway.scoring.Scored` one, where there is no *scoring*; of a model that keeps state,
             what runs its sequences.
         labels: of its classes, by index; empty where it has none.
-        pooled: the backend, where it is loaded when it is wanted; None where it is always in memory.
+        warming: the backend, or what it is around, where it is loaded when it is wanted; None where it is always there.
         measured: the output that the configuration measures confidence on; "" where it names none.
         scoring: of answers as their callers get them; None: the batcher's have their confidence with them.
         required: False where the gateway is ready without it.
@@ -55,7 +55,7 @@ class Model:
     batcher: Batcher | SequenceRunner
     labels: tuple[str, ...] = ()
     loaded: bool = True
-    pooled: Pooled | None = None
+    warming: Warming | None = None
     measured: str = ""
     scoring: Scoring | None = None
     required: bool = True
@@ -68,7 +68,7 @@ class Model:
     def state(self, deadline: Deadline = NO_DEADLINE, tenant: str = "") -> ModelState:
         """A snapshot for the router, as a request of *tenant* with *deadline* would find it."""
         forecast = self.batcher.forecast(deadline, tenant)
-        warmth = None if self.pooled is None else self.pooled.warmth
+        warmth = None if self.warming is None else self.warming.warmth
         return ModelState(
             ready=self.loaded and self.backend.state is State.READY and self.batcher.is_open,
             version=self.backend.version,
@@ -80,17 +80,17 @@ class Model:
 
     def warmth(self) -> Warmth | None:
         """How warm it is; None where it is always in memory."""
-        return None if self.pooled is None else self.pooled.warmth
+        return None if self.warming is None else self.warming.warmth
 
     @property
     def is_cold(self) -> bool:
         """Whether it would have to be loaded before it can answer."""
-        return self.pooled is not None and self.pooled.warmth.phase is not Phase.WARM
+        return self.warming is not None and self.warming.warmth.phase is not Phase.WARM
 
     def want(self) -> None:
         """Take note that a request would have asked it, and had no time to wait for it to be loaded."""
-        if self.pooled is not None and self.is_cold:
-            self.pooled.want()
+        if self.warming is not None and self.is_cold:
+            self.warming.want()
 
     def replicas(self) -> ReplicasStatistics | None:
         """How its servers are; None where it has none, as a model in this process."""
@@ -154,10 +154,10 @@ class Model:
         """
         if isinstance(self.batcher, SequenceRunner):
             return scores_of(await self.batcher.submit(batch, deadline, step, priority))
-        if self.pooled is None:
+        if self.warming is None:
             outputs = await self.batcher.submit(batch, deadline, priority, tenant, trace, note)
         else:
-            async with self.pooled.hold(deadline):
+            async with self.warming.hold(deadline):
                 outputs = await self.batcher.submit(batch, deadline, priority, tenant, trace, note)
         return scores_of(outputs) if self.scoring is None else (outputs, await self.scoring.of(outputs, batch.size))
 

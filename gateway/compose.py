@@ -11,7 +11,7 @@ import importlib.util
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +24,8 @@ from backends.contract import NO_DEADLINE, Backend, Datatype, Signature, TensorS
 from backends.errors import Code, InvalidInput, PointsmanError
 from backends.preprocessed import preprocessed, weigh
 from backends.registry import backend_type
-from backends.warm.pool import Pooled, WarmPool
+from backends.warm.pool import WarmPool
+from backends.warm.warming import warming_of
 from batching.batcher import Batcher
 from batching.options import BatchingOptions
 from batching.report import BatchObserver, IgnoreBatches
@@ -206,13 +207,17 @@ async def open_configured(model: ModelSettings) -> Backend:
 
 @asynccontextmanager
 async def compose(
-    settings: Settings, wall_clock: Callable[[], float] = time.time, open_model: OpenModel = open_configured
+    settings: Settings,
+    wall_clock: Callable[[], float] = time.time,
+    open_model: OpenModel = open_configured,
+    apart: Collection[str] = (),
 ) -> AsyncIterator[Gateway]:
     """Everything that *settings* describe, running; closed on leaving.
 
     Args:
         wall_clock: Unix time in seconds, by which canaries ramp.
         open_model: opens models, now and when they are opened anew.
+        apart: models that it opens in other processes, whose memory they take.
 
     Raises:
         PointsmanError: the store or a model cannot be opened, models do not fit their routes, or an extra is missing.
@@ -237,7 +242,8 @@ async def compose(
         pool = WarmPool(settings.pool.memory_bytes, observer=telemetry)
         pool.start()
         stack.push_async_callback(patience.close, "the pool of models", pool.aclose)
-        catalog = await open_catalog(settings, telemetry, stack, patience, pool, open_model, starting=True)
+        opening = Opening(pool, open_model, apart)
+        catalog = await open_catalog(settings, telemetry, stack, patience, opening, starting=True)
         versions = {name: model.backend.version for name, model in catalog.models.items()}
         subjects = await asyncio.to_thread(subjects_of, settings, versions)
         certificates = Certificates(settings, subjects, store)
@@ -260,7 +266,7 @@ async def compose(
         halts = Halts(settings.traffic, pipeline.traffic, store, wall_clock)
         await halts.look()
         stack.push_async_callback(halts.look_last)
-        opener = _Opener(settings, telemetry, pool, open_model)
+        opener = _Opener(settings, telemetry, opening)
         loader = Loader(settings, opener, pipeline, certificates, patience.abandoned)
         stack.push_async_callback(_close_loaded, loader, patience)
         stack.push_async_callback(pipeline.shadows.aclose)
@@ -515,7 +521,7 @@ async def explain(settings: Settings, request: Request) -> dict[str, Any]:
         workshop = Workshop()
         stack.callback(workshop.close)
         without_routes = replace(settings, models=models, routes={}, traffic={})
-        catalog = await open_catalog(without_routes, IgnoreBatches(), stack, Patience())
+        catalog = await open_catalog(without_routes, IgnoreBatches(), stack, Patience(), Opening())
         detection = Detection(workshop, Telemetry(), time.monotonic)
         found = await detection.classified(catalog, request, NO_DEADLINE)
     people_alone = {route.name for route in settings.routes.values() if not route.cascade}
@@ -539,7 +545,7 @@ async def open_versions(settings: Settings, names: Iterable[str]) -> Mapping[str
     """
     wanted = replace(settings, models={name: settings.models[name] for name in names})
     async with AsyncExitStack() as stack:
-        backends = await _open_backends(wanted, stack, Patience(), None, open_configured)
+        backends = await _open_backends(wanted, stack, Patience(), Opening())
         for name, backend in backends.items():
             _check_calibrated(settings.models[name], backend.version)
         return {name: backend.version for name, backend in backends.items()}
@@ -552,7 +558,36 @@ async def check_models(settings: Settings) -> None:
         PointsmanError: says what does not.
     """
     async with WarmPool(settings.pool.memory_bytes) as pool, AsyncExitStack() as stack:
-        await open_catalog(settings, IgnoreBatches(), stack, Patience(), pool)
+        await open_catalog(settings, IgnoreBatches(), stack, Patience(), Opening(pool))
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How models are opened.
+
+    Attributes:
+        pool: has the models that are not always kept, as there is room; None: they are kept as the others are.
+        open_model: opens them.
+        apart: those that it opens in other processes, whose memory they take.
+    """
+
+    pool: WarmPool | None = None
+    open_model: OpenModel = open_configured
+    apart: Collection[str] = ()
+
+    def reserve(self, models: Iterable[ModelSettings]) -> None:
+        """Set aside what those of *models* take here that are always kept.
+
+        Raises:
+            InvalidInput: more than the pool has.
+        """
+        if self.pool is not None:
+            kept = (model for model in models if model.warm.keep and model.name not in self.apart)
+            self.pool.reserve(sum(expected_bytes(model) for model in kept))
+
+    def pool_of(self, model: ModelSettings) -> WarmPool | None:
+        """What loads *model* when it is wanted; None: it is opened for good."""
+        return None if model.warm.keep or model.name in self.apart else self.pool
 
 
 async def open_catalog(
@@ -560,23 +595,20 @@ async def open_catalog(
     observer: BatchObserver,
     stack: AsyncExitStack,
     patience: Patience,
-    pool: WarmPool | None = None,
-    open_model: OpenModel = open_configured,
+    opening: Opening,
     *,
     starting: bool = False,
 ) -> Catalog:
     """Open every model of *settings*, all at once, and join them to routes; *stack* closes them.
 
     Args:
-        pool: has the models that are not always kept, as there is room; None: they are kept as the others are.
-        open_model: opens them.
         starting: go on without models that are not required and cannot be reached; they are to be mended.
 
     Raises:
         PointsmanError: a model cannot be opened, or does not fit a route.
     """
     await _check_decoders(settings)
-    backends = await _open_backends(settings, stack, patience, pool, open_model, starting=starting)
+    backends = await _open_backends(settings, stack, patience, opening, starting=starting)
     models = {name: _model(model, backends[name], observer) for name, model in settings.models.items()}
     for model in models.values():
         await _warm_up(model)
@@ -640,14 +672,13 @@ class _Opener:
 
     settings: Settings
     observer: BatchObserver
-    pool: WarmPool
-    open_model: OpenModel
+    opening: Opening
 
     async def open(self, name: str) -> Model:
         """The model *name*; see `gateway.loading.Opener`."""
         model = self.settings.models[name]
         try:
-            backend = await _open_backend(model, _decoded_inputs(name, self.settings), self.pool, self.open_model)
+            backend = await _open_backend(model, _decoded_inputs(name, self.settings), self.opening)
         except (PointsmanError, OSError, ValueError) as error:
             raise NotOpened(name) from error
         try:
@@ -667,8 +698,7 @@ async def _open_backends(
     settings: Settings,
     stack: AsyncExitStack,
     patience: Patience,
-    pool: WarmPool | None,
-    open_model: OpenModel,
+    opening: Opening,
     *,
     starting: bool = False,
 ) -> Mapping[str, Backend]:
@@ -677,12 +707,11 @@ async def _open_backends(
     Raises:
         PointsmanError: one cannot be opened, or there is less memory than models take that are always kept.
     """
-    if pool is not None:
-        pool.reserve(sum(expected_bytes(model) for model in settings.models.values() if model.warm.keep))
+    opening.reserve(settings.models.values())
     inputs = {name: _decoded_inputs(name, settings) for name in settings.models}
     open_one = _open_or_go_without if starting else _open_backend
-    opening = [open_one(model, inputs[name], pool, open_model) for name, model in settings.models.items()]
-    opened = await asyncio.gather(*opening, return_exceptions=True)
+    tasks = [open_one(model, inputs[name], opening) for name, model in settings.models.items()]
+    opened = await asyncio.gather(*tasks, return_exceptions=True)
     for name, result in zip(settings.models, opened, strict=True):
         if not isinstance(result, BaseException):
             stack.push_async_callback(patience.close, f"model {name!r}", result.aclose)
@@ -692,22 +721,18 @@ async def _open_backends(
     return dict(zip(settings.models, (r for r in opened if not isinstance(r, BaseException)), strict=True))
 
 
-async def _open_backend(
-    model: ModelSettings, inputs: tuple[TensorSpec, ...] | None, pool: WarmPool | None, open_model: OpenModel
-) -> Backend:
-    """The backend of *model* with its plans, ready to serve; one that is not always kept goes into *pool*."""
-    if pool is None or model.warm.keep:
-        return await _open_now(model, inputs, open_model)
-    ladder = ladder_of(model, partial(_open_now, model, inputs, open_model))
+async def _open_backend(model: ModelSettings, inputs: tuple[TensorSpec, ...] | None, opening: Opening) -> Backend:
+    """The backend of *model* with its plans, ready to serve; one that is not always kept goes into the pool."""
+    if (pool := opening.pool_of(model)) is None:
+        return await _open_now(model, inputs, opening.open_model)
+    ladder = ladder_of(model, partial(_open_now, model, inputs, opening.open_model))
     return await pool.open(model.name, ladder, model.warm, estimate_bytes=expected_bytes(model))
 
 
-async def _open_or_go_without(
-    model: ModelSettings, inputs: tuple[TensorSpec, ...] | None, pool: WarmPool | None, open_model: OpenModel
-) -> Backend:
+async def _open_or_go_without(model: ModelSettings, inputs: tuple[TensorSpec, ...] | None, opening: Opening) -> Backend:
     """As `_open_backend`; where only time can mend what is in the way, and the model is not required, `Absent`."""
     try:
-        return await _open_backend(model, inputs, pool, open_model)
+        return await _open_backend(model, inputs, opening)
     except PointsmanError as error:
         if model.required or error.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
             raise
@@ -745,14 +770,13 @@ def _model(model: ModelSettings, backend: Backend, observer: BatchObserver) -> M
         runner = _runner(model, asked, observer)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
-    pooled = backend if isinstance(backend, Pooled) else None
     named = (model.measure.output or "") if model.measure is not None else ""
     return Model(
         name=model.name,
         backend=backend,
         batcher=runner,
         labels=model.labels or (),
-        pooled=pooled,
+        warming=warming_of(backend),
         scoring=scoring if is_cut_back else None,
         required=model.required,
         measured=named,
@@ -767,11 +791,13 @@ def _runner(model: ModelSettings, asked: Backend, observer: BatchObserver) -> Ba
 
 
 async def _warm_up(model: Model) -> None:
+    if model.is_cold:  # elsewhere, where it is warmed up whenever it is loaded
+        return
     try:
         await model.batcher.warm_up()
     except ValueError as error:
         raise InvalidInput(str(error)) from error
-    if model.pooled is None:  # loading it must not take longer than it has to
+    if model.warming is None:  # loading it must not take longer than it has to
         await weigh(model.backend)
         for steps, cost in model.costs().items():
             log.info("model %s: %s takes %s", model.name, steps, cost)

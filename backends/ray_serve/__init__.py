@@ -26,6 +26,9 @@ being replaced by its next version, an answer never comes from a model that the 
 
 A version that may have no replica keeps what they have said of it (`kept`), so that a gateway's start wakes none.
 
+**Pools** (`pooled`, `residence`, `routing`): models that are seldom asked share replicas, each of which loads what is
+wanted there; a gateway knows which has what, and asks there.
+
 **Scaling** (`scaling`): callers tell with every call how long its batch has waited and how many deadlines they have
 missed; each replica sums that up, and Serve's controller asks a policy of ours about the sums.
 

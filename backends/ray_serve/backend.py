@@ -44,7 +44,7 @@ from backends.replicas.latency import RecentAnswers
 from backends.replicas.pacing import FEWEST_ANSWERS, attempt_s, patience_s
 
 if TYPE_CHECKING:
-    from ray.serve.handle import DeploymentHandle
+    from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 _ATTEMPTS = 4
 _PAUSE_S = 0.01
@@ -222,7 +222,7 @@ class RayServe:
         asked = Asked(self._about.digest, batch, left_s, URGENCY.get(), TRACE.get(), waited_s, misses)
         reply: object = None
         try:
-            reply = await self._reply(asked)
+            reply = await self._reply(self._ask.remote(asked), left_s)
         finally:
             if not isinstance(reply, Answered | Refused):  # no replica may have heard of them
                 self._misses += misses
@@ -243,11 +243,10 @@ class RayServe:
                 raise ReplicaFailed(f"model {self._name!r} is being replaced by another version; try again")
         raise BackendFailed(f"model {self._name!r} gave an answer that makes no sense")
 
-    async def _reply(self, asked: Asked) -> object:
-        """What a replica says to *asked*; the call is cancelled at its deadline, and when this is."""
-        response = self._ask.remote(asked)
+    async def _reply(self, response: DeploymentResponse[Any], left_s: float) -> object:
+        """What a replica says in *response*; the call is cancelled when *left_s* are over, and when this is."""
         try:
-            async with asyncio.timeout(None if math.isinf(asked.left_s) else asked.left_s):
+            async with asyncio.timeout(None if math.isinf(left_s) else left_s):
                 return await response
         except TimeoutError as error:
             response.cancel()
@@ -324,26 +323,37 @@ async def open_deployment(
         Unavailable: no replica answers, or none of the version that is wanted.
         InvalidInput: it cannot be asked from another process.
     """
-    _near_first(handle)
-    if about is not None:
-        return RayServe(model_name, handle, about, replicas)
+    near_first(handle)
+    if about is None:
+        about = await ask_about(model_name, handle, digest=digest, timeout_s=timeout_s)
+    return RayServe(model_name, handle, about, replicas)
+
+
+async def ask_about(
+    model_name: str, handle: DeploymentHandle[Any], *, digest: str | None, timeout_s: float | None
+) -> About:
+    """What a replica says of the model *digest* (None: whichever is there), once one says it.
+
+    Raises:
+        Unavailable: none does within *timeout_s*.
+    """
     ask = handle.options(method_name="about")
     try:
         async with asyncio.timeout(timeout_s):
-            said: About = await ask.remote()
+            said: About = await ask.remote(digest or "")
             while digest is not None and said.digest != digest:  # it is being replaced
                 await asyncio.sleep(_LOOK_AGAIN_S)
-                said = await ask.remote()
+                said = await ask.remote(digest)
     except TimeoutError as error:
         raise Unavailable(
             f"model {model_name!r}: no replica of the version that is wanted answered within {timeout_s:g} s"
         ) from error
     except Exception as error:  # Ray's many
         raise Unavailable(f"model {model_name!r}: no replica could be asked: {error}") from error
-    return RayServe(model_name, handle, said, replicas)
+    return said
 
 
-def _near_first(handle: DeploymentHandle[Any]) -> None:
+def near_first(handle: DeploymentHandle[Any]) -> None:
     """Have *handle* ask replicas of this node while they have room; Serve's proxies do it by the same call."""
     if not handle.is_initialized:
         handle._init(_prefer_local_routing=True)

@@ -1,6 +1,7 @@
-"""What a version of a model has said of itself, in the tables of Ray's head, beside those of Serve.
+"""What models have said of themselves, in the tables of Ray's head, beside those of Serve.
 
-A gateway that starts learns it from there where all replicas may be gone, and wakes none.
+A gateway that starts learns it from there where all replicas may be gone, and wakes none; and so does a replica of a
+pool, which loads none of its models for it.
 """
 
 from __future__ import annotations
@@ -19,28 +20,28 @@ def short(digest: str) -> str:
     return digest[:_DIGITS]
 
 
-def keep(about: About) -> None:
-    """Called by a replica that starts."""
+def keep(about: About, app: str) -> None:
+    """Called by a replica of the application *app* that starts."""
     from ray.experimental.internal_kv import _internal_kv_put
 
-    _internal_kv_put(_key(short(about.digest)), pickle.dumps(about), overwrite=True, namespace=_NAMESPACE)
+    _internal_kv_put(_key(app, about.digest), pickle.dumps(about), overwrite=True, namespace=_NAMESPACE)
 
 
-def kept(digest: str) -> About | None:
-    """What the version *digest* has said, if ever one of its replicas has started here; asks Ray's head."""
+def kept(app: str, digest: str) -> About | None:
+    """What the model *digest* has said, if ever a replica of *app* has had it; asks Ray's head."""
     from ray.experimental.internal_kv import _internal_kv_get
 
-    found: bytes | None = _internal_kv_get(_key(short(digest)), namespace=_NAMESPACE)
+    found: bytes | None = _internal_kv_get(_key(app, digest), namespace=_NAMESPACE)
     about: About | None = pickle.loads(found) if found else None  # as all that replicas say is  # noqa: S301
     return about if about is not None and about.digest == digest else None
 
 
-def forget(digits: str) -> None:
-    """Called when the version with those first *digits* ends."""
+def forget(app: str) -> None:
+    """Called when *app* ends."""
     from ray.experimental.internal_kv import _internal_kv_del
 
-    _internal_kv_del(_key(digits), namespace=_NAMESPACE)
+    _internal_kv_del(_key(app, ""), del_by_prefix=True, namespace=_NAMESPACE)
 
 
-def _key(digits: str) -> str:
-    return f"about-{digits}"
+def _key(app: str, digest: str) -> str:
+    return f"about {app} {short(digest)}"

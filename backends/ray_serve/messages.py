@@ -16,12 +16,14 @@ class About:
     Attributes:
         digest: of what it was made of; the same for all replicas of one version.
         limits: of one replica.
+        load_s: what loading it takes, in seconds, where it is loaded when it is wanted.
     """
 
     digest: str
     signature: Signature
     version: str
     limits: Limits
+    load_s: float = 0.0
 
 
 @record(eq=False)

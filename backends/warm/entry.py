@@ -242,3 +242,15 @@ class Kind:
             and other.limits.max_batch >= self.limits.max_batch
             and other.limits.memory >= self.limits.memory
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a model that was opened elsewhere.
+
+    Attributes:
+        load_s: what loading it takes, in seconds.
+    """
+
+    kind: Kind
+    load_s: float

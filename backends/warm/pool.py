@@ -40,7 +40,7 @@ from typing import Final, Self, TypeVar
 from backends.contract import Backend, Batch, Deadline, Limits, Signature, State, Tensors
 from backends.errors import DeadlineExceeded, InvalidInput, Unavailable
 from backends.told import Loaded, Statistics, loaded_of
-from backends.warm.entry import Entry, Kind, Ladder, WarmOptions, Warmth
+from backends.warm.entry import Entry, Kind, Known, Ladder, WarmOptions, Warmth
 from backends.warm.memory import give_back, resident_bytes
 from backends.warm.policy import Phase, plan
 from backends.warm.report import IgnorePool, PoolObserver, Step, StepReport
@@ -128,6 +128,11 @@ class Pooled:
         """How warm it is."""
         return self._pool.warmth(self._entry)
 
+    @property
+    def load_s(self) -> float:
+        """What loading it is expected to take, in seconds; 0.0 where nothing is known."""
+        return self._entry.load_s
+
     def hold(self, deadline: Deadline) -> Hold:
         """Keep it warm over `async with`: waits until it is, within *deadline*; its value is the model's backend.
 
@@ -208,6 +213,16 @@ class WarmPool:
             await asyncio.wait({self._supervisor})
 
     @property
+    def is_open(self) -> bool:
+        """Whether it loads models: from its start until it is closed, or fails."""
+        return self._is_open
+
+    @property
+    def room_bytes(self) -> float:
+        """Memory that is free; infinity where there is no limit."""
+        return self._budget_bytes - self.taken_bytes
+
+    @property
     def taken_bytes(self) -> int:
         """Memory that models take now, those that are on their way included, and what is reserved."""
         resident = (entry.nbytes for entry in self._entries if entry.phase not in (Phase.COLD, Phase.FAILED))
@@ -227,7 +242,13 @@ class WarmPool:
         self._reserved_bytes += nbytes
 
     async def open(
-        self, name: str, ladder: Ladder, options: WarmOptions | None = None, *, estimate_bytes: int = 0
+        self,
+        name: str,
+        ladder: Ladder,
+        options: WarmOptions | None = None,
+        *,
+        estimate_bytes: int = 0,
+        known: Known | None = None,
     ) -> Pooled:
         """Load a model for the first time, as soon as there is room.
 
@@ -235,6 +256,7 @@ class WarmPool:
             name: the model's name, for messages and reports; two may share it, one replacing the other.
             ladder: how it is loaded, now and whenever it is wanted again.
             estimate_bytes: memory that it takes at least.
+            known: what it is; it is not loaded then before it is wanted, unless it is always kept.
 
         Raises:
             InvalidInput: it needs more memory than the pool has.
@@ -242,6 +264,8 @@ class WarmPool:
             Exception: what *ladder* raised.
         """
         entry = Entry(name, ladder, options or WarmOptions(), estimate_bytes, self._clock())
+        if known is not None:
+            entry.kind, entry.load_s = known.kind, known.load_s
         room = self._budget_bytes - self._reserved_bytes
         if entry.nbytes > room:
             raise InvalidInput(
@@ -249,11 +273,12 @@ class WarmPool:
             )
         self._check_open()
         self._entries.add(entry)
-        try:
-            await self._first_load(entry)
-        except BaseException:
-            await self.close(entry)
-            raise
+        if known is None or entry.options.keep:
+            try:
+                await self._first_load(entry)
+            except BaseException:
+                await self.close(entry)
+                raise
         assert entry.kind is not None
         return Pooled(self, entry, entry.kind)
 

@@ -26,7 +26,8 @@ are (`targets`). Rejected: Serve's own proxies in front, which are slower by far
   that may take (`graceful_shutdown_timeout_s`), and kills it then.
 
 **Models** whose configuration says `serve` are applications of their own, one for each version (`backends.ray_serve`;
-`apart` tells how one replaces another); others are in the replica's process, once in each.
+`apart` tells how one replaces another); those of a pool are one together (`pools`). A replica that finds other files
+than were deployed does not serve them (`made_of`). Other models are in the gateway's process, once in each.
 
 **What is told apart.** As between workers (`gateway.workers`), but for the supervisor: every replica delivers webhooks,
 which does no harm, and whoever has the lease of it does the store's upkeep (`Store.lead`). Each judges canaries by what

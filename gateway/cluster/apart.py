@@ -3,6 +3,7 @@
     pointsman                           the gateway, which knows by name what it asks
     pointsman-model-NAME-DIGEST         a model, of what the digest is of: options, files, labels
     pointsman-model-NAME-ANOTHER        its next version, while gateways change
+    pointsman-pool-NAME-DIGEST          the models of a pool (`pools`), of which any may have changed
 
 **In an upgrade** the next versions come first, beside the ones that run (`deploy_apart`). Once they serve, gateways are
 replaced one after the other; each asks the versions that its own configuration is about, from its start to its end.
@@ -20,15 +21,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from backends.ray_serve.deployment import ModelReplica
 from backends.ray_serve.kept import forget, short
 from backends.ray_serve.options import DeploymentOptions, ScalingOptions
-from gateway.certificates import stage_subject
+from backends.ray_serve.residence import TOLD_EVERY_S
+from gateway.cluster.alone import LoneReplica
 from gateway.cluster.deployments import APP, GATEWAY, HEALTH, LOOK_S, ONE_LOOP, QUIET, STARTS, in_environment
+from gateway.cluster.made_of import digest_of
+from gateway.cluster.pools import PoolReplica
 from gateway.cluster.rollout import Patience, wait_serving
 from gateway.settings import ModelSettings, Settings
 
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.schema import ApplicationStatusOverview
 
-_PREFIX = f"{APP}-model-"
+_MODEL, _POOL = f"{APP}-model-", f"{APP}-pool-"
 _LOOK_BACK_S = 12.0  # Serve wants more than the 10 s between its own questions
 
 
@@ -47,12 +51,62 @@ class Apart:
     Attributes:
         app: of Serve's.
         deployment: in it.
-        digest: of what it is made of.
+        digest: of what the model is made of.
+        options: how it is deployed.
+        is_pooled: other models share its replicas.
     """
 
     app: str
     deployment: str
     digest: str
+    options: DeploymentOptions
+    is_pooled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Apartment:
+    """What is an application of Serve's: a model by itself, or those of a pool.
+
+    Attributes:
+        app: its name.
+        deployment: in it.
+        options: how that is deployed.
+        models: with their digests.
+        is_pool: whether they come and go in its replicas.
+    """
+
+    app: str
+    deployment: str
+    options: DeploymentOptions
+    models: tuple[tuple[ModelSettings, str], ...]
+    is_pool: bool = False
+
+    @classmethod
+    def of_model(cls, model: ModelSettings, options: DeploymentOptions) -> Apartment:
+        """That of *model*."""
+        digest = digest_of(model)
+        return cls(f"{_MODEL}{model.name}-{short(digest)}", f"model-{model.name}", options, ((model, digest),))
+
+    @classmethod
+    def of_pool(cls, name: str, models: Iterable[ModelSettings], options: DeploymentOptions) -> Apartment:
+        """That of the pool *name*."""
+        digests = tuple((model, digest_of(model)) for model in models)
+        told = [(digest, repr((model.warm, model.batching))) for model, digest in digests]
+        digest = hashlib.sha256(json.dumps([sorted(told), options.memory_bytes]).encode()).hexdigest()
+        return cls(f"{_POOL}{name}-{short(digest)}", f"pool-{name}", options, digests, is_pool=True)
+
+    @property
+    def slots(self) -> int:
+        """Calls that are at work at a time in a replica that is busy."""
+        overlaps = max(getattr(model.options, "max_in_flight", 1) for model, _ in self.models)
+        return max(overlaps, math.ceil(self.options.num_cpus)) if self.is_pool else overlaps
+
+    @property
+    def calls(self) -> int:
+        """Calls that a replica takes: one more than it overlaps, as tensors travel meanwhile; and each model of a pool
+        may be waited for.
+        """
+        return self.slots + 1 + (2 * len(self.models) if self.is_pool else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +128,27 @@ def apart(settings: Settings) -> dict[str, Apart]:
     Raises:
         OSError: a file of a model cannot be read.
     """
-    return {model.name: _place(model, _digest(model)) for model in _models(settings)}
+    return _places(apartments(settings))
+
+
+def apartments(settings: Settings) -> list[Apartment]:
+    """What is to be an application of Serve's beside the gateway's.
+
+    Raises:
+        OSError: a file of a model cannot be read.
+    """
+    models = settings.models.values()
+    own = [Apartment.of_model(model, model.serve) for model in models if model.serve is not None]
+    pools = settings.cluster.pools.items()
+    members = {name: [model for model in models if model.shares == name] for name, _ in pools}
+    return own + [Apartment.of_pool(name, members[name], options) for name, options in pools if members[name]]
 
 
 def deployed(settings: Settings) -> list[DeploymentOptions]:
     """How the models are deployed that are apart from the gateway."""
-    return [model.serve for model in settings.models.values() if model.serve is not None]
+    shared = {model.shares for model in settings.models.values()}
+    pools = [options for name, options in settings.cluster.pools.items() if name in shared]
+    return [model.serve for model in settings.models.values() if model.serve is not None] + pools
 
 
 def cores(deployments: Iterable[DeploymentOptions]) -> float:
@@ -96,19 +165,15 @@ def deploy_apart(settings: Settings, environment: Mapping[str, str], patience: P
     """
     from ray import serve
 
-    places = apart(settings)
+    wanted = apartments(settings)
     known = serve.status().applications
-    own = {place.app for place in places.values()}
+    own = {one.app for one in wanted}
     others = {name: app.last_deployed_time_s for name, app in known.items() if _is_model(name) and name not in own}
     failed = {name for name in own & set(known) if known[name].status == "DEPLOY_FAILED"}
     delete(failed)  # or Serve would not try again
     targets = [
-        serve.RunTarget(
-            model_application(model, places[model.name].digest, environment, _running(known, places[model.name])),
-            name=places[model.name].app,
-            route_prefix=None,
-        )
-        for model in _models(settings)
+        serve.RunTarget(application_of(one, environment, _running(known, one)), name=one.app, route_prefix=None)
+        for one in wanted
     ]
     try:
         if targets:
@@ -117,7 +182,7 @@ def deploy_apart(settings: Settings, environment: Mapping[str, str], patience: P
     except BaseException:
         delete(own - set(known) | failed)
         raise
-    return Models(places, others)
+    return Models(_places(wanted), others)
 
 
 def delete(apps: Collection[str]) -> None:
@@ -126,7 +191,7 @@ def delete(apps: Collection[str]) -> None:
 
     for app in apps:
         serve.delete(app, _blocking=False)
-        forget(app.rsplit("-", 1)[1])
+        forget(app)
     for app in apps:
         with contextlib.suppress(TimeoutError):
             serve.delete(app)
@@ -155,19 +220,15 @@ def _is_whole(app: ApplicationStatusOverview) -> bool:
     }
 
 
-def model_application(
-    model: ModelSettings, digest: str, environment: Mapping[str, str] = ONE_LOOP, running: int = 0
-) -> Application:
-    """The replicas of *model*, by what `serve` of its entry says.
+def application_of(one: Apartment, environment: Mapping[str, str] = ONE_LOOP, running: int = 0) -> Application:
+    """The replicas of *one*, as its options say.
 
     Args:
-        digest: tells it from its other versions.
         running: replicas that it has, or the version before it; where it is scaled, it begins with as many.
     """
     from ray import serve
 
-    options = model.serve
-    assert options is not None
+    options = one.options
     resources: dict[str, Any] = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
     if options.memory_bytes is not None:
         resources["memory"] = options.memory_bytes
@@ -177,9 +238,8 @@ def model_application(
         else {"autoscaling_config": _autoscaling(options.scaling, running)}
     )
     deployment = serve.deployment(
-        name=_place(model, digest).deployment,
-        # One more than the model overlaps: its tensors travel meanwhile.
-        max_ongoing_requests=getattr(model.options, "max_in_flight", 1) + 1,
+        name=one.deployment,
+        max_ongoing_requests=one.calls,
         max_surge_percent=100,
         max_constructor_retry_count=STARTS,
         graceful_shutdown_wait_loop_s=LOOK_S,
@@ -187,30 +247,44 @@ def model_application(
         ray_actor_options={**resources, **in_environment(environment)},
         **HEALTH,
         **many,
-    )(ModelReplica)
+        **(_warm_first() if one.is_pool else {}),
+    )(PoolReplica if one.is_pool else LoneReplica)
     # Serve would start all replicas anew each time; a version it takes from its own code alone. Replicas that were not
     # scaled when they started never tell of their load.
-    version = digest if options.scaling is None else f"{digest}-scaled"
+    version = one.app if options.scaling is None else f"{one.app}-scaled"
     deployment = deployment.options(version=version, _internal=True)
-    return deployment.bind(model.name, model.backend, model.options, digest)
+    if one.is_pool:
+        return deployment.bind(one.models, options.memory_bytes, one.slots, one.app)
+    ((model, digest),) = one.models
+    return deployment.bind(model, digest, one.app)
+
+
+def _warm_first() -> dict[str, Any]:
+    """How Serve has calls routed by residence."""
+    from ray.serve.config import RequestRouterConfig
+
+    router = RequestRouterConfig(
+        request_router_class="backends.ray_serve.routing.WarmFirst", request_routing_stats_period_s=TOLD_EVERY_S
+    )
+    return {"request_router_config": router}
 
 
 def _is_model(app: str) -> bool:
-    return app.startswith(_PREFIX)
+    return app.startswith((_MODEL, _POOL))
 
 
-def _models(settings: Settings) -> list[ModelSettings]:
-    return [model for model in settings.models.values() if model.serve is not None]
+def _places(apartments: Iterable[Apartment]) -> dict[str, Apart]:
+    return {
+        model.name: Apart(one.app, one.deployment, digest, one.options, one.is_pool)
+        for one in apartments
+        for model, digest in one.models
+    }
 
 
-def _place(model: ModelSettings, digest: str) -> Apart:
-    return Apart(f"{_PREFIX}{model.name}-{short(digest)}", f"model-{model.name}", digest)
-
-
-def _running(apps: Mapping[str, ApplicationStatusOverview], place: Apart) -> int:
-    """The replicas that serve a version of the model at *place*."""
-    found = [app.deployments[place.deployment] for app in apps.values() if place.deployment in app.deployments]
-    return max((int(one.replica_states.get("RUNNING", 0)) for one in found), default=0)
+def _running(apps: Mapping[str, ApplicationStatusOverview], one: Apartment) -> int:
+    """The replicas that serve a version of *one*."""
+    found = [app.deployments[one.deployment] for app in apps.values() if one.deployment in app.deployments]
+    return max((int(deployment.replica_states.get("RUNNING", 0)) for deployment in found), default=0)
 
 
 def _autoscaling(scaling: ScalingOptions, running: int) -> dict[str, Any]:
@@ -227,9 +301,3 @@ def _autoscaling(scaling: ScalingOptions, running: int) -> dict[str, Any]:
             "policy_kwargs": {"target_s": scaling.queue_delay_s},
         },
     }
-
-
-def _digest(model: ModelSettings) -> str:
-    """What tells *model* from its other versions: whatever decides its answers, files by their contents, and how."""
-    subject = asdict(stage_subject(model, "", None))
-    return hashlib.sha256(json.dumps([subject, repr(model.options)], sort_keys=True).encode()).hexdigest()

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp
 
@@ -15,7 +15,9 @@ from backends.contract import Backend
 from backends.ray_serve.backend import deployment_handle, open_deployment
 from backends.ray_serve.kept import kept
 from backends.ray_serve.loopback import stay_on_loopback
-from gateway.cluster.apart import Models, delete, left_over
+from backends.ray_serve.pooled import open_pooled
+from backends.ray_serve.residence import residence_of
+from gateway.cluster.apart import Apart, Models, delete, left_over
 from gateway.cluster.deployments import GATEWAY
 from gateway.cluster.proxied import Message, ProxiedCalls
 from gateway.cluster.targets import reached_at, told
@@ -36,6 +38,9 @@ from gateway.serve import (
 )
 from gateway.settings import ModelSettings, ServerOptions, Settings
 from gateway.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
 
 log = logging.getLogger("pointsman.cluster")
 
@@ -78,6 +83,8 @@ class GatewayReplica:
         self._settings = settings
         self._unready_s = unready_s
         self._models = models
+        self._handles: dict[str, DeploymentHandle[Any]] = {}  # by application
+        self._handles_lock = asyncio.Lock()
         self._stop = Stop()
         self._ready: asyncio.Future[tuple[Gateway, Addresses]] = asyncio.get_running_loop().create_future()
         self._serving = asyncio.create_task(self._serve(), name="gateway")
@@ -114,7 +121,7 @@ class GatewayReplica:
         server = self._settings.server
         with claim_first_free(server.host, server.control_port) as control:
             async with (
-                compose(self._settings, open_model=self._open) as gateway,
+                compose(self._settings, open_model=self._open, apart=self._models.places.keys()) as gateway,
                 background(
                     maintaining(gateway.maintain),
                     maintaining(gateway.keys.look),
@@ -145,13 +152,24 @@ class GatewayReplica:
 
     async def _open(self, model: ModelSettings) -> Backend:
         place = self._models.places.get(model.name)
-        if place is None or model.serve is None:
+        if place is None:
             return await open_configured(model)
-        handle = await asyncio.to_thread(deployment_handle, model.name, place.deployment, place.app)
-        most, scaling = model.serve.most_replicas, model.serve.scaling
-        may_sleep = scaling is not None and scaling.least == 0
-        about = await asyncio.to_thread(kept, place.digest) if may_sleep else None
+        handle = await self._handle(model.name, place)
+        may_sleep = place.is_pooled or (place.options.scaling is not None and place.options.scaling.least == 0)
+        about = await asyncio.to_thread(kept, place.app, place.digest) if may_sleep else None
+        if place.is_pooled:
+            residence = residence_of(place.deployment, place.app)
+            return await open_pooled(model.name, handle, residence, digest=place.digest, timeout_s=_OPEN_S, about=about)
+        most = place.options.most_replicas
         return await open_deployment(model.name, handle, most, digest=place.digest, timeout_s=_OPEN_S, about=about)
+
+    async def _handle(self, model: str, place: Apart) -> DeploymentHandle[Any]:
+        """To the replicas of *place*: one for all models of a pool, which have one router then."""
+        async with self._handles_lock:
+            if place.app not in self._handles:
+                handle = await asyncio.to_thread(deployment_handle, model, place.deployment, place.app)
+                self._handles[place.app] = handle
+            return self._handles[place.app]
 
     async def _ending_left_over(self) -> None:
         """End models that no gateway asks any more, once all gateways are as this one is, and stay so for a while."""

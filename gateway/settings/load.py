@@ -60,6 +60,7 @@ from gateway.settings.written import (
     PoolSection,
     PostgresSection,
     QueueSection,
+    ReplicasSection,
     RouteSection,
     RuleSection,
     SecuritySection,
@@ -170,7 +171,7 @@ def _settings(document: Document) -> Settings | None:
         for index, entry in enumerate(_listed(document, "notify"))
     ]
     _check_told_once(document, notify)
-    cluster = _cluster(document, data.get("cluster") or {})
+    cluster = _cluster(document, data.get("cluster") or {}, models)
     if document.faults or server is None or store is None or security is None or pool is None or cluster is None:
         return None
     return Settings(
@@ -263,27 +264,40 @@ def _model(document: Document, name: str, data: object) -> ModelSettings | None:
         sequences=SequenceOptions(section.sequences.max_live, section.sequences.max_waiting),
         kernels=KernelOptions(section.kernels.fuse, section.kernels.device, section.kernels.check),
         serve=_deployment(document, place, section),
+        shares=None if section.serve is None else section.serve.pool,
     )
 
 
 def _deployment(document: Document, place: Place, section: ModelSection) -> DeploymentOptions | None:
-    """How the model is deployed on a cluster."""
+    """How the model is deployed on a cluster; None: with the gateway, or in a pool."""
     serve: ServeSection | None = section.serve
     if serve is None:
         return None
+    if serve.pool is not None:
+        if beside := sorted(serve.model_fields_set - {"pool"}):
+            message = f"stands beside {', '.join(beside)}; write these of the pool, under `cluster: {{pools: ...}}`"
+            document.add_fault((*place, "serve", "pool"), message, at_key=True)
+        return None
     if not section.warm.keep:
-        message = "stands beside `warm: {keep: 0}`; keep one of them (`autoscale: {min: 0}` has no replica while idle)"
+        message = (
+            "stands beside `warm: {keep: 0}`; keep one of them (`autoscale: {min: 0}` has no replica while idle), or "
+            "have it share replicas with others by `pool`"
+        )
         document.add_fault((*place, "serve"), message, at_key=True)
-    if serve.autoscale is not None and serve.replicas is not None:
-        message = "stands beside replicas; keep one of them"
-        document.add_fault((*place, "serve", "autoscale"), message, at_key=True)
+    return _replicas(document, (*place, "serve"), serve)
+
+
+def _replicas(document: Document, place: Place, section: ReplicasSection) -> DeploymentOptions:
+    """Replicas on a cluster, and what each takes."""
+    if section.autoscale is not None and section.replicas is not None:
+        document.add_fault((*place, "autoscale"), "stands beside replicas; keep one of them", at_key=True)
     scaling = None
-    if (scale := serve.autoscale) is not None:
+    if (scale := section.autoscale) is not None:
         try:
             scaling = ScalingOptions(scale.max, scale.min, scale.queue_delay, scale.up_after, scale.down_after)
         except ValueError:
-            document.add_fault((*place, "serve", "autoscale", "min"), f"is {scale.min}; use at most max ({scale.max})")
-    return DeploymentOptions(serve.replicas or 1, serve.num_cpus, serve.num_gpus, serve.memory, scaling)
+            document.add_fault((*place, "autoscale", "min"), f"is {scale.min}; use at most max ({scale.max})")
+    return DeploymentOptions(section.replicas or 1, section.num_cpus, section.num_gpus, section.memory, scaling)
 
 
 def _kind(document: Document, place: Place, name: object) -> BackendType | None:
@@ -1029,12 +1043,20 @@ def _pool(document: Document, data: object) -> PoolOptions | None:
     return PoolOptions() if section.memory is None else PoolOptions(section.memory)
 
 
-def _cluster(document: Document, data: object) -> ClusterOptions | None:
+def _cluster(document: Document, data: object, models: Mapping[str, ModelSettings | None]) -> ClusterOptions | None:
     section = validated(document, ClusterSection, ("cluster",), data)
     if section is None:
         return None
     targets = None if section.targets is None else document.base / section.targets
-    return ClusterOptions(section.replicas, section.num_cpus, targets)
+    pools = {name: _replicas(document, ("cluster", "pools", name), pool) for name, pool in section.pools.items()}
+    for name in pools:
+        if not _NAME.fullmatch(name):
+            message = "is no name; use 1 to 128 letters, digits, '_', '-' and '.'"
+            document.add_fault(("cluster", "pools", name), message, at_key=True)
+    for name, model in models.items():
+        if model is not None and model.shares is not None and model.shares not in pools:
+            document.add_fault(("models", name, "serve", "pool"), unknown_name("pool", model.shares, pools))
+    return ClusterOptions(section.replicas, section.num_cpus, targets, pools)
 
 
 def _webhook(document: Document, name: str, data: object, routes: Collection[str]) -> WebhookOptions | None:

@@ -65,6 +65,7 @@ class ModelSettings:
         sequences: of a model that keeps state, how many are answered.
         kernels: how the image steps of `preprocess` are run.
         serve: how it is deployed on a Ray cluster, if it is to be apart from the gateway there; elsewhere it is not.
+        shares: the pool whose replicas it shares there with other models, instead.
     """
 
     name: str
@@ -84,6 +85,7 @@ class ModelSettings:
     sequences: SequenceOptions = field(default_factory=SequenceOptions)
     kernels: KernelOptions = field(default_factory=KernelOptions)
     serve: DeploymentOptions | None = None
+    shares: str | None = None
 
     @property
     def calibrator(self) -> Calibrator:
@@ -259,11 +261,13 @@ class ClusterOptions:
         replicas: of the gateway.
         num_cpus: cores that Ray sets aside for each.
         targets: a folder, on every node, in which each replica tells Prometheus of its control port; None: it does not.
+        pools: replicas that several models share, by name; `memory_bytes` is what models in memory may take together.
     """
 
     replicas: int = 1
     num_cpus: float = 1.0
     targets: Path | None = None
+    pools: Mapping[str, DeploymentOptions] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

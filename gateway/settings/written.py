@@ -382,8 +382,8 @@ class AutoscaleSection(Section):
     )
 
 
-class ServeSection(Section):
-    """A model as a deployment of Ray Serve, on a cluster; a gateway that is on none has it in its own process."""
+class ReplicasSection(Section):
+    """Replicas of Ray Serve, on a cluster."""
 
     replicas: int | None = Field(default=None, ge=1, description="As many; 1 by default.")
     num_cpus: float = Field(default=_DEPLOYMENT.num_cpus, ge=0, description="Cores that Ray sets aside for each.")
@@ -392,6 +392,16 @@ class ServeSection(Section):
     )
     memory: Size | None = Field(default=None, description="Memory, likewise.")
     autoscale: AutoscaleSection | None = Field(default=None, description="Instead of replicas: as many as it takes.")
+
+
+class ServeSection(ReplicasSection):
+    """A model as a deployment of Ray Serve, on a cluster; a gateway that is on none has it in its own process."""
+
+    pool: Text | None = Field(
+        default=None,
+        description="Instead of all else: the name of a pool (`cluster: {pools: ...}`), whose replicas it shares with "
+        "other models. With `warm: {keep: 0}` it is loaded there when it is wanted.",
+    )
 
 
 class ModelSection(Section):
@@ -990,6 +1000,11 @@ class ClusterSection(Section):
         default=None,
         description="A folder on every node for Prometheus (file_sd_configs): a file for each replica, with the "
         "address of its metrics.",
+    )
+    pools: dict[str, ReplicasSection] = Field(
+        default={},
+        description="Replicas that models share whose `serve` names the pool, by name. `memory` is what models in the "
+        "memory of a replica may take together, and set aside for it.",
     )
 
 

@@ -161,7 +161,7 @@ def test_the_cluster_example_has_no_faults(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gateway.cli", "check", str(tmp_path / "my.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
 
-    assert "1 models, 0 routes, no faults" in done.stdout, done.stderr
+    assert "2 models, 0 routes, no faults" in done.stdout, done.stderr
 
 
 def tickets_model() -> onnx.ModelProto:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,14 @@ async def test_there_is_none_while_nobody_asks_and_more_while_batches_wait(clust
     with joined(cluster):
         from ray import serve
 
-        from gateway.cluster.apart import model_application
+        from gateway.cluster.apart import Apartment, application_of
 
-        app = model_application(model, "a digest")
-        handle = await asyncio.to_thread(serve.run, app, name=_APP, route_prefix=None)
+        assert model.serve is not None
+        one = replace(Apartment.of_model(model, model.serve), app=_APP)
+        ((_, digest),) = one.models
+        handle = await asyncio.to_thread(serve.run, application_of(one), name=_APP, route_prefix=None)
         assert await asyncio.to_thread(running_replicas) == 0
-        backend = await open_deployment("slow", handle, 2, digest="a digest", timeout_s=60)  # wakes the first
+        backend = await open_deployment("slow", handle, 2, digest=digest, timeout_s=60)  # wakes the first
         batch = Batch.of({"x": Tensor.of(np.ones((1, 1), np.float32))})
 
         async def ask() -> None:

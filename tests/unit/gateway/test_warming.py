@@ -17,6 +17,7 @@ from backends.contract import Deadline, State, Tensor
 from backends.errors import InvalidInput, NotFound, Unavailable
 from backends.warm.entry import WarmOptions
 from backends.warm.policy import Phase
+from backends.warm.pool import Pooled
 from gateway.answer import Answer
 from gateway.catalog import Model
 from gateway.compose import Gateway, check_models, compose
@@ -125,15 +126,15 @@ async def test_a_request_with_no_time_for_a_load_is_told_when_to_come_back_and_i
 ) -> None:
     async with compose(settings_of(POOLED)) as gateway:
         cold, _ = one_and_two(gateway)
-        assert cold.pooled is not None
-        cold.pooled._entry.load_s = 20.0
+        assert isinstance(cold.warming, Pooled)
+        cold.warming._entry.load_s = 20.0
         now = asyncio.get_running_loop().time()
 
         with pytest.raises(Unavailable, match="no stage of route") as refused:
             await gateway.pipeline.decide(request_for(cold.name, within_s=5.0, now=now))
         assert refused.value.retry_after_s == pytest.approx(20.0, abs=0.1)
 
-        async with asyncio.timeout(30), cold.pooled.hold(Deadline(math.inf)):  # it is loaded, for it was wanted
+        async with asyncio.timeout(30), cold.warming.hold(Deadline(math.inf)):  # it is loaded, for it was wanted
             assert cold.state().residency is Residency.HOT
         text, _ = gateway.telemetry.exposition("")
         assert f'pointsman_cold_starts_total{{model="{cold.name}"}}'.encode() in text
@@ -144,9 +145,9 @@ async def test_a_cold_stage_that_cannot_be_had_in_time_is_passed_over_for_the_ne
     (tmp_path / "gateway.yaml").write_text(text)
     async with compose(load_settings(tmp_path / "gateway.yaml")) as gateway:
         fast = gateway.pipeline.catalog.models["fast"]
-        assert fast.pooled is not None
-        fast.pooled._entry.load_s = 60.0
-        fast.pooled._entry.phase = Phase.UNLOADING
+        assert isinstance(fast.warming, Pooled)
+        fast.warming._entry.load_s = 60.0
+        fast.warming._entry.phase = Phase.UNLOADING
 
         request = Request("words", JsonInputs({"text": "fast=0.99:a strong=0.97:c"}, 0), Protocol.V1_HTTP)
         (item,) = (await gateway.pipeline.decide(request)).items
@@ -154,7 +155,7 @@ async def test_a_cold_stage_that_cannot_be_had_in_time_is_passed_over_for_the_ne
         assert (item.label, item.stage) == ("c", "strong")
         assert item.trail[0].stage == "fast"
         assert "not loaded" in item.trail[0].detail
-        fast.pooled._entry.phase = Phase.WARM
+        fast.warming._entry.phase = Phase.WARM
 
 
 async def test_files_that_have_changed_are_not_served_under_the_proof_of_the_old(
@@ -242,8 +243,8 @@ async def test_a_model_whose_load_has_failed_is_mended_while_its_backoff_lasts(
         file.write_bytes(b"no model")
         with pytest.raises(Unavailable):
             await ask(gateway, cold.name)
-        assert cold.pooled is not None
-        cold.pooled._entry.retry_at_s = math.inf  # it would not try again by itself
+        assert isinstance(cold.warming, Pooled)
+        cold.warming._entry.retry_at_s = math.inf  # it would not try again by itself
         assert [model.backend.state for model in (cold, warm)] == [State.FAILED, State.READY]
 
         gateway.loader.mend()  # which cannot open it either

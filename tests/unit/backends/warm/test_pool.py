@@ -16,7 +16,7 @@ from backends.contract import NO_DEADLINE, Backend, Batch, Deadline, State, Tens
 from backends.echo import Echo, EchoOptions
 from backends.errors import BackendFailed, DeadlineExceeded, InvalidInput, NotFound, Unavailable
 from backends.told import Loaded
-from backends.warm.entry import Ladder, WarmOptions
+from backends.warm.entry import Kind, Known, Ladder, WarmOptions
 from backends.warm.policy import Phase
 from backends.warm.pool import Pooled, WarmPool
 from backends.warm.report import Step, StepReport
@@ -326,6 +326,41 @@ async def test_a_first_opening_that_fails_is_told_as_it_is(pool: WarmPool, clock
         await pool.open("m", maker.ladder, sized(10))
 
     assert pool.taken_bytes == 0
+
+
+async def test_a_model_that_is_known_is_loaded_when_it_is_wanted_and_not_before(pool: WarmPool, clock: Clock) -> None:
+    there = Maker(clock)
+    first = await pool.open("there", there.ladder, sized(10))
+    known = Known(Kind.of(first), first.load_s)
+    here = Maker(clock)
+
+    model = await pool.open("here", here.ladder, sized(10), known=known)
+
+    assert here.made == []
+    assert (model.signature, model.version, model.limits) == (first.signature, first.version, first.limits)
+    assert (model.state, model.warmth.phase, model.warmth.load_s) == (State.READY, Phase.COLD, 2.0)
+    assert await ask(model) == await ask(first)
+    assert len(here.made) == 1
+
+
+async def test_a_model_that_is_known_and_always_kept_is_loaded_at_once(pool: WarmPool, clock: Clock) -> None:
+    known = Known(Kind.of(await pool.open("there", Maker(clock).ladder, sized(10))), 2.0)
+
+    model = await pool.open("here", Maker(clock).ladder, sized(10, keep=1), known=known)
+
+    assert model.warmth.phase is Phase.WARM
+    assert pool.room_bytes == 80
+
+
+async def test_a_model_that_turns_out_to_be_another_than_was_known_is_refused(pool: WarmPool, clock: Clock) -> None:
+    kind = Kind.of(await pool.open("there", Maker(clock).ladder, sized(10)))
+    known = Known(replace(kind, version="another"), 2.0)
+
+    model = await pool.open("here", Maker(clock).ladder, sized(10), known=known)
+
+    with pytest.raises(Unavailable, match="could not be loaded") as refused:
+        await ask(model)
+    assert "is not what it was" in str(refused.value.__cause__)
 
 
 async def test_a_model_that_does_not_warm_up_is_closed_and_has_failed(pool: WarmPool, clock: Clock) -> None:
