@@ -3,8 +3,9 @@
 **The same files.** What a certificate proves, it proves of the files that were there when the gateway started, or when
 an operator loaded the model anew. So the first step of every load takes a digest of all that decides the model's
 answers, as certificates do; if it is another than the first time, the load fails, and the model is opened anew with
-all that this is (`Loader.mend`, in upkeep, or an operator by `model_control`). Taking it reads the files, which brings
-them into the system's cache: it is the ladder's step from the disk into host memory, and costs little beside it.
+all that this is (`Loader.mend`, in upkeep, or an operator by `model_control`). Taking it reads the files that have
+changed since they were read last (`digests`), which brings them into the system's cache: it is the ladder's step from
+the disk into host memory.
 
 **Warm-up.** Batches of zeros, of every size that `batching: {warm_up: [...]}` names; else of 1, 2, 4 and so on up to
 the largest, as far as the model takes zeros: one that refuses a batch of these is warm without.

@@ -63,7 +63,7 @@ def _cluster(replicas: int, serve: str = "") -> Callable[[Path], AbstractContext
     return start
 
 
-_AS_CLUSTER_UP: Mapping[str, str] = {
+AS_CLUSTER_UP: Mapping[str, str] = {
     **LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": 64 * "0",
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "{folder}",
 }  # fmt: skip
@@ -74,7 +74,7 @@ def _behind(variables: Mapping[str, str]) -> Callable[[Path], AbstractContextMan
     script = Script(
         (str(SERVING / "ingress_on_ray.py"), "{folder}/null.yaml", "{port}", "{grpc_port}"),
         grpc=True,
-        variables={**_AS_CLUSTER_UP, **variables},
+        variables={**AS_CLUSTER_UP, **variables},
         files={"null.yaml": _config()},
     )
     return script.start
@@ -82,7 +82,7 @@ def _behind(variables: Mapping[str, str]) -> Callable[[Path], AbstractContextMan
 
 def _bare(name: str, variables: Mapping[str, str]) -> Server:
     command = (str(SERVING / "on_ray.py"), "{port}", "{grpc_port}")
-    start = Script(command, grpc=True, variables={**_AS_CLUSTER_UP, **variables}).start
+    start = Script(command, grpc=True, variables={**AS_CLUSTER_UP, **variables}).start
     found = SERVERS[name]
     return replace(found, forms=_ALL, start=start, versions=gateway_versions, why_not=why_not, is_peer=False)
 

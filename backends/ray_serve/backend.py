@@ -232,6 +232,7 @@ class RayServe:
                 if asyncio.current_task() not in self._strays:  # or silence would soon count as normal
                     self._took.add(now - sent, now)
                 self._on_the_way_s = max(0.0, now - sent - reply.took_s)
+                self._was_answered(reply)
                 if fault := check_outputs(self._about.signature, reply.outputs, batch.size):
                     raise BackendFailed(f"model {self._name!r} broke its signature: {fault}")
                 return reply.outputs
@@ -242,6 +243,9 @@ class RayServe:
                 self._state = State.FAILED  # whoever opens failed models anew finds the next version
                 raise ReplicaFailed(f"model {self._name!r} is being replaced by another version; try again")
         raise BackendFailed(f"model {self._name!r} gave an answer that makes no sense")
+
+    def _was_answered(self, reply: Answered) -> None:
+        """A replica has answered; for kinds of models that look at more of that than its outputs."""
 
     async def _reply(self, response: DeploymentResponse[Any], left_s: float) -> object:
         """What a replica says in *response*; the call is cancelled when *left_s* are over, and when this is."""

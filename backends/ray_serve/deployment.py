@@ -17,6 +17,8 @@ from backends.ray_serve.loopback import stay_on_loopback
 from backends.ray_serve.messages import About, AnotherModel, Answered, Asked, Refused
 from backends.ray_serve.scaling import Load
 from backends.registry import backend_type
+from backends.warm.policy import Phase
+from backends.warm.pool import Pooled
 
 log = logging.getLogger("pointsman.ray_serve")
 
@@ -38,6 +40,10 @@ class Hosted:
     def of(cls, name: str, backend: Backend, about: About) -> Hosted:
         """*backend*, with its turns."""
         return cls(name, backend, about, asyncio.Semaphore(about.limits.max_in_flight + 1))
+
+    def is_cold(self) -> bool:
+        """Whether it has to be loaded before it can answer."""
+        return isinstance(self.backend, Pooled) and self.backend.warmth.phase is not Phase.WARM
 
 
 class Host:
@@ -65,9 +71,10 @@ class Host:
         self._load.began(asked.waited_s, asked.misses)
         try:
             deadline = NO_DEADLINE if math.isinf(asked.left_s) else Deadline(came + asked.left_s)
+            was_cold = hosted.is_cold()
             async with hosted.turns:
                 outputs = await hosted.backend.infer(asked.batch, deadline)
-            return Answered(outputs, time.monotonic() - came)
+            return Answered(outputs, time.monotonic() - came, was_cold)
         except PointsmanError as error:
             if error.__cause__ is not None:  # which goes no further than this log
                 log.warning("model %s: %s", hosted.name, error, exc_info=error.__cause__)

@@ -50,10 +50,11 @@ class Asked:
 
 @record(eq=False)
 class Answered:
-    """What the model gave, and the seconds that it took from the arrival of the call."""
+    """What the model gave, the seconds that it took from the arrival of the call, and whether it was loaded for it."""
 
     outputs: Tensors
     took_s: float
+    was_cold: bool = False
 
 
 @record(eq=False)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from backends.contract import Batch, Deadline, State, Tensors
+from backends.contract import Deadline, State
 from backends.errors import DeadlineExceeded, ReplicaFailed, Unavailable
 from backends.ray_serve.backend import RayServe, ask_about, near_first
-from backends.ray_serve.messages import About, Refused
+from backends.ray_serve.messages import About, Answered, Refused
 from backends.ray_serve.residence import Residence
 from backends.warm.entry import Warmth
 from backends.warm.policy import Phase
@@ -26,6 +26,10 @@ _LOADS = 3
 _SHORTEST_RETRY_S = 0.1
 
 
+def _ignored(model: str) -> None:
+    """Nobody counts."""
+
+
 class PooledRayServe(RayServe):
     """A model that a replica loads when it is wanted; `open_pooled` builds it. Belongs to one event loop.
 
@@ -35,12 +39,20 @@ class PooledRayServe(RayServe):
     No second replica is asked beside one that is silent, which may be loading.
     """
 
-    def __init__(self, model_name: str, handle: DeploymentHandle[Any], about: About, residence: Residence) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        handle: DeploymentHandle[Any],
+        about: About,
+        residence: Residence,
+        on_cold_start: Callable[[str], None] = _ignored,
+    ) -> None:
         """Args:
         model_name: names the model in errors.
         handle: of the pool; calls by it are for this model.
         about: what a replica has said of the model.
         residence: what is known of the pool.
+        on_cold_start: is told the model's name whenever a request finds it not warm.
 
         Raises:
             InvalidInput: it cannot be asked from another process.
@@ -48,6 +60,7 @@ class PooledRayServe(RayServe):
         super().__init__(model_name, handle, about, replicas=1)
         self._have_loaded = handle.options(method_name="load")
         self._residence = residence
+        self._on_cold_start = on_cold_start
         self._loading: asyncio.Task[None] | None = None
 
     @property
@@ -64,9 +77,11 @@ class PooledRayServe(RayServe):
 
     def want(self) -> None:
         """Have it loaded, if it is not on its way."""
+        self._on_cold_start(self._name)
         self._load()
 
     async def _wait_warm(self, deadline: Deadline) -> None:
+        self._on_cold_start(self._name)
         if self._state is State.CLOSED:
             raise self._closed()
         left_s = deadline - time.monotonic()
@@ -108,10 +123,10 @@ class PooledRayServe(RayServe):
             self._residence.is_warm(self._about.digest, time.monotonic())
             return
 
-    async def _attempt(self, batch: Batch, deadline: Deadline) -> Tensors:
-        outputs = await super()._attempt(batch, deadline)
+    def _was_answered(self, reply: Answered) -> None:
+        if reply.was_cold:
+            self._on_cold_start(self._name)
         self._residence.is_warm(self._about.digest, time.monotonic())
-        return outputs
 
     async def aclose(self) -> None:
         """As `RayServe.aclose`."""
@@ -134,12 +149,14 @@ async def open_pooled(
     digest: str,
     timeout_s: float,
     about: About | None = None,
+    on_cold_start: Callable[[str], None] = _ignored,
 ) -> PooledRayServe:
     """The model *digest* of the pool behind *handle*, which stays as warm as it is.
 
     Args:
         timeout_s: what the first answer of a replica may take.
         about: what one has said before; None: one is asked.
+        on_cold_start: see `PooledRayServe`.
 
     Raises:
         Unavailable: no replica answers, or none has the model.
@@ -148,4 +165,4 @@ async def open_pooled(
     near_first(handle)
     if about is None:
         about = await ask_about(model_name, handle, digest=digest, timeout_s=timeout_s)
-    return PooledRayServe(model_name, handle.options(multiplexed_model_id=digest), about, residence)
+    return PooledRayServe(model_name, handle.options(multiplexed_model_id=digest), about, residence, on_cold_start)

@@ -159,9 +159,21 @@ class GatewayReplica:
         about = await asyncio.to_thread(kept, place.app, place.digest) if may_sleep else None
         if place.is_pooled:
             residence = residence_of(place.deployment, place.app)
-            return await open_pooled(model.name, handle, residence, digest=place.digest, timeout_s=_OPEN_S, about=about)
+            return await open_pooled(
+                model.name,
+                handle,
+                residence,
+                digest=place.digest,
+                timeout_s=_OPEN_S,
+                about=about,
+                on_cold_start=self._cold_start,
+            )
         most = place.options.most_replicas
         return await open_deployment(model.name, handle, most, digest=place.digest, timeout_s=_OPEN_S, about=about)
+
+    def _cold_start(self, model: str) -> None:
+        if self._ready.done():
+            self._ready.result()[0].telemetry.on_cold_start(model)
 
     async def _handle(self, model: str, place: Apart) -> DeploymentHandle[Any]:
         """To the replicas of *place*: one for all models of a pool, which have one router then."""

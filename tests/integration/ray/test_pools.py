@@ -179,6 +179,7 @@ def test_callers_meet_models_of_a_pool_as_any_others(pooled_cluster: Cluster) ->
         assert answers(pooled_cluster) == [[n + 1.0, 2.0 * (n + 1)] for n in range(_MODELS)]
     shown = [metrics(address) for address in pooled_cluster.targets()]
 
+    assert sum(one.count("pointsman_cold_starts_total{") for one in shown) > 0
     last = f'pointsman_model_residency{{model="m{_MODELS - 1}",state="warm"}} 1.0'
     assert any(last in one for one in shown)
 

@@ -42,6 +42,7 @@ class Handle:
 
     def __init__(self) -> None:
         self.loads: list[asyncio.Future[object]] = []
+        self.cold: list[str] = []
         self.method = ""
 
     def options(self, method_name: str) -> Handle:
@@ -74,7 +75,7 @@ def handle() -> Handle:
 
 @pytest.fixture
 async def model(handle: Handle) -> AsyncIterator[PooledRayServe]:
-    found = PooledRayServe("m", cast("Any", handle), replace(ABOUT, load_s=5.0), Residence())
+    found = PooledRayServe("m", cast("Any", handle), replace(ABOUT, load_s=5.0), Residence(), handle.cold.append)
     yield found
     await found.aclose()
 
@@ -96,9 +97,10 @@ async def test_many_callers_wait_for_one_load(model: PooledRayServe, handle: Han
 
     assert await asyncio.gather(*callers) == [3.0] * 20
     assert len(handle.loads) == 1
+    assert handle.cold == ["m"] * 20
     assert model.warmth.phase is Phase.WARM
     assert await answered(model) == 3.0
-    assert len(handle.loads) == 1
+    assert (len(handle.loads), len(handle.cold)) == (1, 20)
 
 
 async def test_a_caller_without_the_time_for_a_load_is_told_what_it_takes_and_it_is_loaded_none_the_less(
