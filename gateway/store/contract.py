@@ -107,10 +107,10 @@ class ConfigurationDraft:
 
     Attributes:
         document: the YAML file's text. Secrets are not in it: it names variables and files that hold them, has digests
-            of API keys, and no address with credentials passes `gateway.settings`. What no check can know is there as
-            it is written: remarks, and a webhook's path that only its receiver should know.
+            of API keys, and no address with credentials passes `gateway.settings`. What no check can know is in it as
+            it is written, such as a webhook's path that only its receiver should know.
         files: the SHA-256, in hexadecimal, of every file that decides answers, by its name; see
-            `gateway.settings.files`.
+            `gateway.cluster.files`.
         author: who has made it, `user@host`.
     """
 
