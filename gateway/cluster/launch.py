@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gateway.cluster.apart import cores, deploy_apart, deployed, is_whole
+from gateway.cluster.apart import apart, cores, delete, deploy_apart, deployed, is_whole
 from gateway.cluster.application import application, end_s, replicated
 from gateway.cluster.deployments import APP, GATEWAY, ONE_LOOP
 from gateway.cluster.replica import Made
@@ -344,7 +344,7 @@ def _upgrade(settings: Settings, folder: Path, running: Running, log_level: str)
         try:
             _deploy(settings, log_level)
         except BaseException as error:
-            _take_back(before, error)
+            _take_back(before, settings, error)
             raise
     finally:
         ray.shutdown()
@@ -375,23 +375,20 @@ async def _running() -> Made | None:
     """What all replicas were made of; None where that cannot be said, as they differ, or do not answer."""
     from ray import serve
 
-    app = serve.status().applications.get(APP)
-    if app is None or not is_whole(app):
-        return None
     try:
         async with asyncio.timeout(_TELL_S):
+            while not is_whole(serve.status().applications[APP]):  # noqa: ASYNC110  # one may just have been lost
+                await asyncio.sleep(_LOOK_S)
             found: Made = await serve.get_deployment_handle(GATEWAY, APP).made.remote()
             return found
     except Exception:  # Ray's many; another release's replica has no such method
         return None
 
 
-def _take_back(before: Made | None, error: BaseException) -> None:
-    """Have all gateways be as *before* again; what came of that is added to *error*, where it may be seen.
+def _take_back(before: Made | None, failed: Settings, error: BaseException) -> None:
+    """Have all gateways be as *before* again, and nothing of *failed* be there; what cannot is added to *error*."""
+    from ray import serve
 
-    Models that are apart are there still: those of the next version were ended where they could not start, and others
-    are looked after by gateways (`apart.left_over`).
-    """
     if before is None:
         error.add_note(
             "What ran before could not be told, so nothing was taken back; replicas may be of two versions: `up` with "
@@ -402,6 +399,9 @@ def _take_back(before: Made | None, error: BaseException) -> None:
         _deploy_gateways(before)
     except ClusterFailed as another:
         error.add_note(f"What ran before could not be put back for all either: {another}")
+        return
+    asked = {place.app for place in before.models.places.values()}
+    delete({place.app for place in apart(failed).values()} & serve.status().applications.keys() - asked)
 
 
 class _Stop:

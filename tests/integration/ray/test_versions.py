@@ -19,6 +19,7 @@ from tests.integration.ray.callers import calling, many_more
 from tests.integration.ray.clusters import (
     CLUSTER_CONFIG,
     GATEWAY,
+    MODEL,
     READY_S,
     Cluster,
     command,
@@ -27,21 +28,21 @@ from tests.integration.ray.clusters import (
     why_not,
 )
 from tests.integration.ray.served import first_of
-from tests.integration.ray.test_cluster import DECIDE, metrics
+from tests.integration.ray.test_cluster import DECIDE, TRIPLE, metrics
 from tests.integration.test_v1 import call
 
-ALONE = CLUSTER_CONFIG.replace("    serve: {replicas: 2, num_cpus: 0.1}\n", "")
-OTHER = ALONE.replace("labels: [a, b, c]", "labels: [x, y, z]")
-MODEL = "tests.integration.models:fast"
+FIRST = CLUSTER_CONFIG.replace("serve: {replicas: 2, num_cpus: 0.1}", "serve: {num_cpus: 0.1}")
+OTHER = FIRST.replace("labels: [a, b, c]", "labels: [x, y, z]")
+FAST = "tests.integration.models:fast"
 MARK = re.compile(r"^pointsman_configuration_version (\d+)\.0$", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two gateways, which have their models themselves, and serve version 1 at first."""
+    """Two gateways and a model apart from them, which serve version 1 at first."""
     if reason := why_not():
         pytest.skip(reason)
-    with running(tmp_path_factory.mktemp("versions"), ALONE) as found:
+    with running(tmp_path_factory.mktemp("versions"), FIRST) as found:
         yield found
 
 
@@ -101,7 +102,7 @@ def test_an_upgrade_is_a_version_that_all_replicas_have_and_the_one_before_is_go
     assert label(cluster) == "y"
     old = cluster.replicas(GATEWAY)
 
-    failed = cluster.up(OTHER.replace(MODEL, "tests.integration.models:nothing_there"))
+    failed = cluster.up(OTHER.replace(FAST, "tests.integration.models:nothing_there"))
 
     assert failed.returncode != 0
     assert "nothing_there" in failed.stderr
@@ -125,13 +126,15 @@ def test_an_upgrade_is_a_version_that_all_replicas_have_and_the_one_before_is_go
 def test_an_upgrade_that_only_some_replicas_can_serve_is_taken_back_from_all(cluster: Cluster) -> None:
     """Serve alone would leave two versions side by side, and replace none of either that is lost."""
     (before,) = set(served(cluster))
+    models = cluster.replicas(MODEL)
     target = f"tests.integration.ray.served:{first_of(cluster.config.parent / 'started')}"
 
-    done = cluster.up(OTHER.replace(MODEL, target))
+    done = cluster.up(OTHER.replace(FAST, target).replace("tests.integration.models:double", TRIPLE))
 
     assert "only the first" in done.stderr
     assert (cluster.config.parent / "started").exists(), "one could"
     assert served(cluster) == [before, before]
+    assert cluster.replicas(MODEL) == models, "those of what failed are gone"
     victim = min(cluster.replicas(GATEWAY))
     os.kill(victim, signal.SIGKILL)
     assert served(cluster, without=victim) == [before, before]
@@ -159,7 +162,7 @@ def test_a_second_upgrade_meanwhile_is_refused_and_one_whose_operator_is_killed_
     cluster: Cluster,
 ) -> None:
     old = cluster.replicas(GATEWAY)
-    cluster.config.write_text(ALONE)
+    cluster.config.write_text(FIRST)
     first = subprocess.Popen(
         command("up", str(cluster.config), "--folder", str(cluster.folder)), stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment(),
