@@ -79,13 +79,22 @@ def _options_of(model: ModelSettings) -> Iterator[tuple[str, Any]]:  # Any: JSON
 
 
 def _content_of(place: Path) -> Mapping[str, str]:
-    """Digests of a file, and of what lies beside it under its name (as external data does); or of a whole folder."""
+    """Digests of a file, and of what lies beside it under its name; or of a whole folder."""
+    files = files_at(place)
     if place.is_dir():
-        files = sorted(file for file in place.rglob("*") if file.is_file())
         return {str(file.relative_to(place)): sha256_of(file) for file in files}
+    return {f"{place.suffix} {number}": sha256_of(file) for number, file in enumerate(files)}
+
+
+def files_at(place: Path) -> Sequence[Path]:
+    """A file, and what lies beside it under its name (as external data does); or all that a folder has."""
+    if place.is_dir():
+        return sorted(file for file in place.rglob("*") if file.is_file())
     beside = sorted(place.parent.glob(f"{glob.escape(place.stem)}.*"))
-    data = [file for file in beside if file != place and file.name.startswith((f"{place.name}.", f"{place.stem}.data"))]
-    return {f"{place.suffix} {number}": sha256_of(file) for number, file in enumerate([place, *data])}
+    return [
+        place,
+        *(one for one in beside if one != place and one.name.startswith((f"{place.name}.", f"{place.stem}.data"))),
+    ]
 
 
 def _by_content(model: ModelSettings, step: Any) -> Any:  # Any: a step as it is written

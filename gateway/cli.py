@@ -18,7 +18,15 @@ from typing import IO, Any, TypeVar
 import click
 
 from backends.errors import PointsmanError
-from gateway.settings import MAX_WORKERS, ServerOptions, Settings, SettingsError, load_settings, settings_schema
+from gateway.settings import (
+    MAX_WORKERS,
+    ServerOptions,
+    Settings,
+    SettingsError,
+    load_settings,
+    load_store,
+    settings_schema,
+)
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Result = TypeVar("_Result")
@@ -90,11 +98,12 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:  # Any: click's values, w
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _announce(settings: Settings, addresses: Any) -> None:  # Any: gateway.serve.Addresses, imported late
+def _announce(settings: Settings, addresses: Any, version: int | None = None) -> None:
+    """Any: gateway.serve.Addresses, imported late."""
     routes = ",".join(settings.names)
     click.echo(
         f"pointsman ready http=http://{addresses.http} grpc={addresses.grpc} "
-        f"control=http://{addresses.control} routes={routes}"
+        f"control=http://{addresses.control} routes={routes}" + (f" version={version}" if version is not None else "")
     )
     sys.stdout.flush()
 
@@ -357,18 +366,27 @@ _folder = click.option(
 @_config
 @_listening
 @click.option("--replicas", type=click.IntRange(min=1), help="Gateways that share the data plane's ports.  [1]")
+@click.option("--version", "version", type=click.IntRange(min=1),
+              help="Serve CONFIG as it was in this version; `cluster versions` lists them.")  # fmt: skip
 @click.option("--insecure", is_flag=True, help="Listen on any address without API keys.")
 @click.option("--log-level", default="INFO", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
 @_folder
 def up(
-    config: Path, replicas: int | None, insecure: bool, log_level: str, folder: Path | None, **listening: Any
+    config: Path,
+    replicas: int | None,
+    version: int | None,
+    insecure: bool,
+    log_level: str,
+    folder: Path | None,
+    **listening: Any,
 ) -> None:
     """Serve the routes of CONFIG by replicas on a Ray of this command's own, until SIGTERM, Ctrl-C or `cluster down`.
 
-    Given again while that runs, it upgrades what runs to CONFIG, on the same ports, and ends.
+    Given again while that runs, it upgrades what runs to CONFIG, on the same ports, and ends. CONFIG's store keeps what
+    is served as a version, which --version goes back to.
     """
     launch = _launch()
-    settings = _load(config)
+    settings = _load(config) if version is None else _load_version(config, version)
     settings = replace(settings, server=_listen_as_told(settings.server, listening))
     if replicas is not None:
         settings = replace(settings, cluster=replace(settings.cluster, replicas=replicas))
@@ -379,11 +397,42 @@ def up(
         launch.up(
             settings,
             folder or launch.default_folder(),
-            lambda addresses: _announce(settings, addresses),
+            lambda addresses, served: _announce(settings, addresses, served),
             log_level=log_level,
+            version=version,
         )
     except (PointsmanError, OSError, ValueError) as error:
+        raise click.ClickException(" ".join([str(error), *getattr(error, "__notes__", ())])) from error
+
+
+def _load_version(config: Path, version: int) -> Settings:
+    from gateway.cluster.versions import settings_of
+
+    try:
+        return settings_of(config, version)
+    except SettingsError as error:
+        raise _with_faults(error, f"version {version} of {config} cannot be served by this release:") from error
+    except (PointsmanError, OSError) as error:
         raise click.ClickException(str(error)) from error
+
+
+@cluster.command()
+@_config
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, a version a line.")
+def versions(config: Path, as_json: bool) -> None:
+    """Tell what was served of CONFIG, by the store that it names, the newest first.
+
+    Serving is what all replicas have come to serve last, for as long as they run.
+    """
+    from gateway.cluster.listing import as_dict, table
+    from gateway.store import list_configurations
+
+    try:
+        place = load_store(config)
+    except SettingsError as error:
+        raise _with_faults(error, f"{config} has") from error
+    found = _done(list_configurations(place))
+    click.echo("\n".join(json.dumps(as_dict(one)) for one in found) if as_json else table(found))
 
 
 @cluster.command()
@@ -806,9 +855,14 @@ def _load(config: Path) -> Settings:
     try:
         return load_settings(config)
     except SettingsError as error:
-        for fault in error.faults:
-            click.echo(str(fault), err=True)
-        raise click.ClickException(f"{config} has {len(error.faults)} faults") from error
+        raise _with_faults(error, f"{config} has") from error
+
+
+def _with_faults(error: SettingsError, what: str) -> click.ClickException:
+    """The error of a command that cannot go on; its faults are told before it is."""
+    for fault in error.faults:
+        click.echo(str(fault), err=True)
+    return click.ClickException(f"{what} {len(error.faults)} faults")
 
 
 if __name__ == "__main__":

@@ -263,6 +263,8 @@ async def compose(
         )
         telemetry.serve(lambda: pipeline.catalog, store.statistics)
         telemetry.serve_versions(lambda: pipeline.traffic.statistics(pipeline.catalog))
+        if settings.cluster.version is not None:
+            telemetry.serve_configuration(settings.cluster.version)
         halts = Halts(settings.traffic, pipeline.traffic, store, wall_clock)
         await halts.look()
         stack.push_async_callback(halts.look_last)
@@ -336,7 +338,7 @@ def _wire(
         return telemetry.exposition(accept)
 
     async def served() -> Overview:
-        return overview_of(pipeline)
+        return replace(overview_of(pipeline), configuration=telemetry.configuration)
 
     return Gateway(
         pipeline=pipeline,

@@ -5,7 +5,8 @@
 
 For the first, start Serve without its proxies, which would take port 8000 (`serve start --proxy-location Disabled`, or
 `proxy_location: Disabled` in the file for `serve deploy`, as `pointsman cluster config my.yaml` writes it). On one
-machine `pointsman cluster up my.yaml` does all of it. `gateway.cluster` tells how it works.
+machine `pointsman cluster up my.yaml` does all of it. `gateway.cluster` tells how it works, and its `versions` how
+what is served is kept by number.
 """
 
 # No `from __future__ import annotations`: Serve looks at the builders' annotations as they are.

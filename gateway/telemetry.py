@@ -82,6 +82,7 @@ class Telemetry:
 
     def __init__(self, tracing: Tracing | None = None) -> None:
         self.tracing = tracing
+        self.configuration: int | None = None
         self.registry = CollectorRegistry()
         for standard in (GCCollector, PlatformCollector, ProcessCollector):
             standard(registry=self.registry)
@@ -191,6 +192,15 @@ class Telemetry:
     def serve_versions(self, versions: Callable[[], Sequence[VersionShare]]) -> None:
         """Show what *versions* of routes get from now on."""
         self.registry.register(_Versions(versions))
+
+    def serve_configuration(self, version: int) -> None:
+        """Show which *version* of the configuration is served, as the store numbers them."""
+        self.configuration = version
+        Gauge(
+            "pointsman_configuration_version",
+            "Of the configuration that this replica serves, as the store numbers them; see `cluster versions`.",
+            registry=self.registry,
+        ).set(version)
 
     def on_request(self, report: RequestReport) -> None:
         """A request ended."""

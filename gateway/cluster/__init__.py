@@ -33,6 +33,7 @@ than were deployed does not serve them (`made_of`). Other models are in the gate
 which does no harm, and whoever has the lease of it does the store's upkeep (`Store.lead`). Each judges canaries by what
 it has seen.
 
-`application` builds it from a configuration; `apart` deploys its models, and `rollout` waits for them; `launch` is
-`pointsman cluster`; `manifest` writes files for `serve deploy` and Kubernetes.
+`application` builds it from a configuration; `apart` deploys its models, and `rollout` waits for them; `versions` has
+configurations kept by number, and rolled out one at a time; `launch` is `pointsman cluster`; `manifest` writes files
+for `serve deploy` and Kubernetes.
 """

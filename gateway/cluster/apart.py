@@ -206,13 +206,13 @@ def left_over(
         asked: by gateways.
         others: see `Models`; what nobody asks and was not there before is a successor's, which is about to be.
     """
-    if not all(_is_whole(app) for app in apps.values() if GATEWAY in app.deployments):
+    if not all(is_whole(app) for app in apps.values() if GATEWAY in app.deployments):
         return None
     unasked = {name: app.last_deployed_time_s for name, app in apps.items() if _is_model(name) and name not in asked}
     return frozenset(unasked) if unasked.items() <= others.items() else None
 
 
-def _is_whole(app: ApplicationStatusOverview) -> bool:
+def is_whole(app: ApplicationStatusOverview) -> bool:
     """Whether all gateways of *app* are of one version, and none is about to leave."""
     gateway = app.deployments[GATEWAY]
     return gateway.status == "HEALTHY" and {state for state, count in gateway.replica_states.items() if count} == {

@@ -61,6 +61,8 @@ def application(
         ray_actor_options={"num_cpus": settings.cluster.num_cpus, **in_environment(environment)},
         **HEALTH,
     )(kind)
+    if settings.cluster.rollout:  # or Serve starts all anew, where a rollout that failed is taken back
+        deployment = deployment.options(version=settings.cluster.rollout, _internal=True)
     return deployment.bind(replica, models, log_level, unready_s)
 
 

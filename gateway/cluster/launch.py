@@ -2,7 +2,12 @@
 
 `up` starts Ray and Serve in processes below its own, all on 127.0.0.1, deploys, says that it is ready as `serve` does,
 and stays until SIGTERM or Ctrl-C, or `down`, at which replicas drain. Another `up` for the same folder meanwhile
-upgrades what runs to the configuration that it names, replica by replica, and returns when that is done.
+upgrades what runs to the configuration that it names, replica by replica, and returns when that is done. `versions`
+tells how each is kept, and gone back to.
+
+**An upgrade that fails** is taken back. Serve itself leaves things as they are then: some replicas may be of the next
+version already, and one that is lost is not replaced any more. So what ran before is deployed again, as one of the
+replicas tells it; those of them that run stay as they are, and the next ones go.
 
 The folder is where both find what runs: whoever holds its lock (`flock`) is the `up` that runs, and the file `running`
 in it tells its process and Ray's address; a token there is what Ray's processes know each other by. Ray's own files
@@ -13,6 +18,7 @@ On a cluster that runs already, nothing of this is needed: see `gateway.ray_app`
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -28,10 +34,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gateway.cluster.apart import cores, deploy_apart, deployed
+from gateway.cluster.apart import apart, cores, delete, deploy_apart, deployed, is_whole
 from gateway.cluster.application import application, end_s, replicated
-from gateway.cluster.deployments import APP, ONE_LOOP
+from gateway.cluster.deployments import APP, GATEWAY, ONE_LOOP
+from gateway.cluster.replica import Made
 from gateway.cluster.rollout import ClusterFailed, Patience, wait_serving
+from gateway.cluster.versions import Rollout, rolling_out
 from gateway.ports import bind, held, port_of
 from gateway.serve import Addresses
 from gateway.settings import Settings
@@ -54,6 +62,9 @@ _LONGER_S = 10.0
 
 _PATIENCE = Patience(room_s=60.0)
 """Nobody adds nodes to a Ray of one machine; who leaves may do so for a while."""
+
+_TELL_S = 10.0
+"""For a replica to tell what it was made of."""
 
 _LOOK_S = 0.1
 _SPARE_CPUS = 1.0
@@ -83,23 +94,38 @@ def default_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"pointsman-cluster-{os.geteuid()}"
 
 
-def up(settings: Settings, folder: Path, announce: Callable[[Addresses], None], *, log_level: str) -> None:
-    """Serve *settings* until a signal, or upgrade what runs by *folder*; *announce* is called once all are ready.
+def up(
+    settings: Settings,
+    folder: Path,
+    announce: Callable[[Addresses, int], None],
+    *,
+    log_level: str,
+    version: int | None = None,
+) -> None:
+    """Serve *settings* until a signal, or upgrade what runs by *folder*.
+
+    Args:
+        announce: called once all are ready, with the version that they serve.
+        log_level: from which on replicas log.
+        version: that *settings* are of; None: they are kept as one.
 
     Raises:
-        OSError: an address cannot be bound, or the folder not be used.
-        PointsmanError: a replica cannot start; or what is configured cannot be replicated.
+        OSError: an address cannot be bound, the folder not be used, or a file not be read.
+        PointsmanError: a replica cannot start; what is configured cannot be replicated; the version cannot be kept, or
+            somebody else is rolling out one.
     """
     replicated(settings.server)
     with _claimed(folder) as is_ours:
-        if is_ours:
-            _serve(settings, folder, announce, log_level)
-            return
-        running = _read(folder)
-        if running is None:
+        running = None if is_ours else _read(folder)
+        if not is_ours and running is None:
             raise ClusterFailed(f"a cluster is starting, or ending, in {folder}; try again, or name another --folder")
-        _upgrade(settings, folder, running, log_level)
-        announce(_addresses(settings, running))
+        with rolling_out(settings, version) as rollout:
+            settings = rollout.applied(settings)
+            if running is None:
+                _serve(settings, folder, rollout, announce, log_level)
+                return
+            _upgrade(settings, folder, running, log_level)
+        announce(_addresses(settings, running), rollout.version)
 
 
 def down(folder: Path) -> bool:
@@ -159,7 +185,9 @@ def _check_is_private(folder: Path, found: os.stat_result) -> None:
         raise OSError(f"other users may write to the folder {folder}; chmod go-w it, or name another with --folder")
 
 
-def _serve(settings: Settings, folder: Path, announce: Callable[[Addresses], None], log_level: str) -> None:
+def _serve(
+    settings: Settings, folder: Path, rollout: Rollout, announce: Callable[[Addresses, int], None], log_level: str
+) -> None:
     server = settings.server
     with held(server.host, server.http_port) as http, held(server.host, server.grpc_port) as grpc:
         with bind(server.host, server.control_port) as control:
@@ -167,7 +195,8 @@ def _serve(settings: Settings, folder: Path, announce: Callable[[Addresses], Non
         with _ray(settings, folder) as address, _told(folder, settings, address) as running, _ending_first(folder):
             _deploy(settings, log_level)
             stop = _Stop()
-            announce(_addresses(settings, running))
+            rollout.served()
+            announce(_addresses(settings, running), rollout.version)
             stop.wait()
 
 
@@ -311,7 +340,12 @@ def _upgrade(settings: Settings, folder: Path, running: Running, log_level: str)
     longer_s = max(running.end_s, end_s(replicated(settings.server)))
     try:
         _write(folder, replace(running, end_s=longer_s))  # while those that run end, and those that are next may too
-        _deploy(settings, log_level)
+        before = asyncio.run(_running())
+        try:
+            _deploy(settings, log_level)
+        except BaseException as error:
+            _take_back(before, settings, error)
+            raise
     finally:
         ray.shutdown()
 
@@ -322,12 +356,52 @@ def _deploy(settings: Settings, log_level: str) -> None:
     Raises:
         ClusterFailed: they cannot; says why, as far as Serve does.
     """
+    models = deploy_apart(settings, {}, _PATIENCE)
+    _deploy_gateways(Made(settings, models, log_level, 0.0))
+
+
+def _deploy_gateways(made: Made) -> None:
+    """Raises:
+    ClusterFailed: as `_deploy`.
+    """
     from ray import serve
 
-    models = deploy_apart(settings, {}, _PATIENCE)
-    app = application(settings, models, log_level=log_level, environment={})
+    app = application(made.settings, made.models, log_level=made.log_level, unready_s=made.unready_s, environment={})
     serve.run_many([serve.RunTarget(app, APP, None)], wait_for_applications_running=False)
     wait_serving([APP], _PATIENCE)
+
+
+async def _running() -> Made | None:
+    """What all replicas were made of; None where that cannot be said, as they differ, or do not answer."""
+    from ray import serve
+
+    try:
+        async with asyncio.timeout(_TELL_S):
+            while not is_whole(serve.status().applications[APP]):  # noqa: ASYNC110  # one may just have been lost
+                await asyncio.sleep(_LOOK_S)
+            found: Made = await serve.get_deployment_handle(GATEWAY, APP).made.remote()
+            return found
+    except Exception:  # Ray's many; another release's replica has no such method
+        return None
+
+
+def _take_back(before: Made | None, failed: Settings, error: BaseException) -> None:
+    """Have all gateways be as *before* again, and nothing of *failed* be there; what cannot is added to *error*."""
+    from ray import serve
+
+    if before is None:
+        error.add_note(
+            "What ran before could not be told, so nothing was taken back; replicas may be of two versions: `up` with "
+            "a configuration that can be served"
+        )
+        return
+    try:
+        _deploy_gateways(before)
+    except ClusterFailed as another:
+        error.add_note(f"What ran before could not be put back for all either: {another}")
+        return
+    asked = {place.app for place in before.models.places.values()}
+    delete({place.app for place in apart(failed).values()} & serve.status().applications.keys() - asked)
 
 
 class _Stop:

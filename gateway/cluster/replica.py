@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp
@@ -17,10 +18,11 @@ from backends.ray_serve.kept import kept
 from backends.ray_serve.loopback import stay_on_loopback
 from backends.ray_serve.pooled import open_pooled
 from backends.ray_serve.residence import residence_of
-from gateway.cluster.apart import Apart, Models, delete, left_over
+from gateway.cluster.apart import Apart, Models, delete, is_whole, left_over
 from gateway.cluster.deployments import GATEWAY
 from gateway.cluster.proxied import Message, ProxiedCalls
 from gateway.cluster.targets import reached_at, told
+from gateway.cluster.versions import follow
 from gateway.compose import Gateway, compose, open_configured
 from gateway.http.asgi import AsgiApp
 from gateway.ports import address_of, bind_shared, claim, claim_first_free, port_of
@@ -57,6 +59,16 @@ _OPEN_S = 600.0
 """What the first answer of a model's replica may take, with all that it takes to start one."""
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a replica was made of."""
+
+    settings: Settings
+    models: Models
+    log_level: str
+    unready_s: float
+
+
 class GatewayReplica:
     """Serves *settings* with listeners of its own, from `__init__` to `__del__`, both of which Serve calls."""
 
@@ -81,6 +93,7 @@ class GatewayReplica:
         stay_on_loopback()
         configure_logging(log_level)
         self._settings = settings
+        self._made = Made(settings, models, log_level, unready_s)
         self._unready_s = unready_s
         self._models = models
         self._handles: dict[str, DeploymentHandle[Any]] = {}  # by application
@@ -106,6 +119,10 @@ class GatewayReplica:
         """The applications of models that it asks."""
         return frozenset(place.app for place in self._models.places.values())
 
+    async def made(self) -> Made:
+        """What it was made of, for another to be made so again."""
+        return self._made
+
     async def addresses(self) -> Addresses:
         """Where it listens."""
         return self._ready.result()[1]
@@ -128,6 +145,7 @@ class GatewayReplica:
                     gateway.deliver(),
                     probing_lag(gateway),
                     self._ending_left_over(),
+                    follow(self._settings, gateway, _is_whole),
                 ),
                 Listener(gateway.control_app, control, LAST_REPLIES_S),
                 _heir(gateway.control_app, server, port_of(control)),
@@ -283,6 +301,14 @@ def _claimed(host: str, port: int) -> socket.socket | None:
         return claim(host, port)
     except OSError:
         return None
+
+
+async def _is_whole() -> bool:
+    """Whether all gateways of this one's application are of one version, which is this one's."""
+    from ray import serve
+
+    apps = (await asyncio.to_thread(serve.status)).applications
+    return is_whole(apps[serve.get_replica_context().app_name])
 
 
 def _replica_name() -> str:

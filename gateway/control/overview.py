@@ -99,6 +99,7 @@ class Overview:
         is_ready: whether new requests are welcome.
         workers: none where one process does everything.
         versions: of routes that have several.
+        configuration: the version of it, as the store numbers them; None where it keeps none.
     """
 
     is_ready: bool
@@ -107,6 +108,7 @@ class Overview:
     models: tuple[ModelRow, ...]
     workers: tuple[WorkerRow, ...] = ()
     versions: tuple[VersionRow, ...] = ()
+    configuration: int | None = None
 
 
 def overview_of(pipeline: Pipeline) -> Overview:

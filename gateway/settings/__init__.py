@@ -6,7 +6,7 @@
 """
 
 from gateway.settings.document import Fault
-from gateway.settings.load import SettingsError, load_api_keys, load_settings
+from gateway.settings.load import SettingsError, load_api_keys, load_settings, load_store, parse_settings
 from gateway.settings.options import (
     MAX_WORKERS,
     CertifiedSettings,
@@ -34,5 +34,7 @@ __all__ = [
     "SettingsError",
     "load_api_keys",
     "load_settings",
+    "load_store",
+    "parse_settings",
     "settings_schema",
 ]

@@ -76,6 +76,7 @@ class Document:
         keys: line and column of the key at each place.
         values: line and column of the value at each place.
         unreadable: places whose value, or key, is at fault already.
+        text: as it was read.
     """
 
     file: Path
@@ -84,6 +85,7 @@ class Document:
     values: dict[Place, tuple[int, int]] = field(default_factory=dict)
     unreadable: set[Place] = field(default_factory=set)
     faults: list[Fault] = field(default_factory=list)
+    text: str = ""
 
     @property
     def base(self) -> Path:
@@ -133,16 +135,24 @@ def read_file(path: Path, limit_bytes: int) -> bytes:
 
 def read_document(path: Path) -> Document:
     """The file *path* as data with places; what is wrong with it is in `faults`, never raised."""
-    document = Document(path)
     try:
         text = read_file(path, FILE_LIMIT_BYTES).decode("utf-8-sig")
-        document.data = _Composer(document).compose(text)
-    except _TooMuch:
-        document.data = None
     except UnicodeDecodeError as error:
         before = error.object[: error.start]
         line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
-        document.faults.append(Fault(path, line, column, "", "is not UTF-8; save the file as UTF-8"))
+        return Document(path, faults=[Fault(path, line, column, "", "is not UTF-8; save the file as UTF-8")])
+    except ValueError as error:
+        return Document(path, faults=[Fault(path, 1, 1, "", str(error))])
+    return parse_document(text, path)
+
+
+def parse_document(text: str, path: Path) -> Document:
+    """As `read_document`, of *text*, as if it stood in the file *path*."""
+    document = Document(path, text=text)
+    try:
+        document.data = _Composer(document).compose(text)
+    except _TooMuch:
+        document.data = None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
@@ -150,8 +160,6 @@ def read_document(path: Path) -> Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         document.faults.append(Fault(path, line, 1, "", f"is not YAML: {error.reason}; remove the character"))
-    except ValueError as error:
-        document.faults.append(Fault(path, 1, 1, "", str(error)))
     return document
 
 

@@ -28,7 +28,7 @@ from gateway.people.hours import ALWAYS, Span, WorkingHours, disjoint, why_no_zo
 from gateway.people.options import EVERY_QUEUE, QueueOptions, scope_of
 from gateway.request import Role
 from gateway.security import ApiKey, SecurityOptions, is_loopback
-from gateway.settings.document import Document, Fault, Place, read_document, read_file
+from gateway.settings.document import Document, Fault, Place, parse_document, read_document, read_file
 from gateway.settings.options import (
     CertifiedSettings,
     ClusterOptions,
@@ -131,13 +131,42 @@ def load_settings(path: Path) -> Settings:
     Raises:
         SettingsError: with every fault, each with its line and remedy.
     """
+    return _checked(read_document(path))
+
+
+def parse_settings(text: str, path: Path) -> Settings:
+    """As `load_settings`, of *text*, as if it stood in the file *path*, which need not be there.
+
+    Raises:
+        SettingsError: as there.
+    """
+    return _checked(parse_document(text, path))
+
+
+def load_store(path: Path) -> StoreOptions:
+    """Where the configuration in the file *path* has its store; nothing else of it is checked.
+
+    Raises:
+        SettingsError: with every fault of that.
+    """
     document = read_document(path)
+    store = _store(document, document.data.get("store") or {}) if isinstance(document.data, dict) else None
+    if store is None or document.faults:
+        raise _at_fault(document)
+    return store
+
+
+def _checked(document: Document) -> Settings:
     settings = _settings(document)
     if settings is None or document.faults:
-        raise SettingsError(
-            tuple(sorted(document.faults, key=lambda fault: (str(fault.file), fault.line, fault.column)))
-        )
+        raise _at_fault(document)
     return settings
+
+
+def _at_fault(document: Document) -> SettingsError:
+    if not document.faults:
+        document.add_fault((), "is not a mapping; begin with `models:` and `routes:`")
+    return SettingsError(tuple(sorted(document.faults, key=lambda fault: (str(fault.file), fault.line, fault.column))))
 
 
 def _settings(document: Document) -> Settings | None:
@@ -176,6 +205,7 @@ def _settings(document: Document) -> Settings | None:
         return None
     return Settings(
         file=document.file,
+        text=document.text,
         models={name: model for name, model in models.items() if model},
         routes={route.id: route for found in named.values() for route in found.routes},
         detectors={trait: detector for trait, detector in detectors.items() if detector},

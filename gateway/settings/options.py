@@ -262,12 +262,16 @@ class ClusterOptions:
         num_cpus: cores that Ray sets aside for each.
         targets: a folder, on every node, in which each replica tells Prometheus of its control port; None: it does not.
         pools: replicas that several models share, by name; `memory_bytes` is what models in memory may take together.
+        version: the number under which the store keeps this configuration; None: replicas keep it, and so find out.
+        rollout: tells replicas of one rollout from those of every other; "": Serve tells them apart by itself.
     """
 
     replicas: int = 1
     num_cpus: float = 1.0
     targets: Path | None = None
     pools: Mapping[str, DeploymentOptions] = field(default_factory=dict)
+    version: int | None = None
+    rollout: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +292,7 @@ class Settings:
         masks: in the order of the file, as `notify`.
         smtp: takes mail; there where `notify` names mailboxes.
         cluster: what counts on a Ray cluster alone.
+        text: of that file, as it was then.
     """
 
     file: Path
@@ -307,6 +312,7 @@ class Settings:
     notify: tuple[NotifyOptions, ...] = ()
     smtp: SmtpOptions | None = None
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
+    text: str = field(default="", repr=False, compare=False)
 
     def labels_of(self, name: str) -> frozenset[str]:
         """What can be chosen of the route, or the exposed model, *name*, in any version; nothing of a stranger."""

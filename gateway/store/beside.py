@@ -19,9 +19,9 @@ from typing import IO, TypeVar
 import orjson
 from sqlalchemy import Connection
 
-from gateway.store import audit, certificates, labels, log, migrations, outbox
+from gateway.store import audit, certificates, configurations, labels, log, migrations, outbox
 from gateway.store.audit import LogRow, Selection
-from gateway.store.contract import CertificationStore, Delivery, LabelledItem, OutboxState
+from gateway.store.contract import CertificationStore, Configuration, Delivery, LabelledItem, OutboxState
 from gateway.store.options import StoreOptions
 from gateway.store.places import read_beside, write_beside
 from router.certificate import Certificate
@@ -85,6 +85,25 @@ async def redeliver(options: StoreOptions, ids: Sequence[str] | None) -> int:
     """
     work = _checked(options, partial(outbox.redeliver, ids=ids, now_s=time.time()))
     return await asyncio.to_thread(write_beside, options, work)
+
+
+async def list_configurations(options: StoreOptions) -> Sequence[Configuration]:
+    """The configurations that a store keeps, the newest first, their documents left out.
+
+    Raises:
+        CannotOpenStore: as `verify_log_of`.
+    """
+    return await _read(options, configurations.listed)
+
+
+async def read_configuration(options: StoreOptions, version: int) -> Configuration:
+    """One of them.
+
+    Raises:
+        CannotOpenStore: as `verify_log_of`.
+        NotFound: there is no such version.
+    """
+    return await _read(options, partial(configurations.existing, version=version))
 
 
 @asynccontextmanager

@@ -102,6 +102,63 @@ class CanaryHalt:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigurationDraft:
+    """A configuration that is to be served by all who share the store.
+
+    Attributes:
+        document: the YAML file's text. Secrets are not in it: it names variables and files that hold them, has digests
+            of API keys, and no address with credentials passes `gateway.settings`. What no check can know is in it as
+            it is written, such as a webhook's path that only its receiver should know.
+        files: the SHA-256, in hexadecimal, of every file that decides answers, by its name; see
+            `gateway.cluster.files`.
+        author: who has made it, `user@host`.
+    """
+
+    document: str
+    files: Mapping[str, str]
+    author: str
+
+
+class ConfigurationState(StrEnum):
+    """What became of a configuration."""
+
+    SERVING = "serving"  # of all, what all replicas have come to serve last
+    SERVED = "served"
+    CALLED_OFF = "called off"  # when it was rolled out last
+    NEVER = "never served"
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A configuration that is kept. Unix times, in seconds.
+
+    Attributes:
+        version: 1 for the first, and one more for each other.
+        digest: of document and files, SHA-256 in hexadecimal.
+        document: see `ConfigurationDraft`, as *files* and *author*; left out (empty) in lists.
+        rolled_s, rolled_by: when it was rolled out last, or began to be, and who did.
+        served_s: when all replicas had come to serve it last; None: they never had.
+        called_off: why its last rollout was; None: it was not.
+    """
+
+    version: int
+    digest: str
+    document: str
+    files: Mapping[str, str]
+    made_s: float
+    author: str
+    rolled_s: float
+    rolled_by: str
+    served_s: float | None
+    called_off: str | None
+    state: ConfigurationState
+
+
+class RolloutUnderWay(Conflict):
+    """Somebody is rolling out a configuration, and others have to wait."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReviewTask:
     """An item handed to people.
 
@@ -864,7 +921,69 @@ class InboxStore(SessionStore, Protocol):
         ...
 
 
-class Store(CertificationStore, InboxStore, Outbox, Protocol):
+class ConfigurationStore(Protocol):
+    """The configurations that replicas of a cluster have served, for good. Safe on one event loop.
+
+    **Rollouts.** One at a time: whoever has begun one has a lease of it until it has ended, or they are gone, and the
+    lease with them. A rollout ends as served, or as called off; one whose operator is gone may end as served still, as
+    replicas tell when all of them have come to serve it (`configuration_served`).
+    """
+
+    async def keep_configuration(self, draft: ConfigurationDraft) -> Configuration:
+        """Keep *draft* as what is rolled out, by others than this store: what `begin_rollout` does, without a lease.
+
+        Raises:
+            Unavailable: the store cannot write; calling again is safe, as it is anyway.
+        """
+        ...
+
+    async def begin_rollout(self, what: ConfigurationDraft | int, author: str, for_s: float) -> Configuration:
+        """Keep a draft, or take a version that is kept, to roll it out: this process does, for *for_s* seconds.
+
+        A draft like the one that is served, or like the newest where that was not called off, is that one again.
+
+        Raises:
+            RolloutUnderWay: somebody does already; tells who, and since when.
+            NotFound: there is no such version.
+            Unavailable: the store cannot write; calling again is safe.
+        """
+        ...
+
+    async def renew_rollout(self, for_s: float) -> bool:
+        """Go on with the rollout that was begun for another *for_s* seconds; whether it is this process's still.
+
+        Raises:
+            Unavailable: the store cannot write; calling again is safe.
+        """
+        ...
+
+    async def end_rollout(self, version: int, called_off: str | None = None) -> None:
+        """The rollout of *version* is over: all replicas serve it, unless it is *called_off*, and why.
+
+        Raises:
+            Conflict: it took longer than this process said, and another was begun meanwhile.
+            Unavailable: the store cannot write; calling again is safe.
+        """
+        ...
+
+    async def configuration_served(self, version: int) -> None:
+        """All replicas serve *version*; it is marked so where it is what was rolled out last, and not called off.
+
+        Raises:
+            Unavailable: the store cannot write; calling again is safe.
+        """
+        ...
+
+    async def configurations(self) -> Sequence[Configuration]:
+        """All that are kept, the newest first."""
+        ...
+
+    async def configuration(self, version: int) -> Configuration | None:
+        """One of them; None where there is no such version."""
+        ...
+
+
+class Store(CertificationStore, ConfigurationStore, InboxStore, Outbox, Protocol):
     """Answers, reviews, idempotency keys, decision log, feedback, messages, certificates. Safe on one event loop."""
 
     async def claim_key(self, key: RequestKey, fingerprint: bytes) -> KeyClaim:

@@ -31,6 +31,13 @@ def hold(transaction: Transaction, name: str, for_s: float) -> bool:
     return insert_rows(transaction.connection, LEASES, [(name, holder, until_s)], Existing.KEPT) == 1
 
 
-def release(transaction: Transaction) -> None:
-    """Give up what this process holds."""
-    transaction.connection.execute(delete(LEASES).where(_C.holder == transaction.identity.opening))
+def release(transaction: Transaction, name: str | None = None) -> None:
+    """Give up the lease *name*, or all, where this process holds it."""
+    gone = delete(LEASES).where(_C.holder == transaction.identity.opening)
+    transaction.connection.execute(gone if name is None else gone.where(_C.name == name))
+
+
+def left_s(transaction: Transaction, name: str) -> float:
+    """For how many seconds somebody holds the lease *name* still."""
+    until_s = transaction.connection.execute(select(_C.until_s).where(_C.name == name)).scalar()
+    return 0.0 if until_s is None else max(0.0, until_s - transaction.now_s)

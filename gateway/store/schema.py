@@ -16,6 +16,7 @@
     review_notices                    which reviews reviewers were told of
     notice_rounds                     when they may be told again
     canary_halts                      which versions of routes were halted last, and why
+    configurations                    what replicas of a cluster have served (append-only, never forgotten)
     certificates                      what was proven of routes (append-only, never forgotten)
     certification_looks               how often labels were looked at to prove it (append-only, never forgotten)
 
@@ -471,4 +472,25 @@ LEASES = Table(
     Column("name", Text, primary_key=True),
     Column("holder", BigInteger, nullable=False),  # a writer's opening
     Column("until_s", Double, nullable=False),
+)
+
+CONFIGURATIONS = Table(
+    "configurations",
+    METADATA,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False),
+    Column("made_s", Double, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("rolled_s", Double, nullable=False),
+    Column("rolled_by", Text, nullable=False),
+    Column("served_s", Double),
+    Column("called_off", Text),
+    Column("files", Text, nullable=False),  # digests by name, as JSON
+    Column("document", Text, nullable=False),
+    CheckConstraint("version >= 1 AND length(digest) = 64", name="configurations_identity"),
+    CheckConstraint(
+        "called_off IS NULL OR (called_off <> '' AND (served_s IS NULL OR served_s < rolled_s))",
+        name="configurations_end",
+    ),
+    Index("configurations_rolled", "rolled_s"),
 )

@@ -29,6 +29,7 @@ from gateway.store import (
     answers,
     certificates,
     changes,
+    configurations,
     gold,
     halts,
     history,
@@ -48,6 +49,8 @@ from gateway.store import erasure as erasing
 from gateway.store.answers import Commit, Feedback, Hide
 from gateway.store.contract import (
     CanaryHalt,
+    Configuration,
+    ConfigurationDraft,
     Decided,
     Delivery,
     Erased,
@@ -549,6 +552,34 @@ class SqlStore:
     async def add_canary_halt(self, halt: CanaryHalt) -> None:
         """See `Store.add_canary_halt`; never refused for the disk limit: it takes next to nothing."""
         await self._writer.run(lambda transaction: halts.add(transaction.connection, halt))
+
+    async def keep_configuration(self, draft: ConfigurationDraft) -> Configuration:
+        """See `ConfigurationStore.keep_configuration`; never refused for the disk limit, as a rollout may mend it."""
+        return await self._writer.run(lambda transaction: configurations.keep(transaction, draft))
+
+    async def begin_rollout(self, what: ConfigurationDraft | int, author: str, for_s: float) -> Configuration:
+        """See `ConfigurationStore.begin_rollout`."""
+        return await self._writer.run(lambda transaction: configurations.begin(transaction, what, author, for_s))
+
+    async def renew_rollout(self, for_s: float) -> bool:
+        """See `ConfigurationStore.renew_rollout`."""
+        return await self._writer.run(lambda transaction: configurations.renew(transaction, for_s))
+
+    async def end_rollout(self, version: int, called_off: str | None = None) -> None:
+        """See `ConfigurationStore.end_rollout`."""
+        await self._writer.run(lambda transaction: configurations.end(transaction, version, called_off))
+
+    async def configuration_served(self, version: int) -> None:
+        """See `ConfigurationStore.configuration_served`."""
+        await self._writer.run(lambda transaction: configurations.served(transaction, version))
+
+    async def configurations(self) -> Sequence[Configuration]:
+        """See `ConfigurationStore.configurations`."""
+        return await self._read(configurations.listed)
+
+    async def configuration(self, version: int) -> Configuration | None:
+        """See `ConfigurationStore.configuration`."""
+        return await self._read(lambda connection: configurations.read(connection, version))
 
     async def take_messages(self, webhooks: Mapping[str, int], lasting_s: float) -> Sequence[Delivery]:
         """See `Outbox.take_messages`."""

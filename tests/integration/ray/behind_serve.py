@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 import urllib.error
@@ -52,6 +53,16 @@ def by_grpc(model: str) -> Any:
             return str(error)
 
 
+def version() -> str | None:
+    """Of the configuration, as the replica's metrics tell it; None where they do not yet."""
+    for file in Path(sys.argv[1]).with_name("targets").glob("*.json"):
+        (address,) = json.loads(file.read_text())[0]["targets"]
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as reply:
+            found = re.search(r"^pointsman_configuration_version (\S+)$", reply.read().decode(), re.MULTILINE)
+        return found and found[1]
+    return None
+
+
 def main() -> None:
     """Start, ask, tell."""
     ray.init(
@@ -69,6 +80,8 @@ def main() -> None:
     until = time.monotonic() + 20
     while not isinstance(found := by_grpc("double"), list) and time.monotonic() < until:
         time.sleep(0.2)  # the gRPC proxy learns of the application a little later
+    while version() is None and time.monotonic() < until:
+        time.sleep(0.2)  # it has none before it has kept one
     inference = '{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}'
     told = {
         "decided": post("/v1/routes/words:decide", "fast=0.95:b", "text/plain"),
@@ -76,6 +89,7 @@ def main() -> None:
         "unknown": post("/v2/models/nothing/infer", inference, "application/json"),
         "grpc": found,
         "grpc_unknown": by_grpc("nothing"),
+        "version": version(),
     }
     Path(sys.argv[3]).write_text(json.dumps(told))
     serve.shutdown()

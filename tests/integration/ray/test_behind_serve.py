@@ -46,3 +46,4 @@ def test_requests_that_come_by_serves_proxies_are_answered_as_others_are(tmp_pat
     assert told["unknown"][0] == 404
     assert told["grpc"] == [[2.0, 4.0]]
     assert "NOT_FOUND" in told["grpc_unknown"]
+    assert told["version"] == "1.0"

@@ -135,6 +135,7 @@ OVERVIEW = Overview(
             },
         ),
     ),
+    configuration=12,
 )
 
 

@@ -968,6 +968,7 @@ async def test_the_status_page_shows_routes_models_queues_and_store(plane: Plane
         "one of 8 11.0 ms",
         '<th scope="row">tickets</th>',
         "GiB",
+        "Version 12 of the configuration",
     ):
         assert part in shown
 

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.store import Postgres, StoreOptions, open_store
 from gateway.store.contract import Store
+from tests.unit.gateway.store.configurations import CONFIGURATION_CHECKS
 from tests.unit.gateway.store.conformance import CHECKS, DAY_S, Check, Opener
 from tests.unit.gateway.store.endings import ENDINGS
 from tests.unit.gateway.store.quality_conformance import QUALITY_CHECKS
@@ -27,6 +28,8 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     return Opener(open_)
 
 
-@pytest.mark.parametrize("check", [*CHECKS, *ENDINGS, *QUALITY_CHECKS], ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "check", [*CHECKS, *ENDINGS, *QUALITY_CHECKS, *CONFIGURATION_CHECKS], ids=lambda check: check.__name__
+)
 async def test_a_store_conforms(opener: Opener, check: Check) -> None:
     await check(opener)
