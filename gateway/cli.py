@@ -464,7 +464,7 @@ def config_(config: Path, image: str | None, redis: str | None, replicas: int | 
         settings = replace(settings, cluster=replace(settings.cluster, replicas=replicas))
     try:
         click.echo(serve_config(settings) if image is None else ray_service(settings, image, redis), nl=False)
-    except PointsmanError as error:
+    except (PointsmanError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -14,9 +14,10 @@ opened and once more after; a load during which they changed is refused, since n
 The stages of other models keep what they were when these were opened, whatever lies on the disk by now. Labels and
 calibrations are those that the gateway started with; a calibration of another version of the model refuses the load.
 
-**Mending.** A model whose backend has failed is opened anew by upkeep, with all that a load is: so a server that moved
-on to the next version of its model is followed, and what was proven of the old one is not taken for proven of the new.
-So is one that could not be reached at the start and is not required: `backends.absent` stands for it until then.
+**Mending.** A model whose backend has failed is opened anew at once, and by upkeep where that fails, with all that a
+load is: so a server that moved on to the next version of its model is followed, and what was proven of the old one is
+not taken for proven of the new. So is one that could not be reached at the start and is not required: `backends.absent`
+stands for it until then.
 
 **Order.** Changes of one model happen one after the other, in the order in which they were asked for, and the next one
 begins when the model that the last one put out is closed: never are more than two of a kind in memory. A model that
@@ -37,6 +38,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -54,6 +57,12 @@ from router.contract import AUTO
 
 CLOSE_S = 10.0
 """What a model that was put out gets to end, once no request asks it any more."""
+
+_LOOK_S = 0.1
+"""How often `Loader.watch` looks whether a model has failed."""
+
+_CALM_S = 2.0
+"""For which a model that has failed again is left to upkeep."""
 
 log = logging.getLogger("pointsman.loading")
 
@@ -106,6 +115,7 @@ class Loader:
         self._changes: set[asyncio.Task[None]] = set()
         self._departing: dict[int, Model] = {}
         self._unmended: dict[str, str] = {}
+        self._mended: dict[str, float] = {}
         self._is_open = True
 
     async def renew_certificates(self) -> None:
@@ -145,10 +155,22 @@ class Loader:
         """Have models opened anew whose backend has failed: where all servers of a model are gone, those that are there
         now may have another version of it. What goes wrong is logged, once, and tried again when this is called again.
         """
+        self._mend_those_before(math.inf)
+
+    async def watch(self) -> None:
+        """Mend soon after a model has failed, for ever; one that fails again soon is left to upkeep."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            self._mend_those_before(time.monotonic() - _CALM_S)
+
+    def _mend_those_before(self, before_s: float) -> None:
+        """Mend what has failed and was last mended *before_s*, or never."""
         if not self._is_open or self._pipeline.is_draining:
             return
         for name, model in self._pipeline.catalog.models.items():
-            if model.loaded and model.backend.state is State.FAILED and not self._locks[name].locked():
+            has_failed = model.loaded and model.backend.state is State.FAILED
+            if has_failed and not self._locks[name].locked() and self._mended.get(name, -math.inf) < before_s:
+                self._mended[name] = time.monotonic()
                 task = asyncio.create_task(self._mend(name), name=f"mending of {name}")
                 self._changes.add(task)
                 task.add_done_callback(self._changes.discard)

@@ -7,6 +7,9 @@ For the first, start Serve without its proxies, which would take port 8000 (`ser
 `proxy_location: Disabled` in the file for `serve deploy`, as `pointsman cluster config my.yaml` writes it). On one
 machine `pointsman cluster up my.yaml` does all of it. `gateway.cluster` tells how it works, and its `versions` how
 what is served is kept by number.
+
+`serve deploy` compares arguments, and not the files that they name: with the same ones it leaves everything as it is.
+`revision` is there to be another one then; `pointsman cluster config` writes one that follows from the contents.
 """
 
 # No `from __future__ import annotations`: Serve looks at the builders' annotations as they are.
@@ -40,6 +43,7 @@ class AppArguments(BaseModel):
     unready_s: float = Field(
         default=0.0, ge=0, description="For how long a replica that leaves only says so, for a balancer to hear."
     )
+    revision: str | None = Field(default=None, description="Any text; with another one it is deployed anew.")
 
     def settings(self) -> Settings:
         """The configuration, with what was said.

@@ -100,6 +100,7 @@ async def serve(settings: Settings, announce: Callable[[Addresses], None]) -> No
             background(
                 maintaining(gateway.maintain),
                 maintaining(gateway.keys.look),
+                gateway.loader.watch(),
                 gateway.deliver(),
                 probing_lag(gateway),
             ),

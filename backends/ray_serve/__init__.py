@@ -23,6 +23,9 @@ the gateway that lost its way. Whichever answers first is believed.
 
 **Versions.** A replica knows a digest of what it was made of, and refuses calls that want another: while a model is
 being replaced by its next version, an answer never comes from a model that the gateway's certificates are not about.
+As long as some replicas are of the version that is wanted, these are looked for. Where none is found, as once a
+deployment that somebody else looks after (`backend: ray_serve`) has been upgraded, the backend has failed: the gateway
+passes it over, and opens it anew as the version that is there by then, which nothing has been proven of yet.
 
 A version that may have no replica keeps what they have said of it (`kept`), so that a gateway's start wakes none.
 

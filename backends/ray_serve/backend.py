@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib.util
 import math
 import time
@@ -49,6 +50,15 @@ if TYPE_CHECKING:
 _ATTEMPTS = 4
 _PAUSE_S = 0.01
 """Before the second attempt; as much more before each further one."""
+
+_LOOKS = 8
+"""Replicas of another version that a batch meets before it is taken for certain that there is none of its own."""
+
+_OPENED_AGAIN_S = 1.0
+"""In which the next version is there, as a rule."""
+
+_DIGITS = 12
+"""Of a digest, in a version."""
 
 _LOOK_AGAIN_S = 0.2
 """Between two looks whether a model's next version is there."""
@@ -119,7 +129,7 @@ class RayServe:
 
     @property
     def version(self) -> str:
-        """As a replica has said."""
+        """As a replica has said; of a deployment that may change beneath, with what tells its digest."""
         return self._about.version
 
     @property
@@ -129,7 +139,7 @@ class RayServe:
 
     @property
     def state(self) -> State:
-        """Ready, also while there is no replica; failed when they are of another version; closed."""
+        """Ready, also while there is no replica; failed once all that are met are of another version; closed."""
         return self._state
 
     async def infer(self, batch: Batch, deadline: Deadline) -> Tensors:
@@ -137,6 +147,8 @@ class RayServe:
         check_batch(self._about.signature, batch, self._limits)
         if self._state is State.CLOSED:
             raise Unavailable(f"model {self._name!r} is closed; send the request elsewhere")
+        if self._state is State.FAILED:
+            raise self._replaced()
         self._budget.call_came(time.monotonic())
         with self._calls:
             return await self._answered(batch, deadline)
@@ -213,6 +225,21 @@ class RayServe:
             attempt.exception()  # it is not news
 
     async def _attempt(self, batch: Batch, deadline: Deadline) -> Tensors:
+        """What a replica of this version answers; one of another version does no work, and costs the budget nothing.
+
+        Raises:
+            PointsmanError: why there is no answer.
+        """
+        for look in range(_LOOKS):
+            if look:
+                await asyncio.sleep(_PAUSE_S)
+            if (outputs := await self._asked(batch, deadline)) is not None:
+                return outputs
+        self._state = State.FAILED  # whoever opens failed models anew finds the next version
+        raise self._replaced()
+
+    async def _asked(self, batch: Batch, deadline: Deadline) -> Tensors | None:
+        """What one replica answers; None: it is of another version."""
         sent = time.monotonic()
         left_s = deadline - sent
         if left_s <= 0:
@@ -240,8 +267,7 @@ class RayServe:
                 self._misses += reply.kind is DeadlineExceeded
                 raise reply.error()
             case AnotherModel():
-                self._state = State.FAILED  # whoever opens failed models anew finds the next version
-                raise ReplicaFailed(f"model {self._name!r} is being replaced by another version; try again")
+                return None
         raise BackendFailed(f"model {self._name!r} gave an answer that makes no sense")
 
     def _was_answered(self, reply: Answered) -> None:
@@ -265,6 +291,11 @@ class RayServe:
             raise self._leaving() from error
         except Exception as error:  # Ray's many
             raise _translated(self._name, error) from error
+
+    def _replaced(self) -> Unavailable:
+        return Unavailable(
+            f"model {self._name!r} has been replaced by another version; try again", retry_after_s=_OPENED_AGAIN_S
+        )
 
     def _leaving(self) -> ReplicaFailed:
         return ReplicaFailed(f"model {self._name!r}: its replica left before it had answered; try again")
@@ -354,7 +385,12 @@ async def ask_about(
         ) from error
     except Exception as error:  # Ray's many
         raise Unavailable(f"model {model_name!r}: no replica could be asked: {error}") from error
-    return said
+    return said if digest is not None else replace(said, version=_told_apart(said))
+
+
+def _told_apart(about: About) -> str:
+    """The version of a model that nobody here has deployed: of another digest it is another, whatever it is called."""
+    return f"{about.version}-{hashlib.sha256(about.digest.encode()).hexdigest()[:_DIGITS]}"
 
 
 def near_first(handle: DeploymentHandle[Any]) -> None:

@@ -10,10 +10,17 @@ before it closes its ports. A pod that ends lets Ray know, and waits until its r
 replaces one after the other, as a next one has no room beside them. Models that are apart have pods of their own, each
 large enough for the largest replica, and so many that all replicas fit, with one of each model's next version. Where a
 Redis keeps Ray's tables, pods outlive their cluster's head, and go on with the next one.
+
+**Changes.** Serve compares an application's arguments with those that it has, and does nothing where they are the same.
+One of them is the `revision`, of what the configuration and the files say that it names: written and deployed again,
+what has changed is served, and what has not is left alone. Secrets and their files are not part of it, as anybody may
+read what is written here; they are read again by themselves, or when replicas start.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +34,7 @@ from backends.ray_serve.options import DeploymentOptions
 from gateway.cluster.apart import deployed
 from gateway.cluster.application import end_s, replicated
 from gateway.cluster.deployments import APP, GATEWAY, ONE_LOOP
+from gateway.cluster.files import digests
 from gateway.security import check_binding, is_loopback
 from gateway.settings import Settings
 
@@ -65,6 +73,9 @@ _OF_RAY = {
 (ray-project/kuberay#4994).
 """
 
+_DIGITS = 16
+"""Of a revision."""
+
 _LABELS = {"app.kubernetes.io/name": APP}
 _OF_GATEWAYS = {**_LABELS, "app.kubernetes.io/component": "gateway"}
 
@@ -74,6 +85,7 @@ def serve_config(settings: Settings) -> str:
 
     Raises:
         InvalidInput: anybody could call, who needs no key.
+        OSError: a file cannot be read.
     """
     _check_binding(settings)
     return yaml.safe_dump(_serve(_application(settings)), sort_keys=False)
@@ -89,6 +101,7 @@ def ray_service(settings: Settings, image: str, redis: str | None = None) -> str
 
     Raises:
         InvalidInput: pods cannot be reached, or by anybody, or cannot share the store.
+        OSError: a file cannot be read.
     """
     if is_loopback(settings.server.host):
         raise InvalidInput(
@@ -169,8 +182,21 @@ def _application(settings: Settings) -> dict[str, Any]:  # Any: YAML, here and b
         "name": APP,
         "route_prefix": None,
         "import_path": "gateway.ray_app:app",
-        "args": {"config": str(settings.file.absolute()), "replicas": settings.cluster.replicas},
+        "args": {
+            "config": str(settings.file.absolute()),
+            "replicas": settings.cluster.replicas,
+            "revision": revision(settings),
+        },
     }
+
+
+def revision(settings: Settings) -> str:
+    """What tells *settings* from those that the same file said before: a digest of it, and of the files that it names.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    return hashlib.sha256(json.dumps([settings.text, digests(settings)]).encode()).hexdigest()[:_DIGITS]
 
 
 def _serve(application: Mapping[str, Any]) -> dict[str, Any]:

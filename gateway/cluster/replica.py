@@ -142,6 +142,7 @@ class GatewayReplica:
                 background(
                     maintaining(gateway.maintain),
                     maintaining(gateway.keys.look),
+                    gateway.loader.watch(),
                     gateway.deliver(),
                     probing_lag(gateway),
                     self._ending_left_over(),

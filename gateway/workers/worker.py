@@ -59,7 +59,12 @@ async def _serve(start: Start, signals: Signals, writer: asyncio.StreamWriter) -
     with bind_shared(server.host, server.http_port) as http:
         async with compose(settings) as gateway:
             gateway.pipeline.traffic.halt(start.halted)
-            work = background(maintaining(gateway.keep_up), maintaining(gateway.keys.look), probing_lag(gateway))
+            work = background(
+                maintaining(gateway.keep_up),
+                maintaining(gateway.keys.look),
+                gateway.loader.watch(),
+                probing_lag(gateway),
+            )
             async with work, answering(start.questions, _Answers(gateway)):
                 telling: list[asyncio.Task[None]] = []
 

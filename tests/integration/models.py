@@ -2,7 +2,8 @@
 
 A text such as `fast=0.95:b strong=0.4:a` makes the model `fast` say `b` with probability 0.95. What a model is not told
 it is sure of: label `a`, probability 1. `nan` makes it answer NaN; `fail` makes it raise; `slow` makes it take 0.3 s,
-`hang` ten minutes. Anything else that is no number makes it fail with a message that quotes the text.
+`hang` ten minutes, and `0.95:b@2` two seconds. Anything else that is no number makes it fail with a message that quotes
+the text.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def _row(model: str, text: str) -> NDArray[np.float32]:
     found = re.search(rf"{model}=(\S+)", text)
     if found is None:
         return _sure(1.0, "a")
-    confidence, _, label = found[1].partition(":")
+    told, _, took_s = found[1].partition("@")
+    confidence, _, label = told.partition(":")
+    time.sleep(float(took_s or 0))
     if confidence == "nan":
         return np.full(len(LABELS), np.nan, dtype=np.float32)
     if confidence == "fail":

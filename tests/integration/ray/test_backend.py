@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,13 @@ from numpy.typing import NDArray
 from backends.conformance import exercise_backend
 from backends.contract import Backend, Batch, Datatype, Deadline, Tensor, TensorSpec
 from backends.echo import EchoOptions
-from backends.errors import BackendFailed, DeadlineExceeded, InvalidInput, NotFound, Unavailable
+from backends.errors import BackendFailed, DeadlineExceeded, InvalidInput, NotFound, PointsmanError, Unavailable
 from backends.python import PythonOptions
 from backends.ray_serve.backend import RayServeOptions, open_deployment, open_ray_serve
+from gateway.compose import Gateway, compose
+from gateway.request import Protocol, Request, TensorInputs
+from gateway.serve import background, maintaining
+from gateway.settings import load_settings
 from tests.integration.ray.clusters import Cluster, joined
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of which there are many
@@ -85,6 +91,99 @@ def handles(cluster: Cluster) -> Iterator[dict[str, Any]]:
         yield found
         for name in MODELS:
             serve.delete(f"{_APP}-{name}")
+
+
+def labelled(old: bool, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    return {"y": np.tile(np.array([old, not old, 0], np.float32), (len(inputs["x"]), 1))}
+
+
+def old_label(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """The first of three classes."""
+    return labelled(True, inputs)
+
+
+def new_label(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """The second."""
+    return labelled(False, inputs)
+
+
+def own_label(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """The third."""
+    return {"y": np.tile(np.array([0, 0, 1], np.float32), (len(inputs["x"]), 1))}
+
+
+_RULES = (
+    "input: {x: {datatype: FP32, shape: [4]}}, accept: {min_confidence: 0.5}, on_defer: error, slo: {deadline: 20s}"
+)
+FOLLOWING = f"""
+models:
+  followed: {{backend: ray_serve, deployment: followed, app: {_APP}-followed, replicas: 2, labels: [old, new, own]}}
+  own:
+    backend: python
+    target: tests.integration.ray.test_backend:own_label
+    inputs: [{{name: x, datatype: FP32, shape: [4]}}]
+    outputs: [{{name: y, datatype: FP32, shape: [3]}}]
+    labels: [old, new, own]
+routes:
+  alone: {{cascade: [followed], {_RULES}}}
+  both: {{cascade: [followed, own], {_RULES}}}
+"""
+
+
+def deployed(target: str) -> None:
+    """Have `followed` be *target*, as whoever looks after it would."""
+    from ray import serve
+
+    from backends.ray_serve.deployment import ModelReplica
+
+    deployment = serve.deployment(
+        name="followed", num_replicas=2, ray_actor_options={"num_cpus": 0.1}, graceful_shutdown_wait_loop_s=0.1
+    )(ModelReplica)
+    side = TensorSpec("y", Datatype.FP32, (3,))
+    options = PythonOptions(f"tests.integration.ray.test_backend:{target}", (_X,), (side,), max_batch=8)
+    serve.run(deployment.bind("followed", "python", options, target), name=f"{_APP}-followed", route_prefix=None)
+
+
+async def asking(gateway: Gateway, route: str, labels: list[str]) -> None:
+    """Ask for ever; what comes of it is entered into *labels*."""
+    x = Tensor.of(np.ones((1, 4), np.float32))
+    while True:
+        try:
+            answer = await gateway.pipeline.decide(Request(route, TensorInputs({"x": x}), Protocol.OIP_GRPC))
+            labels.append(str(answer.items[0].label))
+        except PointsmanError as error:
+            labels.append(f"{error.code}: {error}")
+            await asyncio.sleep(0.01)
+
+
+async def many_more(labels: list[str], wanted: str) -> None:
+    """Return when the last 20 are *wanted*."""
+    async with asyncio.timeout(60):
+        while set(labels[-20:]) != {wanted} or len(labels) < 20:  # noqa: ASYNC110  # it tells nobody
+            await asyncio.sleep(0.05)
+
+
+async def test_a_deployment_that_is_upgraded_by_others_is_followed(handles: dict[str, Any], tmp_path: Path) -> None:
+    """A route with another stage answers all the time, by that one where need be."""
+    (tmp_path / "gateway.yaml").write_text(FOLLOWING)
+    await asyncio.to_thread(deployed, "old_label")
+    labels: dict[str, list[str]] = {"alone": [], "both": []}
+    async with compose(load_settings(tmp_path / "gateway.yaml")) as gateway:
+        before = gateway.pipeline.catalog.models["followed"].backend.version
+        callers = [asking(gateway, route, found) for route, found in labels.items()]
+        async with background(maintaining(gateway.maintain), gateway.loader.watch(), *callers):
+            await asyncio.gather(*(many_more(found, "old") for found in labels.values()))
+
+            await asyncio.to_thread(deployed, "new_label")
+
+            await asyncio.gather(*(many_more(found, "new") for found in labels.values()))
+        after = gateway.pipeline.catalog.models["followed"].backend.version
+
+    print(*(Counter(found) for found in labels.values()))
+    assert set(labels["both"]) <= {"old", "new", "own"}
+    assert all(label.startswith("unavailable") for label in set(labels["alone"]) - {"old", "new"})
+    assert before.split("-")[0] == after.split("-")[0]
+    assert before != after  # or what was proven of one would count for the other
 
 
 async def opened(name: str) -> Backend:

@@ -15,12 +15,14 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPConnection, HTTPException
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from gateway.store import Postgres
@@ -28,7 +30,7 @@ from gateway.store.contract import KEY_LEASE_S
 from tests.integration import test_tritonclient, test_v1
 from tests.integration.process import wait_for
 from tests.integration.ray.clusters import GATEWAY, Cluster, shared_config
-from tests.integration.test_v1 import UNSURE, call
+from tests.integration.test_v1 import UNSURE, Reply, call
 from tests.postgres import PostgresServer
 
 _COUNTS_OF_ONE = {
@@ -49,6 +51,9 @@ KILLS = int(os.environ.get("POINTSMAN_CLUSTER_KILLS", "3"))
 _GIVE_UP_S = KEY_LEASE_S + 30.0  # a key that a killed gateway held is free after its lease at the latest
 _WHOLE_S = 60.0
 _AWAY_S = 3.0
+_DECIDE = "/v1/routes/words:decide"
+_LATE = "fast=0.5@1 strong=0.6:b"
+"""As `UNSURE`, after a second."""
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +74,16 @@ class Reviews:
         """How many there are."""
         ((found,),) = self.server.execute("SELECT count(*) FROM reviews", self.database)
         return int(found)
+
+    def holds(self, key: str) -> bool:
+        """Whether a gateway has *key* and works on its answer."""
+        where = f"state = 'in_progress' AND key = '{key}'"
+        ((found,),) = self.server.execute(f"SELECT count(*) FROM idempotency_keys WHERE {where}", self.database)
+        return bool(found)
+
+    def end_leases(self) -> None:
+        """As if all that are held had been held for too long."""
+        self.server.execute("UPDATE idempotency_keys SET lease_until_s = 0 WHERE lease_until_s > 0", self.database)
 
 
 @pytest.fixture
@@ -106,7 +121,7 @@ def _deferring(url: str, stop: threading.Event, told: Acknowledged) -> None:
             connection = HTTPConnection(where.hostname or "", where.port, timeout=20)
             try:
                 headers = {"Content-Type": "text/plain", "Idempotency-Key": key}
-                connection.request("POST", "/v1/routes/words:decide", UNSURE, headers)
+                connection.request("POST", _DECIDE, UNSURE, headers)
                 reply = connection.getresponse()
                 body = json.loads(reply.read())
             except (OSError, HTTPException):
@@ -153,6 +168,49 @@ def test_nothing_acknowledged_is_lost_or_doubled_while_gateways_are_killed(gatew
     _check_kept(gateway, told, reviews.count() - before, {202, 409})
 
 
+def test_a_gateway_that_was_paused_for_longer_than_its_lease_does_not_answer_a_second_time(
+    gateway: Cluster, reviews: Reviews
+) -> None:
+    """As a virtual machine is that is moved: it goes on where it was, with a key that another one has by then."""
+    paused, other = sorted(gateway.targets())
+    before, key = reviews.count(), str(uuid.uuid4())
+
+    def ask(address: str) -> Reply:
+        return call(f"http://{address}{_DECIDE}", _LATE.encode(), Idempotency_Key=f'"{key}"')
+
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(ask, paused)
+        wait_for(lambda: reviews.holds(key))
+        process = _process_at(paused)
+        os.kill(process, signal.SIGSTOP)
+        try:
+            reviews.end_leases()
+            repeated = ask(other)
+        finally:
+            os.kill(process, signal.SIGCONT)
+        late = first.result()
+    again = [ask(address) for address in (paused, other)]
+
+    assert repeated.status == 202
+    assert late.status == 409
+    assert "repeat it to get its answer" in late.body["error"]
+    assert {(reply.status, reply.body["answer_id"]) for reply in again} == {(202, repeated.body["answer_id"])}
+    assert reviews.count() == before + 1
+    wait_for(lambda: _is_whole(gateway))
+
+
+def _process_at(address: str) -> int:
+    """The one that listens at *address*."""
+    port = int(address.rsplit(":", 1)[1])
+    [found] = {
+        connection.pid
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
+    }
+    assert found is not None
+    return found
+
+
 def test_nothing_acknowledged_is_lost_or_doubled_while_the_database_comes_and_goes(
     gateway: Cluster, reviews: Reviews, postgres_server: PostgresServer
 ) -> None:
@@ -175,7 +233,7 @@ def _check_kept(gateway: Cluster, told: Acknowledged, reviews: int, statuses: se
     assert set(told.statuses) <= statuses
     assert len(set(told.answers.values())) == len(told.answers) == reviews
     for key, answer_id in told.answers.items():
-        again = call(f"{gateway.http}/v1/routes/words:decide", UNSURE.encode(), Idempotency_Key=key)
+        again = call(f"{gateway.http}{_DECIDE}", UNSURE.encode(), Idempotency_Key=key)
         assert (again.status, again.body["answer_id"]) == (202, answer_id)
     for address in gateway.targets():
         for answer_id in [*told.answers.values()][-20:]:

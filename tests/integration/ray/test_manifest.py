@@ -1,14 +1,17 @@
-"""What `pointsman cluster config` prints is what Serve takes."""
+"""What `pointsman cluster config` prints is what Serve takes, and takes again once something has changed."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.conformance.triton import free_port
 from tests.integration.process import ROOT
 from tests.integration.ray.clusters import CLUSTER_CONFIG, command, environment, why_not
 
@@ -36,9 +39,27 @@ def test_serves_schema_takes_it(tmp_path: Path, image: tuple[str, ...]) -> None:
     assert found.splitlines()[-1] == "gateway.ray_app:app"
 
 
-def run(words: list[str], given: str = "") -> str:
+def test_what_is_written_after_a_file_has_changed_is_deployed(tmp_path: Path) -> None:
+    """Serve compares arguments alone."""
+    if reason := why_not():
+        pytest.skip(reason)
+    labels, told = tmp_path / "labels", tmp_path / "told"
+    labels.write_text("a\nb\nc\n")
+    ports = ", ".join(f"{name}_port: {free_port()}" for name in ("http", "grpc", "control"))
+    config = CLUSTER_CONFIG.replace("cluster: {replicas: 2", "cluster: {replicas: 1").replace("{replicas: 2, ", "{")
+    config = config.replace("labels: [a, b, c]", "labels_file: labels") + f"server: {{{ports}}}\n"
+    (tmp_path / "my.yaml").write_text(config)
+    script = Path(__file__).with_name("deployed_again.py")
+
+    with tempfile.TemporaryDirectory(prefix="pm", dir="/tmp", ignore_cleanup_errors=True) as short:
+        run([sys.executable, str(script), str(tmp_path / "my.yaml"), str(labels), short, str(told)], within_s=100)
+
+    assert json.loads(told.read_text()) == ["b", "b", "changed"]
+
+
+def run(words: list[str], given: str = "", within_s: float = 60) -> str:
     done = subprocess.run(
-        words, input=given, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT, env=environment()
+        words, input=given, capture_output=True, text=True, timeout=within_s, check=False, cwd=ROOT, env=environment()
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

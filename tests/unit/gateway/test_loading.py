@@ -22,12 +22,14 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from backends.contract import Batch, Deadline, State, Tensor, Tensors
 from backends.errors import BackendFailed, Conflict, InvalidInput, NotFound, PointsmanError, Unavailable
+from gateway import loading
 from gateway.answer import Answer, Status
 from gateway.certificates import subject_of
 from gateway.compose import Gateway, compose
 from gateway.http.messages import HttpRequest
 from gateway.loading import Loader
 from gateway.request import Protocol, Request, TensorInputs
+from gateway.serve import background
 from gateway.settings import Settings, SettingsError, load_settings
 from router.certificate import Certificate
 from router.contract import Certified, Reason, Uncertified
@@ -337,6 +339,36 @@ async def test_no_request_fails_while_models_are_loaded_and_only_unloaded_ones_a
 
     assert failed == []
     assert answered > 100
+
+
+def break_down(gateway: Gateway, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the backend of the model *name*, as it is served now, have failed."""
+    kind = type(gateway.pipeline.catalog.models[name].backend)
+    broken, state = gateway.pipeline.catalog.models[name].backend, kind.state
+    told = property(lambda self: State.FAILED if self is broken else state.fget(self))  # type: ignore[attr-defined]
+    monkeypatch.setattr(kind, "state", told)
+
+
+async def test_a_model_that_fails_is_opened_anew_at_once_and_one_that_fails_again_by_upkeep(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(folder) as gateway, background(gateway.loader.watch()):
+        first = gateway.pipeline.catalog
+        break_down(gateway, "small", monkeypatch)
+        async with asyncio.timeout(10):
+            while (second := gateway.pipeline.catalog) is first:  # noqa: ASYNC110  # it tells nobody
+                await asyncio.sleep(0.01)
+        with monkeypatch.context() as again:
+            break_down(gateway, "small", again)
+            await asyncio.sleep(3 * loading._LOOK_S)
+            left_alone = gateway.pipeline.catalog is second
+
+            gateway.loader.mend()
+            await settled(gateway.loader)
+
+        assert second.models["small"].backend is not first.models["small"].backend
+        assert left_alone
+        assert gateway.pipeline.catalog.models["small"].backend is not second.models["small"].backend
 
 
 async def test_loads_of_one_model_follow_one_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

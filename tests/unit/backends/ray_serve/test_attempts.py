@@ -14,8 +14,19 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from backends.contract import NO_DEADLINE, Batch, Datatype, Deadline, Limits, Signature, Tensor, Tensors, TensorSpec
-from backends.errors import BackendFailed, DeadlineExceeded, ReplicaFailed
+from backends.contract import (
+    NO_DEADLINE,
+    Batch,
+    Datatype,
+    Deadline,
+    Limits,
+    Signature,
+    State,
+    Tensor,
+    Tensors,
+    TensorSpec,
+)
+from backends.errors import BackendFailed, DeadlineExceeded, ReplicaFailed, Unavailable
 from backends.ray_serve import backend as module
 from backends.ray_serve.backend import RayServe
 from backends.ray_serve.messages import About, AnotherModel, Answered, Asked, Refused
@@ -45,6 +56,9 @@ class Response:
 
     def say(self, reply: object) -> None:
         self._reply.set_result(reply)
+
+    def leave(self) -> None:
+        self._reply.cancel()
 
 
 class Handle:
@@ -80,9 +94,11 @@ async def until(handle: Handle, responses: int) -> None:
             await asyncio.sleep(0.001)
 
 
-async def opened(monkeypatch: pytest.MonkeyPatch, replicas: int = 2) -> tuple[RayServe, Handle]:
+async def opened(
+    monkeypatch: pytest.MonkeyPatch, replicas: int = 2, patience_s: float = _PATIENCE_S
+) -> tuple[RayServe, Handle]:
     """A model whose answers have been quick so far."""
-    monkeypatch.setattr(module, "patience_s", lambda p99_s: _PATIENCE_S)
+    monkeypatch.setattr(module, "patience_s", lambda p99_s: patience_s)
     handle = Handle()
     found = RayServe("m", cast("Any", handle), ABOUT, replicas)
     for number in range(FEWEST_ANSWERS):
@@ -179,11 +195,47 @@ async def test_attempts_that_fail_come_to_an_end(monkeypatch: pytest.MonkeyPatch
 
     for number in range(4):
         await until(handle, number + 1)
-        handle.responses[number].say(AnotherModel("another"))
+        handle.responses[number].leave()
 
-    with pytest.raises(ReplicaFailed, match="is being replaced by another version"):
+    with pytest.raises(ReplicaFailed, match="its replica left"):
         await call
     assert len(handle.responses) == 4
+    await backend.aclose()
+
+
+async def test_a_batch_finds_its_version_among_others_while_a_deployment_is_upgraded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise the first new replica would put out a model whose old ones answer."""
+    backend, handle = await opened(monkeypatch, patience_s=30.0)
+    call = asyncio.create_task(backend.infer(numbers(3.0), NO_DEADLINE))
+
+    for number in range(6):
+        await until(handle, number + 1)
+        handle.responses[number].say(AnotherModel("another"))
+    await until(handle, 7)
+    handle.responses[6].answer(6.0)
+
+    assert value(await call) == 6.0
+    assert backend.state is State.READY
+    await backend.aclose()
+
+
+async def test_a_model_of_whose_version_there_is_no_replica_has_failed_and_says_so_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend, handle = await opened(monkeypatch, patience_s=30.0)
+    call = asyncio.create_task(backend.infer(numbers(3.0), NO_DEADLINE))
+
+    for number in range(8):
+        await until(handle, number + 1)
+        handle.responses[number].say(AnotherModel("another"))
+
+    for one in (call, backend.infer(numbers(3.0), NO_DEADLINE)):
+        with pytest.raises(Unavailable, match="has been replaced by another version"):
+            await one
+    assert backend.state is State.FAILED
+    assert len(handle.responses) == 8
     await backend.aclose()
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.errors import InvalidInput
-from gateway.cluster.manifest import Share, packed, ray_service, serve_config
+from gateway.cluster.manifest import Share, packed, ray_service, revision, serve_config
 from gateway.ray_app import AppArguments
 from gateway.settings import Settings, load_settings
 
@@ -38,8 +38,32 @@ def test_serve_is_told_of_the_configuration_and_has_no_proxies(settings: Setting
 
     (app,) = found["applications"]
     assert found["proxy_location"] == "Disabled"
-    assert app["args"] == {"config": str(settings.file), "replicas": 1}
+    assert app["args"] == {"config": str(settings.file), "replicas": 1, "revision": revision(settings)}
+    assert AppArguments(**app["args"]).settings() == settings
     assert app["route_prefix"] is None
+
+
+def test_a_revision_changes_with_the_file_and_with_what_it_names_and_with_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    (tmp_path / "m.onnx").write_bytes(b"one")
+    (tmp_path / "labels").write_text("a\nb\n")
+
+    def written(text: str) -> str:
+        path.write_text(text)
+        (app,) = yaml.safe_load(serve_config(load_settings(path)))["applications"]
+        return str(app["args"]["revision"])
+
+    named = TEXT.replace("{m: {backend: echo,", "{m: {backend: onnx, path: m.onnx, labels_file: labels,")
+    first = written(named)
+    assert written(named) == first
+
+    found = {first, written(named + "# a word\n")}
+    (tmp_path / "m.onnx").write_bytes(b"two")
+    found.add(written(named))
+    (tmp_path / "labels").write_text("a\nc\n")
+    found.add(written(named))
+
+    assert len(found) == 4
 
 
 def test_a_pod_has_one_gateway_and_its_ports(settings: Settings) -> None:
