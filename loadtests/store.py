@@ -102,15 +102,17 @@ async def capacity(store: SqlStore, callers: int, seconds: float) -> dict[str, f
     return _quantiles(taken_s) | {"rate": len(taken_s) / took_s, "a_transaction": len(taken_s) / commits}
 
 
-async def recording(store: SqlStore, callers: int, seconds: float) -> dict[str, float]:
-    """*callers* that hand over decisions that a model was sure of; nobody waits for them but at the end."""
+async def recording(
+    store: SqlStore, callers: int, seconds: float, decided: Callable[[], Answer] = sure
+) -> dict[str, float]:
+    """*callers* that hand over decisions, each *decided* by models; nobody waits for them but at the end."""
     recorded = 0
     before, started = store.statistics(), time.perf_counter()
 
     async def call() -> None:
         nonlocal recorded
         while time.perf_counter() < started + seconds:
-            await store.record(sure())
+            await store.record(decided())
             recorded += 1
             if not recorded % 64:
                 await asyncio.sleep(0)

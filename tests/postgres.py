@@ -137,11 +137,16 @@ class PostgresServer:
         assert running.stdin is not None
         if running.poll() is None:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                os.kill(int((self._data / "postmaster.pid").read_text().split()[0]), how)
+                os.kill(self.pid, how)
         try:
             running.wait(_START_S)
         finally:
             running.stdin.close()
+
+    @property
+    def pid(self) -> int:
+        """The process that all its others come from."""
+        return int((self._data / "postmaster.pid").read_text().split()[0])
 
     def address(self, database: str) -> str:
         """The connection string of *database*."""

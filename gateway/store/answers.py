@@ -14,7 +14,7 @@ from backends.errors import InvalidInput, NotFound, PointsmanError
 from gateway.answer import Answer, AnswerId, ItemAnswer, Status
 from gateway.store import codec, draws, gold, keys, opinions
 from gateway.store.asking import new_review
-from gateway.store.bulk import Existing, Row, insert_rows
+from gateway.store.bulk import Existing, Row, found_among, insert_rows
 from gateway.store.contract import RequestKey, ReviewTask
 from gateway.store.key import StoreKey
 from gateway.store.log import Event, LogEntry
@@ -74,7 +74,7 @@ def commit_answers(transaction: Transaction, commits: Sequence[Commit]) -> list[
     A commit that was kept before changes nothing, so that repeating one whose outcome is unknown is safe.
     """
     connection = transaction.connection
-    known = set(connection.execute(_KNOWN, {"ids": [c.answer.id for c in commits]}).scalars())
+    known = found_among(connection, ANSWERS.c.id, [c.answer.id for c in commits])
     outcomes: list[PointsmanError | None] = [None] * len(commits)
     encoded: dict[int, list[bytes | None]] = {}
     for i, commit in enumerate(commits):
@@ -314,7 +314,6 @@ def _finite(number: float | None) -> float | None:
     return None if number is None or not math.isfinite(number) else float(number) + 0.0
 
 
-_KNOWN = select(ANSWERS.c.id).where(ANSWERS.c.id.in_(bindparam("ids", expanding=True)))
 _LOG = DECISION_LOG.c
 LOGGED = [
     select(_LOG.route)

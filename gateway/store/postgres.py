@@ -42,12 +42,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 import psycopg.conninfo
-from psycopg.abc import RV, PQGen
+from psycopg.abc import RV, Buffer, PQGen
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
 from sqlalchemy import Connection, Double, Engine, bindparam, create_engine, event, literal_column, select, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, QueuePool
 
+from gateway.store.arrays import Array
 from gateway.store.database import Clocks, SessionLost, Superseded, Turn
 from gateway.store.log import Head
 from gateway.store.options import CannotOpenStore, Postgres, StoreOptions
@@ -281,13 +284,23 @@ def _engine(
         "postgresql+psycopg://",
         creator=partial(_connect, options.place, {**settings, **waiting}),
         poolclass=pool,
-        paramstyle="format",  # `gateway.store.bulk` repeats rows of parameters, which so must be positional
+        paramstyle="format",  # `gateway.store.bulk` writes statements whose parameters are positional
         hide_parameters=True,  # they are what callers sent; errors are logged
         use_native_hstore=False,
         **({} if size is None else {"pool_size": size, "max_overflow": 0}),
     )
     event.listen(engine, "handle_error", _on_error)
     return engine
+
+
+class _ArrayDumper(Dumper):
+    """Gives the server an array that is in its form, and is of the type that the statement says."""
+
+    format = Format.BINARY
+
+    def dump(self, obj: Array) -> Buffer:
+        """See `psycopg.adapt.Dumper.dump`."""
+        return obj
 
 
 class _Session(psycopg.Connection[tuple[Any, ...]]):  # Any: a row's columns
@@ -328,6 +341,7 @@ def _connect(place: Postgres, settings: Mapping[str, str]) -> _Session:
         names = ", ".join(["set_config(%s, %s, false)"] * len(settings))
         connection.execute(f"SELECT {names}".encode(), [word for setting in settings.items() for word in setting])
         connection.execute(_DURABLY)
+        connection.adapters.register_dumper(Array, _ArrayDumper)
         connection.autocommit = False
     except BaseException:
         connection.close()

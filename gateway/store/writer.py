@@ -232,11 +232,12 @@ class Writer:
             if isinstance(group, _Chore):
                 self._do(group)
                 continue
+            was_closing = self._closing
             try:
                 outcomes = self._transact(group)
             except Exception as exc:
                 self._fail(group, exc)
-                if self._closing and not self._units and not self._chores:
+                if was_closing and not self._units and not self._chores:
                     _LOGGER.error("the store closes with %d decisions unrecorded", self._decisions(), exc_info=exc)
                     return
             else:

@@ -367,10 +367,10 @@ async def test_a_process_that_has_lost_its_session_takes_its_place_again(
     assert held is not None
     for _ in range(3):
         end_sessions(session)
-        await store.commit(*deferred())
+        await asyncio.gather(*(store.commit(*deferred()) for _ in range(3)))
     assert slot_of(store) == 0
     assert (await store.decide(TENANT, held.id, "anna", held.fence, "cat")).status is Status.FINAL
-    assert len(await store.reviews(TENANT)) == 3
+    assert len(await store.reviews(TENANT)) == 9
     assert await store.verify_log() == []
 
 

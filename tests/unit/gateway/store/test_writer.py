@@ -11,6 +11,7 @@ from dataclasses import replace
 import pysqlite3.dbapi2 as sqlite3
 import pytest
 from sqlalchemy import PoolProxiedConnection, text
+from sqlalchemy.exc import OperationalError
 
 from backends.contract import Datatype, SharedMemoryWindow, Tensor
 from backends.errors import Code, InvalidInput, Unavailable
@@ -50,6 +51,23 @@ async def test_an_answer_that_cannot_be_stored_fails_alone(
     assert f"answer {lost.id} was not recorded" in caplog.text
     async with aclosing(await open_store(options)) as store:
         assert await store.answer(TENANT, kept.id) is not None
+
+
+async def test_a_decision_is_tried_once_more_where_the_store_is_closed_while_writing_fails(
+    options: StoreOptions,
+) -> None:
+    def failing(_: Transaction) -> None:
+        store._writer._closing = True
+        raise OperationalError("", {}, Exception("the disk is away"))
+
+    kept = accepted()
+    store = await open_store(options)
+    await store.record(kept)
+    with pytest.raises(Unavailable):
+        await store._writer.run(failing)
+    await store.aclose()
+    async with aclosing(await open_store(options)) as again:
+        assert await again.answer(TENANT, kept.id) is not None
 
 
 async def test_a_bug_in_one_unit_fails_it_alone_and_leaves_the_chain_whole(options: StoreOptions) -> None:
