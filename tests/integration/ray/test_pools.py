@@ -135,16 +135,18 @@ async def test_each_model_answers_for_itself_and_no_replica_has_more_than_it_has
 
 
 async def test_a_model_that_is_asked_again_is_asked_where_it_is(pool: Pool) -> None:
-    await pool.ask(0)
-    await pool.settle(lambda: len(pool.where(0)) == 1)
-    before = pool.where(0)
+    await pool.settle(lambda: len(warm(pool.residence)) == 2 and all(warm(pool.residence).values()))
+    n = next(n for n in range(_MODELS) if not pool.where(n))  # what replicas learnt from first may be in both
+    await pool.ask(n)
+    await pool.settle(lambda: len(pool.where(n)) == 1)
+    before = pool.where(n)
 
     for _ in range(50):
-        assert await pool.ask(0) == 3.0
+        assert await pool.ask(n) == 3.0 * (n + 1)
     await asyncio.sleep(3.0)  # what would have changed is told each second
-    assert await pool.ask(0) == 3.0
+    assert await pool.ask(n) == 3.0 * (n + 1)
 
-    assert pool.where(0) == before
+    assert pool.where(n) == before
 
 
 async def test_models_of_a_replica_that_is_killed_are_loaded_by_another_and_nobody_is_refused(
