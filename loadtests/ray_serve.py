@@ -8,6 +8,7 @@ process tree, Ray's own processes included; ratios have a bootstrap interval of 
 
     gateway          one process, without Ray
     cluster          one replica, its own listeners
+    cluster-native   the same, with gRPC on the native transport
     cluster-2        two replicas, which share the ports; cluster-4: four
     cluster-apart    one replica, and the model as a deployment of its own, by handle
     behind-proxy     one replica behind Serve's proxies: over HTTP as an ASGI application, over gRPC by its methods
@@ -16,8 +17,9 @@ process tree, Ray's own processes included; ratios have a bootstrap interval of 
     serve-haproxy    the same behind HAProxy, in throughput mode
 
 The gateway does more than a bare deployment: it checks, batches and records every decision. Its replicas carry
-gRPC by grpcio, as Serve does, and the gateway without Ray by the native transport. Serve's replicas, its gRPC proxy and
-HAProxy listen on every interface: run it where there is none but loopback (`unshare -n`, with `lo` up).
+gRPC by grpcio, as Serve does, where nothing else is said, and the gateway without Ray by the native transport. Serve's
+replicas, its gRPC proxy and HAProxy listen on every interface: run it where there is none but loopback (`unshare -n`,
+with `lo` up).
 """
 
 from __future__ import annotations
@@ -53,11 +55,11 @@ def _config(serve: str = "") -> str:
     return text.replace("    expose: true\n", f"    expose: true\n{serve}")
 
 
-def _cluster(replicas: int, serve: str = "") -> Callable[[Path], AbstractContextManager[Running]]:
+def _cluster(replicas: int, serve: str = "", more: str = "") -> Callable[[Path], AbstractContextManager[Running]]:
     @contextmanager
     def start(folder: Path) -> Iterator[Running]:
         arguments = ("--replicas", str(replicas), "--log-level", "WARNING")
-        with cluster_running(folder, _config(serve), arguments) as found:
+        with cluster_running(folder, _config(serve) + more, arguments) as found:
             yield Running(found.process.pid, {Form.JSON: found.http, Form.GRPC: f"grpc://{found.grpc}"})
 
     return start
@@ -68,6 +70,15 @@ AS_CLUSTER_UP: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "{folder}",
 }  # fmt: skip
 """What `pointsman cluster up` says to Ray, said to the others too."""
+
+
+_APART: Mapping[str, str] = {
+    "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": "42000",
+    "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": "43000",
+}
+"""Of one HAProxy's replicas, whose gRPC ports Serve counts from the same number on in every cluster, and shares without
+a word (`SO_REUSEPORT`): half of its calls would go to the replica of another cluster, which is paused.
+"""
 
 
 def _behind(variables: Mapping[str, str]) -> Callable[[Path], AbstractContextManager[Running]]:
@@ -95,6 +106,7 @@ def servers() -> Mapping[str, Server]:
 
     found = (
         replace(SERVERS["gateway"], forms=_ALL),
+        ours("cluster-native", (Form.GRPC,), _cluster(1, more="server: {grpc_transport: native}\n")),
         ours(OURS, _ALL, _cluster(1)),
         ours("cluster-2", _ALL, _cluster(2)),
         ours("cluster-4", _ALL, _cluster(4)),
@@ -102,7 +114,7 @@ def servers() -> Mapping[str, Server]:
         ours("behind-proxy", _ALL, _behind({})),
         ours("behind-haproxy", _ALL, _behind(HAPROXY_VARIABLES)),
         replace(_bare("ray", {}), name="serve"),
-        replace(_bare("ray-haproxy", HAPROXY_VARIABLES), name="serve-haproxy"),
+        replace(_bare("ray-haproxy", {**HAPROXY_VARIABLES, **_APART}), name="serve-haproxy"),
     )
     return {server.name: server for server in found}
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import magika
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from backends.echo import EchoOptions
 from backends.errors import BackendFailed, DeadlineExceeded, InvalidInput, NotFound, PointsmanError, Unavailable
 from backends.python import PythonOptions
 from backends.ray_serve.backend import RayServeOptions, open_deployment, open_ray_serve
-from gateway.compose import Gateway, compose
+from gateway.compose import Gateway, compose, open_configured
 from gateway.request import Protocol, Request, TensorInputs
 from gateway.serve import background, maintaining
 from gateway.settings import load_settings
@@ -245,3 +246,60 @@ async def test_calls_overlap_as_much_as_a_replica_can(handles: dict[str, Any]) -
 
     assert backend.limits.max_in_flight == 2
     await backend.aclose()
+
+
+_MAGIKA = f"""
+models:
+  real:
+    backend: onnx
+    path: {Path(magika.__file__).parent}/models/standard_v3_3/model.onnx
+    max_batch: 16
+    expose: true
+    serve: {{replicas: 3, num_cpus: 0.25}}
+"""
+
+
+class Counted:
+    """A handle's method, and how often it was called."""
+
+    def __init__(self, asked: Any) -> None:
+        self._asked = asked
+        self.calls = 0
+
+    def remote(self, *words: Any) -> Any:
+        self.calls += 1
+        return self._asked.remote(*words)
+
+
+async def test_a_real_model_on_a_core_that_replicas_share_answers_as_it_does_here(
+    handles: dict[str, Any], cluster: Cluster, tmp_path: Path
+) -> None:
+    """Bit by bit, and by one call a batch."""
+    from ray import serve
+
+    from gateway.cluster.apart import apart, model_application
+
+    (tmp_path / "gateway.yaml").write_text(_MAGIKA)
+    settings = load_settings(tmp_path / "gateway.yaml")
+    model, place = settings.models["real"], apart(settings)["real"]
+    app = model_application(model, place.digest)
+    handle = await asyncio.to_thread(serve.run, app, name=f"{_APP}-real", route_prefix=None)
+    here, there = await open_configured(model), await open_deployment("real", handle, 3, digest=place.digest)
+    counted = there._ask = Counted(there._ask)  # type: ignore[attr-defined]
+    rng = np.random.default_rng(1)
+    batches = [
+        Batch.of({"bytes": Tensor.of(rng.integers(0, 257, (size, 2048), np.int32))}) for size in (1, 3, 16, 7, 16, 2)
+    ]
+    try:
+        within = Deadline(time.monotonic() + 60)
+        expected = [await here.infer(batch, within) for batch in batches]
+        found = await asyncio.gather(*(there.infer(batch, within) for batch in batches))
+        replicas = cluster.replicas(place.deployment)
+    finally:
+        await asyncio.gather(here.aclose(), there.aclose())
+        await asyncio.to_thread(serve.delete, f"{_APP}-real")
+
+    assert counted.calls == len(batches)
+    assert len(replicas) == 3
+    for one, other in zip(expected, found, strict=True):
+        assert one["target_label"].numpy().tobytes() == other["target_label"].numpy().tobytes()
