@@ -281,9 +281,9 @@ async def test_a_real_model_on_a_core_that_replicas_share_answers_as_it_does_her
 
     (tmp_path / "gateway.yaml").write_text(_MAGIKA)
     settings = load_settings(tmp_path / "gateway.yaml")
-    (one,) = apartments(settings)
-    ((model, digest),) = one.models
-    handle = await asyncio.to_thread(serve.run, application_of(one), name=one.app, route_prefix=None)
+    (apartment,) = apartments(settings)
+    ((model, digest),) = apartment.models
+    handle = await asyncio.to_thread(serve.run, application_of(apartment), name=apartment.app, route_prefix=None)
     here, there = await open_configured(model), await open_deployment("real", handle, 3, digest=digest)
     counted = there._ask = Counted(there._ask)  # type: ignore[attr-defined]
     rng = np.random.default_rng(1)
@@ -294,10 +294,10 @@ async def test_a_real_model_on_a_core_that_replicas_share_answers_as_it_does_her
         within = Deadline(time.monotonic() + 60)
         expected = [await here.infer(batch, within) for batch in batches]
         found = await asyncio.gather(*(there.infer(batch, within) for batch in batches))
-        replicas = cluster.replicas(one.deployment)
+        replicas = cluster.replicas(apartment.deployment)
     finally:
         await asyncio.gather(here.aclose(), there.aclose())
-        await asyncio.to_thread(serve.delete, one.app)
+        await asyncio.to_thread(serve.delete, apartment.app)
 
     assert counted.calls == len(batches)
     assert len(replicas) == 3
