@@ -11,6 +11,7 @@ that is kept (`backends.ray_serve.kept`), so that no later replica loads anythin
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -28,15 +29,30 @@ from backends.ray_serve.residence import Residing, Told, told_of
 from backends.warm.entry import Kind, Known
 from backends.warm.policy import Phase
 from backends.warm.pool import Pooled, WarmPool
+from backends.warm.report import IgnorePool, StepReport
 from gateway.cluster.made_of import check_made_of
 from gateway.compose import open_configured
 from gateway.settings import ModelSettings
 from gateway.warming import expected_bytes, ladder_of
 
+log = logging.getLogger("pointsman.cluster")
+
 _LOAD_S = 600.0
 """What a load may take that a gateway asks for."""
 
 _UNTOLD = frozenset({Phase.COLD, Phase.UNLOADING})
+
+
+class _Logged(IgnorePool):
+    """Tells the replica's log what has gone wrong; gateways are not told more than that it has."""
+
+    def on_load_step(self, report: StepReport) -> None:
+        if report.error is not None:
+            log.error("model %s failed to %s", report.model, report.step.value, exc_info=report.error)
+
+    def on_unload(self, model: str, error: BaseException | None) -> None:
+        if error is not None:
+            log.error("model %s was not closed in good order", model, exc_info=error)
 
 
 class PoolReplica(Host):
@@ -59,7 +75,7 @@ class PoolReplica(Host):
         stay_on_loopback()
         self._app = app
         self._pooled: dict[str, Pooled] = {}
-        self._pool = WarmPool(math.inf if memory_bytes is None else memory_bytes)
+        self._pool = WarmPool(math.inf if memory_bytes is None else memory_bytes, observer=_Logged())
         self._pool.start()
         try:
             self._host({digest: await self._open(model, digest) for model, digest in models}, slots)
