@@ -35,34 +35,54 @@ class Outcome:
         answered: rightly.
         repeated: of these, after their connection was closed on them.
         failed: others, as the caller saw them.
+        longest_failed_s: that a caller of these waited.
         factors: what numbers were multiplied by, in the order of the answers.
-        longest_s: that a caller waited for an answer.
+        waits_s: that callers had until an answer, likewise.
     """
 
     answered: int = 0
     repeated: int = 0
     failed: list[str] = field(default_factory=list)
+    longest_failed_s: float = 0.0
     factors: list[int] = field(default_factory=list)
-    longest_s: float = 0.0
+    waits_s: list[float] = field(default_factory=list)
+
+    @property
+    def longest_s(self) -> float:
+        """That a caller waited for an answer."""
+        return max(self.waits_s, default=0.0)
 
     def was_answered(self, x: Sequence[float], y: Sequence[float], factors: Collection[int], asked_s: float) -> None:
         """*y* came for *x*, asked at *asked_s* (`time.monotonic`), which is right for one of *factors*."""
         [factor] = [one for one in factors if list(y) == [one * v for v in x]]
         self.factors.append(factor)
-        self.longest_s = max(self.longest_s, time.monotonic() - asked_s)
+        self.waits_s.append(time.monotonic() - asked_s)
         self.answered += 1
+
+    def has_failed(self, how: str, asked_s: float) -> None:
+        """What was asked at *asked_s* was not answered, or not rightly."""
+        self.failed.append(how)
+        self.longest_failed_s = max(self.longest_failed_s, time.monotonic() - asked_s)
 
 
 class HttpCaller:
     """One connection at a time, kept as long as the server keeps it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, deadline_s: float | None = None) -> None:
         self._where = urlsplit(url)
+        self._headers = {"Content-Type": "application/json"}
+        if deadline_s is not None:
+            self._headers["Pointsman-Timeout-Ms"] = str(int(1000 * deadline_s))
         self._connection: HTTPConnection | None = None
 
-    def ask(self, path: str, body: dict[str, Any], outcome: Outcome) -> Any:
-        """The reply to *body*, as JSON."""
-        headers = {"Content-Type": "application/json", "Idempotency-Key": f'"{uuid.uuid4()}"'}
+    def ask(self, path: str, body: dict[str, Any], outcome: Outcome, status: int = 200) -> Any:
+        """The reply to *body*, as JSON.
+
+        Raises:
+            ValueError: it is of another *status*.
+            ConnectionError, HTTPException: there is none.
+        """
+        headers = {**self._headers, "Idempotency-Key": f'"{uuid.uuid4()}"'}
         for attempt in range(ATTEMPTS):
             if self._connection is None:
                 self._connection = HTTPConnection(self._where.hostname or "", self._where.port, timeout=20)
@@ -77,7 +97,7 @@ class HttpCaller:
                 continue
             if response.will_close:
                 self.close()
-            if response.status != 200:
+            if response.status != status:
                 raise ValueError(f"{response.status}: {data.decode()}")
             outcome.repeated += attempt > 0
             return json.loads(data)
@@ -89,9 +109,15 @@ class HttpCaller:
             self._connection = None
 
 
-def by_http(url: str, stop: threading.Event, outcome: Outcome, factors: Collection[int] = DOUBLED) -> None:
-    """Have numbers multiplied until *stop*."""
-    caller, number = HttpCaller(url), 0
+def by_http(
+    url: str,
+    stop: threading.Event,
+    outcome: Outcome,
+    factors: Collection[int] = DOUBLED,
+    deadline_s: float | None = None,
+) -> None:
+    """Have numbers multiplied until *stop*, each time within *deadline_s*."""
+    caller, number = HttpCaller(url, deadline_s), 0
     while not stop.is_set():
         number += 1
         x = [float(number), 1.0]
@@ -101,7 +127,7 @@ def by_http(url: str, stop: threading.Event, outcome: Outcome, factors: Collecti
             reply = caller.ask("/v2/models/double/infer", body, outcome)
             outcome.was_answered(x, reply["outputs"][0]["data"], factors, asked_s)
         except Exception as error:
-            outcome.failed.append(f"http: {error!r}")
+            outcome.has_failed(f"http: {error!r}", asked_s)
     caller.close()
 
 
@@ -111,8 +137,9 @@ def by_grpc(
     outcome: Outcome,
     factors: Collection[int] = DOUBLED,
     retries: dict[str, Any] | None = None,
+    deadline_s: float = 20.0,
 ) -> None:
-    """Have numbers multiplied until *stop*; *retries* is the channel's service config."""
+    """As `by_http`; *retries* is the channel's service config."""
     number = 0
     config = None if retries is None else [("grpc.service_config", json.dumps(retries))]
     with triton.InferenceServerClient(address, channel_args=config) as client:
@@ -123,10 +150,10 @@ def by_grpc(
             given.set_data_from_numpy(x)
             asked_s = time.monotonic()
             try:
-                reply = client.infer("double", [given], client_timeout=20)
+                reply = client.infer("double", [given], client_timeout=deadline_s)
                 outcome.was_answered(x[0].tolist(), reply.as_numpy("y")[0].tolist(), factors, asked_s)
             except Exception as error:
-                outcome.failed.append(f"grpc: {error}")
+                outcome.has_failed(f"grpc: {error}", asked_s)
 
 
 @contextmanager

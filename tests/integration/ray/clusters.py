@@ -32,8 +32,6 @@ READY_S = 170.0
 GATEWAY, MODEL = "gateway", "model-double"
 NODE_CPUS = 3
 """Of a node that has room for one replica of each kind, where they ask for two cores and one."""
-TOLD = "told "
-"""What a reply of `nodes.py` begins with."""
 
 CLUSTER_CONFIG = (
     CONFIG.replace(

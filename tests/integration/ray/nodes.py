@@ -2,22 +2,17 @@
 
     python nodes.py CONFIG FOLDER
 
-Ray keeps its files in FOLDER/ray, which is there, and the tables of its head in FOLDER/gcs. Every line of stdin is an
-order, and the reply a line of JSON that begins with TOLD:
+Ray keeps its files in FOLDER/ray, which is there, and the tables of its head in FOLDER/gcs. It follows `orders`:
 
     add             another node; its id, and the process that is its raylet
     serve           the gateway of CONFIG; where it listens, and the process that is the head's GCS
     drain NODE      let Ray know that the node is about to go
     back            another GCS in the place of the head's, which has been killed
-
-The end of stdin ends everything.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,7 +32,8 @@ from ray.cluster_utils import Cluster
 from gateway.cluster.leave import leave
 from gateway.ports import address_of, held, port_of
 from gateway.ray_app import AppArguments, app
-from tests.integration.ray.clusters import NODE_CPUS, TOLD
+from tests.integration.ray.clusters import NODE_CPUS
+from tests.integration.ray.orders import follow
 
 HOST = "127.0.0.1"
 NOTICE_S = 60.0
@@ -90,12 +86,8 @@ def _pid(node: Any, process: str) -> int:  # Any: Ray's node
 
 def main() -> None:
     """Follow orders."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with ExitStack() as stack:
-        nodes = Nodes(Path(sys.argv[1]), stack)
-        for line in sys.stdin:
-            order, *words = line.split()
-            print(TOLD + json.dumps(getattr(nodes, order)(*words)), flush=True)
+        follow(Nodes(Path(sys.argv[1]), stack))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,20 +22,17 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.process import ROOT, wait_for
+from tests.integration.process import wait_for
 from tests.integration.ray.callers import calling, many_more
 from tests.integration.ray.clusters import (
     CLUSTER_CONFIG,
     GATEWAY,
     MODEL,
-    READY_S,
-    TOLD,
-    end_all,
-    environment,
     replicas_below,
     targets_of,
     why_not,
 )
+from tests.integration.ray.orders import Script, followed
 
 _CONFIG = CLUSTER_CONFIG.replace("serve: {replicas: 2, num_cpus: 0.1}", "serve: {replicas: 2, num_cpus: 1}").replace(
     "cluster: {replicas: 2, num_cpus: 0.1,", "cluster: {replicas: 2, num_cpus: 2,"
@@ -59,22 +54,14 @@ class Nodes:
         at: what it said when it served.
     """
 
-    process: subprocess.Popen[str]
+    script: Script
     folder: Path
-    told: queue.SimpleQueue[str]
-    log: list[str]
     raylets: dict[str, int] = field(default_factory=dict)
     at: dict[str, Any] = field(default_factory=dict)
 
     def order(self, words: str) -> dict[str, Any]:
         """The reply to an order."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(words + "\n")
-        self.process.stdin.flush()
-        reply = self.told.get(timeout=READY_S)
-        assert reply, f"{words!r} was not answered: {''.join(self.log[-60:])}"
-        found: dict[str, Any] = json.loads(reply)
-        return found
+        return self.script.order(words)
 
     def add(self) -> str:
         """Another node; its id."""
@@ -112,36 +99,16 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     (folder / "my.yaml").write_text(_CONFIG)
     short = Path(tempfile.mkdtemp(prefix="pm", dir="/tmp"))
     (short / "ray").mkdir()
-    script = Path(__file__).with_name("nodes.py")
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(folder / "my.yaml"), str(short)], stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment(),
-        start_new_session=True,
-    )  # fmt: skip
-    found = Nodes(process, folder, queue.SimpleQueue(), [])
-    reader = threading.Thread(target=_read, args=(found,), daemon=True)
-    reader.start()
+    program = Path(__file__).with_name("nodes.py")
     try:
-        found.add()
-        found.add()
-        found.at = found.order("serve")
-        yield found
+        with followed([sys.executable, str(program), str(folder / "my.yaml"), str(short)]) as script:
+            found = Nodes(script, folder)
+            found.add()
+            found.add()
+            found.at = found.order("serve")
+            yield found
     finally:
-        end_all(process)
-        process.stdin.close() if process.stdin else None
-        reader.join(timeout=5)
         shutil.rmtree(short, ignore_errors=True)
-
-
-def _read(nodes: Nodes) -> None:
-    assert nodes.process.stdout is not None
-    with nodes.process.stdout as stdout:
-        for line in stdout:
-            if line.startswith(TOLD):
-                nodes.told.put(line.removeprefix(TOLD))
-            else:
-                nodes.log.append(line)
-    nodes.told.put("")  # it has ended
 
 
 def assert_only_what_was_under_way(failed: list[str]) -> None:
