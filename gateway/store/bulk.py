@@ -10,7 +10,7 @@ compiled once and its VALUES repeated, in a few sizes that the driver's statemen
 **PostgreSQL.** One statement for any number of rows, whose parameters are the columns, as arrays
 (`gateway.store.arrays`). With VALUES the driver read the text of the statement anew each time, which took more than all
 else that a row costs, and the server planned it anew for every pattern of NULLs and of sizes of numbers
-(`python -m loadtests.insertions`). A lone row still goes so: its statement is short, and takes a twentieth less.
+(`python -m loadtests.insertions`). A lone one still goes as before: its statement is short, and takes a twentieth less.
 
 Rejected for PostgreSQL, with what the three rows of a decision took: COPY (24 µs, these arrays 28, VALUES 132), as it
 knows no ON CONFLICT, and goes around SQLAlchemy, which tells a lost connection from a bad row; the driver's own arrays
@@ -55,7 +55,7 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[Row], exist
 
 def found_among(connection: Connection, column: Column[Any], values: Sequence[str]) -> set[str]:
     """Which of *values* are in *column*, which is of texts (Any)."""
-    if takes_arrays(connection):
+    if len(values) > 1 and takes_arrays(connection):
         among = array_of(element_of(column), values)
         return set(connection.exec_driver_sql(_of_array(column), (among,)).scalars())
     return set(connection.execute(_of_list(column), {"values": values}).scalars())
