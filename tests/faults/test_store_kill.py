@@ -1,6 +1,6 @@
 """`kill -9` at any moment loses nothing that was acknowledged, and leaves nothing half-written; on either database.
 
-`POINTSMAN_KILLS` sets how many processes are killed on each; 20 without it. The figure that is promised is of 200, in
+`POINTSMAN_KILLS` sets how many processes are killed on each; 14 without it. The figure that is promised is of 200, in
 which more than 10,000 answers are handed to people: `POINTSMAN_KILLS=200 pytest -s tests/faults/test_store_kill.py`.
 """
 
@@ -29,7 +29,7 @@ from tests.faults.defer_until_killed import BODY, ITEMS, ON_POSTGRES, announce
 from tests.unit.gateway.store.samples import LABELS, TENANT, deferred
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("POINTSMAN_KILLS", "20"))
+KILLS = int(os.environ.get("POINTSMAN_KILLS", "14"))
 FULL = 200
 
 

@@ -279,7 +279,7 @@ class EndingsMachine(RuleBasedStateMachine):
 
 
 TestEndings = pytest.mark.no_cover(EndingsMachine.TestCase)
-TestEndings.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestEndings.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
 
 
 # --- messages ---

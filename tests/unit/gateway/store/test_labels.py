@@ -248,4 +248,4 @@ class LabelsMachine(RuleBasedStateMachine):
 
 
 TestLabels = pytest.mark.no_cover(LabelsMachine.TestCase)
-TestLabels.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
+TestLabels.settings = settings(max_examples=12, stateful_step_count=30, deadline=None)

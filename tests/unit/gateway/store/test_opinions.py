@@ -350,4 +350,4 @@ class OpinionsMachine(RuleBasedStateMachine):
 
 
 TestOpinions = pytest.mark.no_cover(OpinionsMachine.TestCase)
-TestOpinions.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
+TestOpinions.settings = settings(max_examples=12, stateful_step_count=40, deadline=None)
