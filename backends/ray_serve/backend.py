@@ -37,12 +37,14 @@ from backends.errors import (
     Unavailable,
 )
 from backends.in_flight import InFlight
+from backends.ray_serve.kept import short
 from backends.ray_serve.messages import About, AnotherModel, Answered, Asked, Refused
 from backends.registry import BackendType
 from backends.replicas.attempts import call_off, first_to_decide
 from backends.replicas.budget import Budget
 from backends.replicas.latency import RecentAnswers
 from backends.replicas.pacing import FEWEST_ANSWERS, attempt_s, patience_s
+from backends.warm.warming import closed
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle, DeploymentResponse
@@ -56,9 +58,6 @@ _LOOKS = 8
 
 _OPENED_AGAIN_S = 1.0
 """In which the next version is there, as a rule."""
-
-_DIGITS = 12
-"""Of a digest, in a version."""
 
 _LOOK_AGAIN_S = 0.2
 """Between two looks whether a model's next version is there."""
@@ -146,7 +145,7 @@ class RayServe:
         """Ask a replica, and another one where it dies, or hangs; see `Backend.infer`."""
         check_batch(self._about.signature, batch, self._limits)
         if self._state is State.CLOSED:
-            raise Unavailable(f"model {self._name!r} is closed; send the request elsewhere")
+            raise closed(self._name)
         if self._state is State.FAILED:
             raise self._replaced()
         self._budget.call_came(time.monotonic())
@@ -390,7 +389,7 @@ async def ask_about(
 
 def _told_apart(about: About) -> str:
     """The version of a model that nobody here has deployed: of another digest it is another, whatever it is called."""
-    return f"{about.version}-{hashlib.sha256(about.digest.encode()).hexdigest()[:_DIGITS]}"
+    return f"{about.version}-{short(hashlib.sha256(about.digest.encode()).hexdigest())}"
 
 
 def near_first(handle: DeploymentHandle[Any]) -> None:

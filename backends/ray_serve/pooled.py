@@ -10,20 +10,19 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from backends.contract import Deadline, State
-from backends.errors import DeadlineExceeded, ReplicaFailed, Unavailable
+from backends.errors import DeadlineExceeded, ReplicaFailed
 from backends.ray_serve.backend import RayServe, ask_about, near_first
 from backends.ray_serve.messages import About, Answered, Refused
 from backends.ray_serve.residence import Residence
 from backends.warm.entry import Warmth
 from backends.warm.policy import Phase
+from backends.warm.warming import came_late, closed, no_time_to_load
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 _LOADS = 3
 """Replicas that are asked in turn to load a model, where each is lost on the way."""
-
-_SHORTEST_RETRY_S = 0.1
 
 
 def _ignored(model: str) -> None:
@@ -83,25 +82,19 @@ class PooledRayServe(RayServe):
     async def _wait_warm(self, deadline: Deadline) -> None:
         self._on_cold_start(self._name)
         if self._state is State.CLOSED:
-            raise self._closed()
+            raise closed(self._name)
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            raise DeadlineExceeded(f"the deadline passed before model {self._name!r} was asked; allow more time")
+            raise came_late(self._name)
         loading, load_s = self._load(), self.warmth.load_s
         if load_s > left_s:
-            raise Unavailable(
-                f"model {self._name!r} is not loaded yet, and the deadline leaves no time for it; try again",
-                retry_after_s=max(load_s, _SHORTEST_RETRY_S),
-            )
+            raise no_time_to_load(self._name, load_s)
         done, _ = await asyncio.wait({loading}, timeout=None if math.isinf(left_s) else left_s)
         if not done:
             raise DeadlineExceeded(f"the deadline passed while model {self._name!r} was loaded; allow more time")
         if loading.cancelled():
-            raise self._closed()
+            raise closed(self._name)
         loading.result()
-
-    def _closed(self) -> Unavailable:
-        return Unavailable(f"model {self._name!r} is closed; send the request elsewhere")
 
     def _load(self) -> asyncio.Task[None]:
         """The load that is under way, or the next."""

@@ -96,10 +96,10 @@ class Residence:
     def tell(self, stats: Mapping[str, Mapping[str, Any]]) -> None:
         """Replicas tell, by their names; those that are not among them are no more."""
         self._told = {replica: told_by(one) for replica, one in stats.items()}
+        self._asked = {(digest, name): until for (digest, name), until in self._asked.items() if name in stats}
 
     def asks(self, digest: str, replica: str, now: float) -> None:
         """A call of the model *digest* goes to *replica*."""
-        self._asked = {key: until for key, until in self._asked.items() if until > now}
         self._asked[digest, replica] = now + _STALE_S
 
     def is_warm(self, digest: str, now: float) -> None:

@@ -45,11 +45,11 @@ from backends.warm.memory import give_back, resident_bytes
 from backends.warm.policy import Phase, plan
 from backends.warm.report import IgnorePool, PoolObserver, Step, StepReport
 from backends.warm.usage import Usage
+from backends.warm.warming import SHORTEST_RETRY_S, came_late, closed, no_time_to_load
 
 _FIRST_BACKOFF_S: Final = 1.0
 _LONGEST_BACKOFF_S: Final = 60.0
 _LONGEST_SLEEP_S: Final = 3600.0
-_SHORTEST_RETRY_S: Final = 0.1
 _SHORTEST_SLEEP_S: Final = 0.001
 _GRACE_S: Final = 60.0  # for which a model waits for whoever asked for it and could not wait themselves
 
@@ -356,25 +356,22 @@ class WarmPool:
             finally:
                 entry.waiters.discard(waiter)
             if error is not None and not entry.is_closed:
-                raise _not_loaded(entry.name, error, max(entry.left_s(self._clock()), _SHORTEST_RETRY_S))
+                raise _not_loaded(entry.name, error, max(entry.left_s(self._clock()), SHORTEST_RETRY_S))
 
     def _admit(self, entry: Entry, deadline: Deadline) -> None:
         """Refuse a caller that cannot wait; numbered as in the module."""
         now = self._clock()
         if entry.is_closed or not self._is_open:  # 1
-            raise _closed(entry.name)
+            raise closed(entry.name)
         if now >= deadline:
-            raise DeadlineExceeded(f"the deadline passed before model {entry.name!r} was asked; allow more time")
+            raise came_late(entry.name)
         if self.has_failed(entry):  # 2
             entry.usage.wanted(now)
-            raise _not_loaded(entry.name, entry.error, max(entry.left_s(now), _SHORTEST_RETRY_S))
+            raise _not_loaded(entry.name, entry.error, max(entry.left_s(now), SHORTEST_RETRY_S))
         if (left_s := entry.left_s(now)) > deadline - now:  # 3
             entry.usage.wanted(now)
             self._demand(entry, now)
-            raise Unavailable(
-                f"model {entry.name!r} is not loaded yet, and the deadline leaves no time for it; try again",
-                retry_after_s=max(left_s, _SHORTEST_RETRY_S),
-            )
+            raise no_time_to_load(entry.name, left_s)
 
     def _ask(self, entry: Entry) -> asyncio.Future[BaseException | None]:
         """What is set when *entry* is warm, or to what its load has failed with."""
@@ -408,7 +405,7 @@ class WarmPool:
         finally:
             self._is_open = False
             for entry in self._entries:
-                _tell(entry, _closed(entry.name))
+                _tell(entry, closed(entry.name))
 
     def _turn(self, tasks: asyncio.TaskGroup) -> float:
         """Start what the policy wants started; seconds until the next turn is due."""
@@ -435,7 +432,7 @@ class WarmPool:
         try:
             backend = await self._climb(entry)
         except asyncio.CancelledError:  # only with the supervisor
-            self._failed(entry, _closed(entry.name))
+            self._failed(entry, closed(entry.name))
             raise
         except Exception as error:  # an adapter's own, too
             self._failed(entry, error)
@@ -455,7 +452,7 @@ class WarmPool:
         backend = await self._step(entry, Step.OPEN, entry.ladder.open())
         try:
             if entry.is_closed:
-                raise _closed(entry.name)
+                raise closed(entry.name)
             kind = Kind.of(backend)
             self._check_memory(entry, loaded_of(backend))
             if entry.kind is not None and not entry.kind.has(kind):
@@ -529,7 +526,7 @@ class WarmPool:
         """Take no more calls of *entry*, wait for those in flight, and forget it."""
         if entry.closing is None:
             entry.is_closed = True
-            _tell(entry, _closed(entry.name))
+            _tell(entry, closed(entry.name))
             entry.closing = asyncio.ensure_future(self._close(entry))
         await asyncio.shield(entry.closing)
 
@@ -554,10 +551,6 @@ def _tell(entry: Entry, error: BaseException | None) -> None:
     for waiter in entry.waiters:
         if not waiter.done():
             waiter.set_result(error)
-
-
-def _closed(name: str) -> Unavailable:
-    return Unavailable(f"model {name!r} is closed; send the request elsewhere")
 
 
 def _not_loaded(name: str, cause: BaseException | None, retry_after_s: float) -> Unavailable:

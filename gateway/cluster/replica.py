@@ -92,10 +92,7 @@ class GatewayReplica:
         """
         stay_on_loopback()
         configure_logging(log_level)
-        self._settings = settings
         self._made = Made(settings, models, log_level, unready_s)
-        self._unready_s = unready_s
-        self._models = models
         self._handles: dict[str, DeploymentHandle[Any]] = {}  # by application
         self._handles_lock = asyncio.Lock()
         self._stop = Stop()
@@ -117,7 +114,7 @@ class GatewayReplica:
 
     async def asks(self) -> frozenset[str]:
         """The applications of models that it asks."""
-        return frozenset(place.app for place in self._models.places.values())
+        return frozenset(place.app for place in self._made.models.places.values())
 
     async def made(self) -> Made:
         """What it was made of, for another to be made so again."""
@@ -135,10 +132,10 @@ class GatewayReplica:
         await asyncio.wait((self._serving,))
 
     async def _serve(self) -> None:
-        server = self._settings.server
+        server = self._made.settings.server
         with claim_first_free(server.host, server.control_port) as control:
             async with (
-                compose(self._settings, open_model=self._open, apart=self._models.places.keys()) as gateway,
+                compose(self._made.settings, open_model=self._open, apart=self._made.models.places.keys()) as gateway,
                 background(
                     maintaining(gateway.maintain),
                     maintaining(gateway.keys.look),
@@ -146,31 +143,31 @@ class GatewayReplica:
                     gateway.deliver(),
                     probing_lag(gateway),
                     self._ending_left_over(),
-                    follow(self._settings, gateway, _is_whole),
+                    follow(self._made.settings, gateway, _is_whole),
                 ),
                 Listener(gateway.control_app, control, LAST_REPLIES_S),
                 _heir(gateway.control_app, server, port_of(control)),
             ):
                 name, where = _replica_name(), address_of(control)
                 reached = reached_at(where, _node_address())
-                with told(self._settings.cluster.targets, name, reached, {"replica": name}):
+                with told(self._made.settings.cluster.targets, name, reached, {"replica": name}):
                     await self._serve_data(gateway, where)
 
     async def _serve_data(self, gateway: Gateway, control: str) -> None:
-        server = self._settings.server
+        server = self._made.settings.server
         with bind_shared(server.host, server.http_port) as http:
             where = address_of(http)
 
             def ready(grpc: str) -> None:
                 self._tell(gateway, where, grpc, control)
 
-            await serve_data(gateway, server, http, self._stop, ready, Retiring(self._unready_s, LAST_S))
+            await serve_data(gateway, server, http, self._stop, ready, Retiring(self._made.unready_s, LAST_S))
 
     def _tell(self, gateway: Gateway, http: str, grpc: str, control: str) -> None:
         self._ready.set_result((gateway, Addresses(http, grpc, control)))
 
     async def _open(self, model: ModelSettings) -> Backend:
-        place = self._models.places.get(model.name)
+        place = self._made.models.places.get(model.name)
         if place is None:
             return await open_configured(model)
         handle = await self._handle(model.name, place)
@@ -226,7 +223,7 @@ class GatewayReplica:
         asked = set(await self.asks())
         for other in (name for name, app in apps.items() if name != own and GATEWAY in app.deployments):
             asked |= await serve.get_deployment_handle(GATEWAY, other).asks.remote()
-        return left_over(apps, asked, self._models.others)
+        return left_over(apps, asked, self._made.models.others)
 
 
 class IngressReplica(GatewayReplica):
@@ -238,7 +235,7 @@ class IngressReplica(GatewayReplica):
         self._calls = ProxiedCalls(gateway.grpc)
         self._tell(gateway, "", "", control)
         await self._stop.first.wait()
-        await drain_without_listeners(gateway, self._stop, self._settings.server.drain_s)
+        await drain_without_listeners(gateway, self._stop, self._made.settings.server.drain_s)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once it is made."""

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeAlias, TypeVar
@@ -210,19 +210,20 @@ class SqlStore:
 
     async def finish_key(self, key: RequestKey, fence: int, code: Code, message: str) -> None:
         """See `Store.finish_key`."""
-        try:
-            await self._writer.run(
-                lambda transaction: keys.finish_with_refusal(transaction, key, fence, code, message),
-            )
-        except Unavailable:
-            self._writer.insist(keys.release_keys, Release(key, fence))
-            raise
+        finishing = self._writer.run(
+            lambda transaction: keys.finish_with_refusal(transaction, key, fence, code, message)
+        )
+        await self._or_released(finishing, Release(key, fence))
 
     async def release_key(self, key: RequestKey, fence: int) -> None:
         """See `Store.release_key`."""
         release = Release(key, fence)
+        await self._or_released(self._writer.submit(keys.release_keys, release), release)
+
+    async def _or_released(self, ending: Awaitable[None], release: Release) -> None:
+        """Wait for the end of a key; where it cannot be written, the key is given back once that can."""
         try:
-            await self._writer.submit(keys.release_keys, release)
+            await ending
         except Unavailable:
             self._writer.insist(keys.release_keys, release)
             raise

@@ -159,8 +159,7 @@ class Writer:
         """
         future: asyncio.Future[_R] = self._loop.create_future()
         with self._changed:
-            if self._closing:
-                raise Unavailable("the store is closed; this process is going away")
+            self._check_open()
             self._units.append(_Unit(apply, argument, future))
             if len(self._units) >= self._wanted:
                 self._changed.notify()
@@ -183,8 +182,7 @@ class Writer:
             Unavailable: the store is closed.
         """
         with self._lock:
-            if self._closing:
-                raise Unavailable("the store is closed; this process is going away")
+            self._check_open()
             self._records.append(_Unit(commit_answers, commit, None))
             if len(self._records) in (1, _GROUP_RECORDS):
                 self._changed.notify()
@@ -196,8 +194,7 @@ class Writer:
             Unavailable: the store is closed.
         """
         with self._lock:
-            if self._closing:
-                raise Unavailable("the store is closed; this process is going away")
+            self._check_open()
             self._records.appendleft(_Unit(apply, argument, None))
             self._changed.notify()
 
@@ -209,11 +206,17 @@ class Writer:
         """
         future: asyncio.Future[_R] = self._loop.create_future()
         with self._changed:
-            if self._closing:
-                raise Unavailable("the store is closed; this process is going away")
+            self._check_open()
             self._chores.append(_Chore(work, future))
             self._changed.notify()
         return future
+
+    def _check_open(self) -> None:
+        """Raises:
+        Unavailable: the store is closed.
+        """
+        if self._closing:
+            raise Unavailable("the store is closed; this process is going away")
 
     @property
     def pending(self) -> int:
