@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -35,11 +36,14 @@ from pathlib import Path
 from typing import Any
 
 os.environ |= {"RAY_ENABLE_AUTO_CONNECT": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": 64 * "0"}
+# Whoever starts this may have had Ray keep to one machine (`launch.LOOPBACK`); these nodes have an address each.
+os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
 
 import ray
 from ray import serve
 
 from gateway.ray_app import AppArguments, app
+from tests.integration.process import wait_for
 from tests.integration.ray.callers import HttpCaller, Outcome, by_grpc, by_http
 from tests.integration.ray.clusters import MODEL, replicas_below
 from tests.integration.ray.orders import follow
@@ -90,12 +94,15 @@ class Parted:
             str(_OBJECTS_BYTES), "--temp-dir", str(folder), *begin,
         ]  # fmt: skip
         self._raylets[node] = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        if node == HERE:
+            wait_for(_has_head)  # what joins gives up when there is none for five seconds
         return {}
 
     def serve(self) -> dict[str, Any]:
         """The gateway, here: the model's replicas come first, and have all of the other nodes' cores."""
         ray.init(address=_GCS, namespace="serve", log_to_driver=False, _node_ip_address=f"{_ADDRESSES[HERE]}.2")
         self._stack.callback(ray.shutdown)
+        wait_for(lambda: set(self.alive()["nodes"]) == set(self._raylets))
         serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False, "log_level": "WARNING"})
         arguments = AppArguments(config=self._config, http_port=HTTP, grpc_port=GRPC, control_port=CONTROL)
         serve.run(app(arguments), route_prefix=None)
@@ -176,6 +183,16 @@ class Parted:
         """As far as Ray's head knows."""
         found = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
         return {"nodes": [node for node, address in _ADDRESSES.items() if f"{address}.2" in found]}
+
+
+def _has_head() -> bool:
+    """Whether something listens where the others join."""
+    host, _, port = _GCS.partition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _connect(node: str) -> None:
