@@ -22,6 +22,7 @@ import itertools
 import json
 import os
 import signal
+import statistics
 import sys
 import tempfile
 import threading
@@ -123,6 +124,8 @@ def rolled(seconds: float, every_s: float, each: int) -> dict[str, Any]:
         "repeated_over_http": outcome.repeated,
         "failed": len(outcome.failed),
         "failures": dict(Counter(failed[:200] for failed in outcome.failed)),
+        "p50_s": round(statistics.median(outcome.waits_s), 4),
+        "p99_s": round(statistics.quantiles(outcome.waits_s, n=100)[98], 3),
         "longest_s": round(outcome.longest_s, 2),
     }
 

@@ -21,8 +21,10 @@ pytest.register_assert_rewrite(
 )
 
 # A slow example on a busy machine is no failure; a test that hangs is, and pytest-timeout tells. CI tries the same
-# examples every time, so that a change is judged by what it changes; on a developer's machine the search goes on.
-settings.register_profile("pointsman", deadline=None, derandomize="CI" in os.environ)
+# examples every time, so that a change is judged by what it changes; on a developer's machine the search goes on, in
+# twice as many.
+_IN_CI = "CI" in os.environ
+settings.register_profile("pointsman", deadline=None, derandomize=_IN_CI, max_examples=50 if _IN_CI else 100)
 settings.load_profile("pointsman")
 
 

@@ -181,7 +181,8 @@ def _judge(row: RowMapping | None, fingerprint: bytes, transaction: Transaction)
     # 1. absent, or done and due to be forgotten: fresh
     # 2. another body: mismatch, whatever became of the first
     # 3. done: what it was answered with
-    # 4. in progress: leave it to its holder, until the lease has run out
+    # 4. in progress: leave it to its holder, until the lease has run out, or the holder is dead: who asks again because
+    #    of that should not wait for the next upkeep
     if row is None or (
         row["state"] == _DONE and row["expires_s"] is not None and row["expires_s"] <= transaction.now_s
     ):
@@ -190,7 +191,7 @@ def _judge(row: RowMapping | None, fingerprint: bytes, transaction: Transaction)
         return Mismatch()
     if row["state"] == _DONE:
         return Done(row["answer_id"], None if row["code"] is None else Code(row["code"]), row["message"])
-    if row["lease_until_s"] > transaction.now:
+    if row["lease_until_s"] > transaction.now and not transaction.has_lost(row["owner"]):
         return InProgress()
     return Fresh(transaction.identity.next_fence())
 

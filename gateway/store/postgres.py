@@ -8,7 +8,8 @@ tells, and it enrols anew (`Superseded`): the row of `writers` is locked by ever
 and found by slot and opening, so that two writers on one chain are impossible whatever became of the locks.
 
 A slot that is free counts as its holder's death only when it has stayed free for `GRACE_S`: after a restart of
-PostgreSQL all are, and those that live need a moment. Every process writes more often than that.
+PostgreSQL all are, and those that live need a moment. Whose own session has outlasted that knows that there was no
+restart, and waits for `ALONE_S`: a session can end without its process. Every process writes more often than that.
 
 **Leases** run on PostgreSQL's clock, one for all hosts, as does Unix time for what is due and what has expired. That
 clock is read once a transaction, before its locks: so a lease is never thought to be over too early.
@@ -61,6 +62,12 @@ _LOGGER = logging.getLogger(__name__)
 
 GRACE_S = 10.0
 """Seconds that a slot stays free before its last holder counts as dead; see `gateway.serve` for how often all write."""
+
+ALONE_S = 4.0
+"""The same, where only that holder's session has ended."""
+
+_LOOKS_S = 30.0
+"""Longest time between two looks at a slot that is taken to have been free in between."""
 
 ANSWER_S = 25.0
 """Seconds that a server may be silent; longer than it may work on a statement."""
@@ -128,7 +135,7 @@ class PostgresDatabase:
         self.reading = _engine(options, _READING, QueuePool, size=_READERS)
         self._writer: Connection | None = None
         self._holder: _Session | None = None  # which holds the slot
-        self._free_since: dict[int, float] = {}
+        self._free: dict[int, tuple[float, float]] = {}  # by slot: since when, and when that was seen last
         self._answer_s = math.inf  # migrations may take long
         try:
             with self.writer.begin():
@@ -165,11 +172,16 @@ class PostgresDatabase:
     def slot_of_the_dead(self, slot: int) -> Iterator[bool]:
         """See `Database.slot_of_the_dead`; it is held until the writer's transaction ends."""
         now = time.monotonic()
-        if self.writer.execute(_TRY_LOCK_BRIEFLY, {"space": self._space, "slot": slot}).scalar_one():
-            yield now - self._free_since.setdefault(slot, now) >= GRACE_S
-        else:
-            self._free_since.pop(slot, None)
+        if not self.writer.execute(_TRY_LOCK_BRIEFLY, {"space": self._space, "slot": slot}).scalar_one():
+            self._free.pop(slot, None)
             yield False
+            return
+        since, seen = self._free.get(slot, (now, now))
+        if now - seen > _LOOKS_S:
+            since = now
+        self._free[slot] = since, now
+        may_have_restarted = now - _session(self.writer).since < GRACE_S
+        yield now - since >= (GRACE_S if may_have_restarted else min(ALONE_S, GRACE_S))
 
     def take_turn(self, identity: Identity) -> Turn:
         """See `Database.take_turn`."""
@@ -304,9 +316,10 @@ class _ArrayDumper(Dumper):
 
 
 class _Session(psycopg.Connection[tuple[Any, ...]]):  # Any: a row's columns
-    """Ends where the server is silent for `answer_s`."""
+    """Ends where the server is silent for `answer_s`; there `since` then."""
 
     answer_s = 70.0  # a reader's, which the server gives 60
+    since = math.inf
 
     def wait(self, gen: PQGen[RV], *arguments: Any, **options: Any) -> RV:  # Any: how psycopg waits
         """See `psycopg.Connection.wait`, which all that is asked of the server goes through."""
@@ -343,6 +356,7 @@ def _connect(place: Postgres, settings: Mapping[str, str]) -> _Session:
         connection.execute(_DURABLY)
         connection.adapters.register_dumper(Array, _ArrayDumper)
         connection.autocommit = False
+        connection.since = time.monotonic()
     except BaseException:
         connection.close()
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,7 +12,6 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError
 
 from gateway.store import log
 from gateway.store.log import Head, LogEntry
-from gateway.store.options import KEYS_S
 
 _STATEMENTS_FAULT = (IntegrityError, DataError, ProgrammingError, InterfaceError)
 
@@ -59,6 +58,7 @@ class Transaction:
         now_s: Unix time, in seconds.
         head: where the writer's chain ends, this transaction's rows included.
         keys_s: seconds that idempotency keys are kept, once nothing about their answer is open.
+        is_dead: whether a writer is, by its slot; asked of others only.
     """
 
     connection: Connection
@@ -66,12 +66,17 @@ class Transaction:
     now: float
     now_s: float
     head: Head
-    keys_s: float = KEYS_S
+    keys_s: float
+    is_dead: Callable[[int], bool]
 
     @property
     def key_ends_s(self) -> float:
         """When a key is forgotten whose answer is final now, as Unix time in seconds."""
         return self.now_s + self.keys_s
+
+    def has_lost(self, owner: int) -> bool:
+        """Whether nothing comes of what writer *owner* has begun: it is another, and dead."""
+        return owner != self.identity.slot and self.is_dead(owner)
 
     def append(self, entries: Sequence[LogEntry]) -> None:
         """Append *entries* to the decision log."""

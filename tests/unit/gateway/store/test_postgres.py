@@ -22,7 +22,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from backends.errors import Conflict, InvalidInput, Unavailable
 from gateway.answer import Status
@@ -44,7 +44,7 @@ from gateway.store import (
     restore,
     verify_log_of,
 )
-from gateway.store.contract import Fresh, GoldItem, OutboxState, RequestKey, ReviewState, Step
+from gateway.store.contract import Fresh, GoldItem, InProgress, OutboxState, RequestKey, ReviewState, Step
 from gateway.store.database import hold
 from gateway.store.gold import take_back_overdue
 from gateway.store.key import key_place
@@ -305,6 +305,12 @@ async def test_schemas_of_one_database_are_stores_apart(
 # --- places among the writers ---
 
 
+def is_dead(slot: int, seen_from: PostgresDatabase) -> bool:
+    """Whether the holder of *slot* is dead."""
+    with seen_from.writer.begin(), seen_from.slot_of_the_dead(slot) as found:
+        return found
+
+
 def test_each_writer_has_a_slot_of_its_own_and_a_dead_one_s_is_taken_over(options: StoreOptions) -> None:
     first, second, third = (PostgresDatabase(options) for _ in range(3))
     with first.writer.begin(), second.writer.begin():
@@ -320,25 +326,52 @@ def test_a_free_slot_counts_as_a_death_after_a_while(options: StoreOptions, monk
     monkeypatch.setattr("gateway.store.postgres.GRACE_S", 0.2)
     living, dying = PostgresDatabase(options), PostgresDatabase(options)
 
-    def is_dead(slot: int) -> bool:
-        with living.writer.begin(), living.slot_of_the_dead(slot) as found:
-            return found
-
     with living.writer.begin(), dying.writer.begin():
         living.acquire_slot()
         slot = dying.acquire_slot()
-    assert not is_dead(slot)
+    assert not is_dead(slot, living)
     dying.close()
-    assert not is_dead(slot)
+    assert not is_dead(slot, living)
     time.sleep(0.25)
-    assert is_dead(slot)
+    assert is_dead(slot, living)
     again = PostgresDatabase(options)
     with again.writer.begin():
         assert again.acquire_slot() == slot
-    assert not is_dead(slot)
+    assert not is_dead(slot, living)
     again.close()
-    assert not is_dead(slot)  # it counts anew
+    assert not is_dead(slot, living)  # it counts anew
     living.close()
+
+
+def test_a_slot_counts_as_free_since_it_was_looked_at_again_and_again(
+    options: StoreOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once seen free, as after a restart, and a long while afterwards: its holder has had it in between."""
+    monkeypatch.setattr("gateway.store.postgres.GRACE_S", 0.2)
+    monkeypatch.setattr("gateway.store.postgres._LOOKS_S", 0.3)
+    database = PostgresDatabase(options)
+    assert not is_dead(7, database)
+    time.sleep(0.4)
+    assert not is_dead(7, database)
+    time.sleep(0.25)
+    assert is_dead(7, database)
+    database.close()
+
+
+def test_where_the_server_has_stayed_a_free_slot_counts_as_a_death_earlier(
+    options: StoreOptions, monkeypatch: pytest.MonkeyPatch, session: psycopg.Connection[Any]
+) -> None:
+    monkeypatch.setattr("gateway.store.postgres.GRACE_S", 0.6)
+    monkeypatch.setattr("gateway.store.postgres.ALONE_S", 0.0)
+    database = PostgresDatabase(options)
+    assert not is_dead(7, database)
+    time.sleep(0.65)
+    assert is_dead(8, database)
+    end_sessions(session)  # of all, as a restart does
+    with pytest.raises(DBAPIError):
+        is_dead(9, database)
+    assert not is_dead(9, database)
+    database.close()
 
 
 async def test_upkeep_reopens_what_a_dead_process_held(options: StoreOptions, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,6 +390,26 @@ async def test_upkeep_reopens_what_a_dead_process_held(options: StoreOptions, mo
         assert isinstance(claim, Fresh)
         assert isinstance(again, Fresh)
         assert again.fence != claim.fence
+
+
+async def test_the_keys_of_a_dead_process_wait_for_no_upkeep(
+    options: StoreOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with aclosing(await open_store(options)) as living:
+        dying = await open_store(options)
+        claim = await dying.claim_key(KEY, BODY)
+        assert await living.claim_key(KEY, BODY) == InProgress()
+        await dying._writer.aclose()  # as a kill does, it leaves its leases behind
+        await dying.aclose()
+
+        assert await living.claim_key(KEY, BODY) == InProgress()  # it may have lost its session alone
+        monkeypatch.setattr("gateway.store.postgres.GRACE_S", 0.0)
+        again = await living.claim_key(KEY, BODY)
+        assert isinstance(claim, Fresh)
+        assert isinstance(again, Fresh)
+        assert again.fence != claim.fence
+        with pytest.raises(Conflict, match="no longer held by this request"):
+            await living.commit(accepted(), [], KEY, claim.fence)
 
 
 async def test_a_process_that_has_lost_its_session_takes_its_place_again(

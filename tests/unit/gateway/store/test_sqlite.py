@@ -10,11 +10,12 @@ from types import ModuleType
 
 import pytest
 
+from backends.errors import Conflict
 from gateway.store import CannotOpenStore, StoreOptions, open_store
-from gateway.store.contract import Fresh, ReviewState
+from gateway.store.contract import Fresh, InProgress, ReviewState
 from gateway.store.sqlite import SqliteDatabase, find_module, is_sound
 from tests.unit.gateway.store.conformance import BODY, KEY, LEASE_S
-from tests.unit.gateway.store.samples import TENANT, deferred
+from tests.unit.gateway.store.samples import TENANT, accepted, deferred
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,22 @@ def test_each_writer_has_a_slot_of_its_own_and_the_dead_s_is_taken_over(options:
         assert not is_dead
     second.close()
     third.close()
+
+
+async def test_the_keys_of_a_dead_process_wait_for_no_upkeep(options: StoreOptions) -> None:
+    async with aclosing(await open_store(options)) as living:
+        dying = await open_store(options)
+        claim = await dying.claim_key(KEY, BODY)
+        assert await living.claim_key(KEY, BODY) == InProgress()
+        await dying._writer.aclose()  # as a kill does, it leaves its leases behind
+        await dying.aclose()
+
+        again = await living.claim_key(KEY, BODY)
+        assert isinstance(claim, Fresh)
+        assert isinstance(again, Fresh)
+        assert again.fence != claim.fence
+        with pytest.raises(Conflict, match="no longer held by this request"):
+            await living.commit(accepted(), [], KEY, claim.fence)
 
 
 async def test_upkeep_reopens_what_a_dead_process_held(options: StoreOptions) -> None:
