@@ -34,6 +34,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -315,7 +316,7 @@ class Writer:
             now = turn.clocks.now if self._clock is None else self._clock()
             now_s = turn.clocks.now_s if self._wall_clock is None else self._wall_clock()
             head = turn.head or self._head or log.load_head(connection, identity.slot)
-            transaction = Transaction(connection, identity, now, now_s, head, self._keys_s, self._is_dead)
+            transaction = Transaction(connection, identity, now, now_s, head, self._keys_s, cache(self._is_dead))
             outcomes = _apply(transaction, group)
             if transaction.head != head or not group:
                 log.save_head(connection, identity.slot, transaction.head)
