@@ -78,6 +78,7 @@ def test_the_login_page_can_be_read_and_used(desk: Desk, callers: Callers) -> No
     page = desk.reviewer("anna", **DEVICES["phone"])
     page.get_by_role("button", name="Log out").click()
     page.get_by_label("Your name").wait_for()
+    page.wait_for_load_state()  # its style sheet may still be on the way
 
     assert page.evaluate(CHECK) == []
 
