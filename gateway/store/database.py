@@ -9,7 +9,6 @@ three. Whoever adds a statement asks of it: what if another process commits betw
 from __future__ import annotations
 
 import hashlib
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,8 +68,11 @@ class Database(Protocol):
         """The lowest slot that no living process holds; held from now on."""
         ...
 
-    def slot_of_the_dead(self, slot: int) -> AbstractContextManager[bool]:
-        """Whether *slot*'s holder is dead; where it is, nobody can take the slot inside."""
+    def is_dead(self, slot: int) -> bool:
+        """Whether the holder of *slot*, who is another, is dead; asked in a transaction of `writer`.
+
+        Where it is, whoever takes the slot gives leases by it only after that transaction.
+        """
         ...
 
     def take_turn(self, identity: Identity) -> Turn:

@@ -39,7 +39,6 @@ def reopen_of_dead(database: Database, connection: Connection, mine: int) -> int
     """Reopen the reviews and keys of every writer but *mine* that is dead; how many reviews there were."""
     reopened = 0
     for slot in connection.execute(select(WRITERS.c.slot).where(WRITERS.c.slot != mine)).scalars().all():
-        with database.slot_of_the_dead(slot) as is_dead:
-            if is_dead:
-                reopened += reopen_of(connection, slot)
+        if database.is_dead(slot):
+            reopened += reopen_of(connection, slot)
     return reopened

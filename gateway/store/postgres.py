@@ -37,7 +37,7 @@ import logging
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -168,20 +168,18 @@ class PostgresDatabase:
         self._holder.answer_s = self._answer_s = ANSWER_S
         return slot
 
-    @contextlib.contextmanager
-    def slot_of_the_dead(self, slot: int) -> Iterator[bool]:
-        """See `Database.slot_of_the_dead`; it is held until the writer's transaction ends."""
+    def is_dead(self, slot: int) -> bool:
+        """See `Database.is_dead`; the slot is held until the transaction ends."""
         now = time.monotonic()
         if not self.writer.execute(_TRY_LOCK_BRIEFLY, {"space": self._space, "slot": slot}).scalar_one():
             self._free.pop(slot, None)
-            yield False
-            return
+            return False
         since, seen = self._free.get(slot, (now, now))
         if now - seen > _LOOKS_S:
             since = now
         self._free[slot] = since, now
         may_have_restarted = now - _session(self.writer).since < GRACE_S
-        yield now - since >= (GRACE_S if may_have_restarted else min(ALONE_S, GRACE_S))
+        return now - since >= (GRACE_S if may_have_restarted else min(ALONE_S, GRACE_S))
 
     def take_turn(self, identity: Identity) -> Turn:
         """See `Database.take_turn`."""

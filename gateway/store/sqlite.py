@@ -120,15 +120,14 @@ class SqliteDatabase:
             slot += 1
         return slot
 
-    @contextlib.contextmanager
-    def slot_of_the_dead(self, slot: int) -> Iterator[bool]:
-        """See `Database.slot_of_the_dead`."""
-        acquired = slot not in self._slots and self._lock(slot)
-        try:
-            yield acquired
-        finally:
-            if acquired:
-                os.close(self._slots.pop(slot))
+    def is_dead(self, slot: int) -> bool:
+        """See `Database.is_dead`; who takes the slot waits for the transaction's write lock."""
+        if slot in self._slots:
+            return False
+        descriptor = _locked(self._path, slot)
+        if descriptor is not None:
+            os.close(descriptor)
+        return descriptor is not None
 
     def take_turn(self, identity: Identity) -> Turn:
         """See `Database.take_turn`: *identity*'s slot is locked for as long as this process lives."""

@@ -316,7 +316,9 @@ class Writer:
             now = turn.clocks.now if self._clock is None else self._clock()
             now_s = turn.clocks.now_s if self._wall_clock is None else self._wall_clock()
             head = turn.head or self._head or log.load_head(connection, identity.slot)
-            transaction = Transaction(connection, identity, now, now_s, head, self._keys_s, cache(self._is_dead))
+            transaction = Transaction(
+                connection, identity, now, now_s, head, self._keys_s, cache(self._database.is_dead)
+            )
             outcomes = _apply(transaction, group)
             if transaction.head != head or not group:
                 log.save_head(connection, identity.slot, transaction.head)
@@ -326,10 +328,6 @@ class Writer:
         self._in_doubt = None
         self._head = transaction.head
         return outcomes
-
-    def _is_dead(self, slot: int) -> bool:
-        with self._database.slot_of_the_dead(slot) as is_dead:
-            return is_dead
 
     def _enrol(self) -> None:
         former, connection = self._identity, self._database.writer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -100,6 +101,15 @@ def wait_for(condition: Callable[[], bool], within_s: float = 40.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"it did not come about in {within_s:g} s"
         time.sleep(0.05)
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether connections are accepted there."""
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import yaml
 
 from gateway.cluster.launch import LOOPBACK
 from gateway.store import Postgres
-from tests.integration.process import CONFIG, ROOT, wait_for
+from tests.integration.process import CONFIG, ROOT, listens, wait_for
 
 READY_S = 170.0
 GATEWAY, MODEL = "gateway", "model-double"
@@ -121,10 +120,9 @@ class Cluster:
     def answers_at_control(self) -> bool:
         """Whether one of the replicas answers at the control port that the first `up` announced."""
         where = urlsplit(self.control)
-        with contextlib.suppress(OSError):
-            socket.create_connection((where.hostname, where.port), timeout=5).close()
-            return True
-        return False
+        assert where.hostname is not None
+        assert where.port is not None
+        return listens(where.hostname, where.port)
 
     def down(self) -> None:
         """End it as an operator does."""

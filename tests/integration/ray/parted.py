@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -43,7 +42,7 @@ import ray
 from ray import serve
 
 from gateway.ray_app import AppArguments, app
-from tests.integration.process import wait_for
+from tests.integration.process import listens, wait_for
 from tests.integration.ray.callers import HttpCaller, Outcome, by_grpc, by_http
 from tests.integration.ray.clusters import MODEL, replicas_below
 from tests.integration.ray.orders import follow
@@ -95,7 +94,8 @@ class Parted:
         ]  # fmt: skip
         self._raylets[node] = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         if node == HERE:
-            wait_for(_has_head)  # what joins gives up when there is none for five seconds
+            host, _, port = _GCS.partition(":")
+            wait_for(lambda: listens(host, int(port)))  # what joins gives up when there is none for five seconds
         return {}
 
     def serve(self) -> dict[str, Any]:
@@ -183,16 +183,6 @@ class Parted:
         """As far as Ray's head knows."""
         found = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
         return {"nodes": [node for node, address in _ADDRESSES.items() if f"{address}.2" in found]}
-
-
-def _has_head() -> bool:
-    """Whether something listens where the others join."""
-    host, _, port = _GCS.partition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=1.0).close()
-    except OSError:
-        return False
-    return True
 
 
 def _connect(node: str) -> None:

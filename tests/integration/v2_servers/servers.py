@@ -48,7 +48,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -58,7 +57,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conformance.triton import free_port
-from tests.integration.process import ROOT
+from tests.integration.process import ROOT, listens
 
 HERE = Path(__file__).parent
 
@@ -189,7 +188,6 @@ def _is_ready(address: Address) -> bool:
     host, _, port = address.grpc.rpartition(":")
     try:
         urllib.request.urlopen(f"http://{address.http}/v2/health/ready", timeout=5).close()
-        socket.create_connection((host, int(port)), timeout=5).close()
     except OSError:
         return False
-    return True
+    return listens(host, int(port))

@@ -30,6 +30,7 @@ from gateway.store.contract import (
     Escalated,
     Fresh,
     InProgress,
+    KeyClaim,
     LabelledItem,
     Message,
     Mismatch,
@@ -50,6 +51,7 @@ from gateway.store.contract import (
     Taken,
     UndoOffer,
 )
+from gateway.store.store import SqlStore
 from router.contract import Decision, Reason
 from tests.unit.gateway.store.samples import (
     LABELS,
@@ -1594,6 +1596,22 @@ async def the_way_of_an_item_is_told_in_full(opener: Opener) -> None:
 async def first_review(store: Store) -> Review:
     """The open review due first."""
     return (await store.reviews(TENANT, limit=1))[0]
+
+
+async def end_as_a_kill_does(store: SqlStore) -> None:
+    """Its leases are left behind, and its place among the writers is free."""
+    await store._writer.aclose()
+    await store.aclose()
+
+
+async def assert_claimed_anew(store: Store, claim: KeyClaim) -> None:
+    """`KEY`, which *claim* was of, is free again, and nothing can be committed by *claim* any more."""
+    again = await store.claim_key(KEY, BODY)
+    assert isinstance(claim, Fresh)
+    assert isinstance(again, Fresh)
+    assert again.fence != claim.fence
+    with pytest.raises(Conflict, match="no longer held by this request"):
+        await store.commit(accepted(), [], KEY, claim.fence)
 
 
 async def decide_all(store: Store) -> None:

@@ -55,7 +55,15 @@ from gateway.store.schema import METADATA
 from gateway.store.transaction import Transaction
 from router.contract import LabelQuality
 from tests.postgres import GUARDED, PostgresServer
-from tests.unit.gateway.store.conformance import BODY, DAY_S, KEY, LEASE_S, decide_all
+from tests.unit.gateway.store.conformance import (
+    BODY,
+    DAY_S,
+    KEY,
+    LEASE_S,
+    assert_claimed_anew,
+    decide_all,
+    end_as_a_kill_does,
+)
 from tests.unit.gateway.store.samples import TENANT, Clock, accepted, certificate, deferred, observed
 from tests.unit.gateway.store.test_interleavings import tell
 from tests.unit.gateway.store.test_limits import CANARY, confidential
@@ -307,8 +315,8 @@ async def test_schemas_of_one_database_are_stores_apart(
 
 def is_dead(slot: int, seen_from: PostgresDatabase) -> bool:
     """Whether the holder of *slot* is dead."""
-    with seen_from.writer.begin(), seen_from.slot_of_the_dead(slot) as found:
-        return found
+    with seen_from.writer.begin():
+        return seen_from.is_dead(slot)
 
 
 def test_each_writer_has_a_slot_of_its_own_and_a_dead_one_s_is_taken_over(options: StoreOptions) -> None:
@@ -382,14 +390,10 @@ async def test_upkeep_reopens_what_a_dead_process_held(options: StoreOptions, mo
         held = await dying.claim_next(TENANT, "pets", "anna", LEASE_S)
         claim = await dying.claim_key(KEY, BODY)
         assert held is not None
-        await dying._writer.aclose()  # as a kill does, it leaves its leases behind
-        await dying.aclose()
+        await end_as_a_kill_does(dying)
 
         assert (await living.maintain()).leases_reopened == 1
-        again = await living.claim_key(KEY, BODY)
-        assert isinstance(claim, Fresh)
-        assert isinstance(again, Fresh)
-        assert again.fence != claim.fence
+        await assert_claimed_anew(living, claim)
 
 
 async def test_the_keys_of_a_dead_process_wait_for_no_upkeep(
@@ -399,17 +403,11 @@ async def test_the_keys_of_a_dead_process_wait_for_no_upkeep(
         dying = await open_store(options)
         claim = await dying.claim_key(KEY, BODY)
         assert await living.claim_key(KEY, BODY) == InProgress()
-        await dying._writer.aclose()  # as a kill does, it leaves its leases behind
-        await dying.aclose()
+        await end_as_a_kill_does(dying)
 
         assert await living.claim_key(KEY, BODY) == InProgress()  # it may have lost its session alone
         monkeypatch.setattr("gateway.store.postgres.GRACE_S", 0.0)
-        again = await living.claim_key(KEY, BODY)
-        assert isinstance(claim, Fresh)
-        assert isinstance(again, Fresh)
-        assert again.fence != claim.fence
-        with pytest.raises(Conflict, match="no longer held by this request"):
-            await living.commit(accepted(), [], KEY, claim.fence)
+        await assert_claimed_anew(living, claim)
 
 
 async def test_a_process_that_has_lost_its_session_takes_its_place_again(

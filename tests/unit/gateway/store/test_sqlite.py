@@ -10,12 +10,11 @@ from types import ModuleType
 
 import pytest
 
-from backends.errors import Conflict
 from gateway.store import CannotOpenStore, StoreOptions, open_store
-from gateway.store.contract import Fresh, InProgress, ReviewState
+from gateway.store.contract import InProgress, ReviewState
 from gateway.store.sqlite import SqliteDatabase, find_module, is_sound
-from tests.unit.gateway.store.conformance import BODY, KEY, LEASE_S
-from tests.unit.gateway.store.samples import TENANT, accepted, deferred
+from tests.unit.gateway.store.conformance import BODY, KEY, LEASE_S, assert_claimed_anew, end_as_a_kill_does
+from tests.unit.gateway.store.samples import TENANT, deferred
 
 
 @pytest.mark.parametrize(
@@ -88,14 +87,11 @@ async def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_each_writer_has_a_slot_of_its_own_and_the_dead_s_is_taken_over(options: StoreOptions) -> None:
     first, second, third = (SqliteDatabase(options) for _ in range(3))
     assert (first.acquire_slot(), second.acquire_slot()) == (0, 1)
-    with third.slot_of_the_dead(0) as is_dead:
-        assert not is_dead
+    assert not third.is_dead(0)
     first.close()
-    with third.slot_of_the_dead(0) as is_dead:
-        assert is_dead
+    assert third.is_dead(0)
     assert third.acquire_slot() == 0
-    with third.slot_of_the_dead(0) as is_dead:
-        assert not is_dead
+    assert not third.is_dead(0)
     second.close()
     third.close()
 
@@ -105,15 +101,9 @@ async def test_the_keys_of_a_dead_process_wait_for_no_upkeep(options: StoreOptio
         dying = await open_store(options)
         claim = await dying.claim_key(KEY, BODY)
         assert await living.claim_key(KEY, BODY) == InProgress()
-        await dying._writer.aclose()  # as a kill does, it leaves its leases behind
-        await dying.aclose()
+        await end_as_a_kill_does(dying)
 
-        again = await living.claim_key(KEY, BODY)
-        assert isinstance(claim, Fresh)
-        assert isinstance(again, Fresh)
-        assert again.fence != claim.fence
-        with pytest.raises(Conflict, match="no longer held by this request"):
-            await living.commit(accepted(), [], KEY, claim.fence)
+        await assert_claimed_anew(living, claim)
 
 
 async def test_upkeep_reopens_what_a_dead_process_held(options: StoreOptions) -> None:
@@ -123,9 +113,7 @@ async def test_upkeep_reopens_what_a_dead_process_held(options: StoreOptions) ->
         held = await dying.claim_next(TENANT, "pets", "anna", LEASE_S)
         claim = await dying.claim_key(KEY, BODY)
         assert held is not None
-        # A process that is killed leaves its leases behind, and its lock is gone.
-        await dying._writer.aclose()
-        await dying.aclose()
+        await end_as_a_kill_does(dying)
         review = await living.review(TENANT, held.id)
         assert review is not None
         assert review.state is ReviewState.CLAIMED
@@ -133,7 +121,4 @@ async def test_upkeep_reopens_what_a_dead_process_held(options: StoreOptions) ->
         upkeep = await living.maintain()
 
         assert upkeep.leases_reopened == 1
-        again = await living.claim_key(KEY, BODY)
-        assert isinstance(claim, Fresh)
-        assert isinstance(again, Fresh)
-        assert again.fence != claim.fence
+        await assert_claimed_anew(living, claim)
